@@ -1,0 +1,69 @@
+"""What every script says and returns in the same way: arguments, remarks, errors and exit codes."""
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+
+from common.errors import BadInput, TrainingStopped
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse, with its errors in the one-line form of the others."""
+
+    def error(self, message):
+        print(f"error: {message} (try --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def number(kind, low=None, high=None, above=None):
+    """An argparse type: a finite int or float (`kind`) of at least `low`, more than `above`, at most `high`."""
+
+    def parse(text):
+        value = kind(text)
+        in_range = (low is None or value >= low) and (above is None or value > above) and (high is None or value <= high)
+        if value != value or value in (float("inf"), float("-inf")) or not in_range:
+            bounds = [f"at least {low}"] * (low is not None) + [f"more than {above}"] * (above is not None)
+            bounds += [f"at most {high}"] * (high is not None)
+            raise argparse.ArgumentTypeError(f"{text} is not {' and '.join(bounds)}")
+        return value
+
+    parse.__name__ = "number" if kind is float else "whole number"
+    return parse
+
+
+def picture_file(text):
+    """An argparse type: the Path of a picture, in a format that matplotlib writes."""
+    path = Path(text)
+    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise argparse.ArgumentTypeError(f"{text} must end in .png, .pdf or .svg")
+    return path
+
+
+def remark(text):
+    """Tell the user something that does not stop the work."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+def reports_errors(main):
+    """Decorate a script's `main(argv)`: it returns the exit code and prints errors of the user's as one line."""
+
+    @functools.wraps(main)
+    def wrapped(argv=None):
+        try:
+            return main(argv) or 0
+        except BadInput as error:
+            print(f"error: {error}", *error.details, sep="\n  ", file=sys.stderr)
+            return 2
+        except TrainingStopped as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 3
+        except OSError as error:
+            # disk full, no permission, a file where a folder should be: the system's own words name the file
+            print(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+    return wrapped

@@ -1,0 +1,66 @@
+"""Files that are written whole or not at all, and tensor files that are read without running code."""
+
+import contextlib
+import hashlib
+import os
+import pickle
+import tempfile
+from pathlib import Path
+
+from common.errors import BadInput
+
+
+@contextlib.contextmanager
+def written_whole(path):
+    """A temporary path beside `path` that takes its place, flushed to disk, when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # what open() would have given; mkstemp's files are private
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    """Write a text file whole, UTF-8 with `\\n` line ends."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def sha256(path):
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_tensors(path):
+    """What a safetensors or torch file holds, on the CPU. The content decides which it is, not the name.
+
+    A torch file is opened with `weights_only=True`, so that nothing in it runs. Raises BadInput for a missing, broken
+    or unsafe file.
+    """
+    import safetensors.torch
+    import torch
+
+    path = Path(path)
+    if not path.is_file():
+        raise BadInput(f"{path} {'is not a file' if path.exists() else 'does not exist'}: name a weights file")
+    with open(path, "rb") as file:
+        is_safetensors = file.read(9)[8:] == b"{"  # 8 bytes of length, then the JSON header
+    try:
+        if is_safetensors:
+            return safetensors.torch.load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise BadInput(f"{path} is not a weights file: torch's weights-only loader refuses it") from error
+    except Exception as error:  # a broken archive raises RuntimeError, EOFError, SafetensorError, ...
+        raise BadInput(f"{path} is cut short or not a weights file: copy it again") from error

@@ -1,0 +1,314 @@
+"""Labelled image folders, and the way from a file to the tensor that a model sees.
+
+Two layouts are read. Flat: files named `{class}_{id}.ext`, where the class is what stands before the last `_`. Or one
+subfolder a class. A label is kept as it is written, a number or a word.
+
+Every file below a folder counts as an image, whatever its name; hidden files and what desktops leave behind
+(`Thumbs.db`, `desktop.ini`) do not count.
+"""
+
+import contextlib
+import os
+import random
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import timm.data
+import torch
+from PIL import Image, ImageOps
+
+from common.errors import BadImage, BadInput
+
+LITTER = {"thumbs.db", "desktop.ini"}
+
+
+# Folders and labels ------------------------------------------------------------------------------------------------
+
+
+def list_files(folder):
+    """All files of a folder and its subfolders, one level deep: sorted names below it, and those that are empty.
+
+    Returns (names, empty), lists of str with `/` as the separator. Raises BadInput for a missing or empty folder and
+    for folders nested deeper.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        problem = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise BadInput(f"{folder} {problem}: name a folder of images")
+    names, empty = [], []
+
+    def scan(directory, prefix):
+        for entry in os.scandir(directory):
+            if entry.name.startswith(".") or entry.name.lower() in LITTER:
+                continue
+            if entry.is_dir():
+                if prefix:
+                    raise BadInput(f"{entry.path} is nested too deep: put images in {folder} or in subfolders of it")
+                scan(entry.path, f"{entry.name}/")
+            else:
+                names.append(prefix + entry.name)
+                if entry.stat().st_size == 0:
+                    empty.append(prefix + entry.name)
+
+    scan(folder, "")
+    if not names:
+        raise BadInput(f"{folder} holds no images")
+    return sorted(names), sorted(empty)
+
+
+def label_of(name):
+    """The label that a file's name carries: its subfolder, or what stands before the last `_`; None without one."""
+    if "/" in name:
+        return name.split("/")[0]
+    label, _, identifier = name.rpartition(".")[0].rpartition("_") if "." in name else name.rpartition("_")
+    return label if label and identifier else None
+
+
+def in_label_order(labels):
+    """The distinct labels, numbers by value if all are numbers, else as text. Two spellings of one number: BadInput."""
+    labels = sorted(set(labels))
+    if not all(label.isascii() and label.isdigit() for label in labels):
+        return labels
+    labels.sort(key=int)
+    for one, other in zip(labels, labels[1:]):
+        if int(one) == int(other):
+            raise BadInput(f"the labels {one} and {other} are the same number: write it in one way")
+    return labels
+
+
+def class_names(labels, file):
+    """The names of `labels` (in label order) from `file`, one name a line in label order; the labels without a file.
+
+    With a line for every label the lines follow label order. With more lines than labels, numeric labels count lines
+    from 0, as when a part of the classes has no photo. Anything else is BadInput.
+    """
+    if not file.exists():
+        return list(labels)
+    try:
+        names = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{file} is not UTF-8 text") from error
+    if len(names) == len(labels):
+        return names
+    if all(label.isdigit() and int(label) < len(names) for label in labels):
+        return [names[int(label)] for label in labels]
+    raise BadInput(f"{file} has {len(names)} names for {len(labels)} classes: write one a line, in label order")
+
+
+@dataclass
+class LabelledFolder:
+    """A folder of labelled images: `targets[i]` is the index in `labels` of the image `names[i]` below `root`."""
+
+    root: Path
+    names: list
+    targets: list
+    labels: list
+    class_names: list
+
+    def keep(self, indices):
+        """The images at `indices`; labels and names stay."""
+        return LabelledFolder(self.root, [self.names[i] for i in indices], [self.targets[i] for i in indices],
+                              self.labels, self.class_names)
+
+
+def read_training_folder(folder, classes_file, skip_bad=False):
+    """The labelled images of a training folder, in one of the two layouts.
+
+    Names, labels and sizes are checked; with `skip_bad` every file is decoded too and the bad ones are left out.
+    Returns (LabelledFolder, names of the files left out). Raises BadInput for bad files (all are listed) without
+    `skip_bad`, for both layouts in one folder, and for fewer than two classes.
+    """
+    folder = Path(folder)
+    names, empty = list_files(folder)
+    bad = dict.fromkeys(empty, "is empty")
+    bad.update((name, "has no label: name it {class}_{id}.ext") for name in names if label_of(name) is None)
+    if skip_bad:
+        bad.update(undecodable(folder, [name for name in names if name not in bad]))
+        names = [name for name in names if name not in bad]
+    elif bad:
+        raise bad_files(folder, bad, len(names))
+    nested = [name for name in names if "/" in name]
+    if 0 < len(nested) < len(names):
+        flat = next(name for name in names if "/" not in name)
+        raise BadInput(f"{folder} mixes two layouts ({nested[0]} and {flat}): use one subfolder a class, or none")
+    labels = in_label_order(label_of(name) for name in names)
+    if len(labels) < 2:
+        raise BadInput(f"{folder} holds {len(labels)} class{'' if len(labels) == 1 else 'es'}: training needs two")
+    index = {label: i for i, label in enumerate(labels)}
+    targets = [index[label_of(name)] for name in names]
+    return LabelledFolder(folder, names, targets, labels, class_names(labels, Path(classes_file))), sorted(bad)
+
+
+def split_held_out(targets, fraction, seed):
+    """Hold a stratified `fraction` of the images out: (indices to train on, indices held out), both sorted.
+
+    The parts held out of the classes differ by rounding alone (largest remainder, ties by `seed`); at least one image
+    is held out, and every class keeps one to train on. A fraction of 0 holds out nothing. Raises BadInput where that
+    cannot be done.
+    """
+    if fraction == 0:
+        return list(range(len(targets))), []
+    rng = np.random.default_rng(seed)
+    members = [rng.permutation(np.flatnonzero(np.equal(targets, target))) for target in range(max(targets) + 1)]
+    quota = np.array([len(indices) * fraction for indices in members])
+    count = np.minimum(np.floor(quota).astype(int), [len(indices) - 1 for indices in members])
+    missing = max(1, round(len(targets) * fraction)) - count.sum()
+    for target in np.lexsort((rng.random(len(members)), count - quota)):
+        if missing > 0 and count[target] < min(quota[target], len(members[target]) - 1):
+            count[target] += 1
+            missing -= 1
+    if count.sum() == 0:
+        raise BadInput(f"--holdout {fraction} would leave a class without images: pass --holdout 0")
+    held_out = np.concatenate([indices[:n] for indices, n in zip(members, count)])
+    return sorted(set(range(len(targets))) - set(held_out.tolist())), sorted(held_out.tolist())
+
+
+# From a file to a tensor -------------------------------------------------------------------------------------------
+
+
+def load_image(path):
+    """Decode an image file into an upright RGB PIL image: alpha over white, the first frame of an animation.
+
+    Raises BadImage, with the reason, for a file that cannot be decoded whole.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return to_rgb(upright(image))
+    except Exception as error:  # decoders raise whatever their parser ran into, from SyntaxError to struct.error
+        if isinstance(error, MemoryError):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = "not an image"
+        raise BadImage(f"{path}: {reason}") from error
+
+
+def upright(image):
+    """The image turned as its EXIF orientation says; as it is where the EXIF data cannot be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a photo with broken metadata is still a photo
+        return image
+
+
+def to_rgb(image):
+    """Any PIL image as RGB. 16-bit values keep their high byte (Pillow alone would clip them); alpha lies over white."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("32-bit integer image: save it with 8 or 16 bits")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point image: save it with 8 or 16 bits")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def evaluation_transform(preprocessing):
+    """PIL image -> float tensor (3, H, W), as timm evaluates the model. `preprocessing` is `models.vit.preprocessing`."""
+    return timm.data.create_transform(**_for_timm(preprocessing), is_training=False)
+
+
+def training_transform(preprocessing):
+    """The augmented transform for training: a random resized crop of at least half the area, and a horizontal flip."""
+    return timm.data.create_transform(**_for_timm(preprocessing), is_training=True, scale=(0.5, 1.0), color_jitter=None)
+
+
+def _for_timm(preprocessing):
+    return {**preprocessing, "input_size": tuple(preprocessing["input_size"])}
+
+
+def crop_box(size, preprocessing):
+    """The part of a photo that the model sees after `evaluation_transform`.
+
+    `size` is the photo's (width, height). Returns (left, top, right, bottom) in its pixels, as floats; where the
+    transform pads, the box reaches over the edge.
+    """
+    resize = evaluation_transform(preprocessing).transforms[0]
+    resized = resize(Image.new("L", size)).size  # the library's own rounding of the longer side
+    height, width = preprocessing["input_size"][1:]
+    box = []
+    for side, scaled, seen in ((size[0], resized[0], width), (size[1], resized[1], height)):
+        # as torchvision and timm round: to even for a crop, down for the padding on the left and above
+        offset = round((scaled - seen) / 2) if scaled >= seen else -((seen - scaled) // 2)
+        box.append((offset * side / scaled, (offset + seen) * side / scaled))
+    (left, right), (top, bottom) = box
+    return left, top, right, bottom
+
+
+@contextlib.contextmanager
+def random_streams(*entropy):
+    """Python's, NumPy's and torch's (CPU) random streams start from `entropy` (ints) inside, and go on outside."""
+    python, numpy, generator = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    words = np.random.SeedSequence(entropy).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(words[1])
+    torch.default_generator.manual_seed(int(words[2]))  # torch.manual_seed would reset the GPU's stream too
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(generator)
+
+
+class ImageDataset(torch.utils.data.Dataset):
+    """Images by key, as (tensor (3, H, W), target).
+
+    For evaluation a key is an index. For training (`seed` given) it is (epoch, index), and the augmentation depends on
+    (seed, epoch, index) alone: not on the number of workers, nor on what was loaded before.
+    """
+
+    def __init__(self, root, names, targets, transform, seed=None):
+        self.root, self.names, self.targets, self.transform, self.seed = Path(root), names, targets, transform, seed
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, key):
+        if self.seed is None:
+            return self.transform(load_image(self.root / self.names[key])), self.targets[key]
+        epoch, index = key
+        image = load_image(self.root / self.names[index])
+        with random_streams(self.seed, epoch, index):
+            return self.transform(image), self.targets[index]
+
+
+# Files that cannot be decoded --------------------------------------------------------------------------------------
+
+
+def undecodable(root, names):
+    """Decode every file: a dict from the name of each bad one to the reason."""
+
+    def reason(name):
+        try:
+            load_image(Path(root) / name)
+        except BadImage as error:
+            return str(error).removeprefix(f"{Path(root) / name}: ")
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return {name: why for name, why in zip(names, pool.map(reason, names)) if why}
+
+
+def bad_files(root, reasons, total):
+    """The BadInput that lists bad files; `reasons` maps names to what is wrong."""
+    which = "1 file" if len(reasons) == 1 else f"{len(reasons)} files"
+    return BadInput(f"{root}: {which} of {total} cannot be used: mend or remove, or pass --skip-bad to go on without",
+                    [f"{name}: {why}" for name, why in sorted(reasons.items())])
+
+
+@contextlib.contextmanager
+def explaining_bad_images(root, names):
+    """Turn the first file that cannot be decoded into a list of all the bad ones."""
+    try:
+        yield
+    except BadImage:
+        reasons = undecodable(root, names)
+        if not reasons:  # it decodes now: the medium is at fault, and the first message says where
+            raise
+        raise bad_files(root, reasons, len(names)) from None

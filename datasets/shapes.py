@@ -1,0 +1,243 @@
+"""Drawn images of one shape each: the embedded data set, made in seconds and needing no network.
+
+An image shows one filled shape, tilted, anywhere inside the square that a centre crop keeps: light, over a darker
+background of colour gradients, stripes and noise, with small strokes and dots of any colour as distractors. Colours
+and positions say nothing about the class, so a linear classifier on pixels fails where a network that sees shapes does
+not. Every image comes with the mask of its shape.
+
+    python -m datasets.shapes --output data/pretrain --classes pretrain --train-per-class 1000 --val-per-class 20 --seed 1
+
+Written on disk, in the flat layout that `datasets.images` reads:
+
+    DIR/classes.txt                          one name a line, in label order
+    DIR/train/{label}_{id}.jpg  DIR/val/...
+    DIR/masks/train/{label}_{id}.png ...     255 on the shape, 0 elsewhere, same size as the photo
+    DIR/draw.json                            what was drawn; a folder with the same one is not drawn again
+"""
+
+import argparse
+import json
+import math
+import shutil
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from common.console import ArgumentParser, reports_errors
+from common.errors import BadInput
+
+TAU = 2 * math.pi
+SUPERSAMPLING = 2
+MAX_TILT = math.radians(30)
+
+
+def _arc(radius_x, radius_y, start=0.0, stop=TAU, center=(0.0, 0.0), points=48):
+    angle = np.linspace(start, stop, points)
+    return np.stack([center[0] + radius_x * np.cos(angle), center[1] + radius_y * np.sin(angle)], 1)
+
+
+def _radial(radii, start=-TAU / 4):
+    """The polygon whose corners stand at equal angles from `start`, at the distances `radii`."""
+    angle = start + TAU * np.arange(len(radii)) / len(radii)
+    return np.asarray(radii)[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
+
+
+def _polygon(*corners):
+    return np.array(corners, dtype=float)
+
+
+def _heart():
+    t = np.linspace(0, TAU, 64)
+    x = 16 * np.sin(t) ** 3
+    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    return np.stack([x, -y - 2.5], 1) / 17
+
+
+def _flower():
+    angle = np.linspace(0, TAU, 120)
+    radius = 0.72 + 0.28 * np.cos(6 * angle)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)
+
+
+# name -> outlines (corners x, y in the unit disc, y pointing down): the first is filled, later ones are cut out.
+OUTLINES = {
+    # the demo's classes
+    "arrow": [_polygon((-0.22, 1), (-0.22, 0), (-0.7, 0), (0, -1), (0.7, 0), (0.22, 0), (0.22, 1))],
+    "bolt": [_polygon((0.25, -1), (-0.6, 0.15), (-0.08, 0.15), (-0.3, 1), (0.6, -0.25), (0.08, -0.25))],
+    "crescent": [_arc(0.95, 0.95), _arc(0.8, 0.8, center=(0.42, 0))],
+    "cross": [_polygon((-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3), (0.3, 1), (-0.3, 1),
+                       (-0.3, 0.3), (-1, 0.3), (-1, -0.3), (-0.3, -0.3))],
+    "flower": [_flower()],
+    "heart": [_heart()],
+    "ring": [_arc(0.95, 0.95), _arc(0.52, 0.52)],
+    "square": [_polygon((-0.75, -0.75), (0.75, -0.75), (0.75, 0.75), (-0.75, 0.75))],
+    "star": [_radial([1, 0.42] * 5)],
+    "triangle": [_radial([1, 1, 1])],
+    # the classes that the shipped model was pretrained on
+    "anvil": [_polygon((-0.9, -0.6), (0.9, -0.6), (0.3, 0), (0.75, 0.6), (-0.75, 0.6), (-0.3, 0))],
+    "capsule": [np.concatenate([_arc(0.42, 0.42, TAU / 2, TAU, (0, -0.5)), _arc(0.42, 0.42, 0, TAU / 2, (0, 0.5))])],
+    "chevron": [_polygon((-0.9, 0.1), (0, -0.8), (0.9, 0.1), (0.9, 0.75), (0, -0.15), (-0.9, 0.75))],
+    "circle": [_arc(0.9, 0.9)],
+    "drop": [np.concatenate([_arc(0.62, 0.62, -0.4, TAU / 2 + 0.4, (0, 0.35)), _polygon((0, -1))])],
+    "frame": [_polygon((-0.75, -0.75), (0.75, -0.75), (0.75, 0.75), (-0.75, 0.75)),
+              _polygon((-0.4, -0.4), (0.4, -0.4), (0.4, 0.4), (-0.4, 0.4))],
+    "gear": [_radial([0.95, 0.95, 0.66, 0.66] * 8)],
+    "half disc": [_arc(0.95, 0.95, TAU / 2, TAU, (0, 0.4))],
+    "hexagon": [_radial([0.95] * 6)],
+    "hourglass": [_polygon((-0.7, -0.9), (0.7, -0.9), (0.12, 0), (0.7, 0.9), (-0.7, 0.9), (-0.12, 0))],
+    "L": [_polygon((-0.6, -0.9), (-0.05, -0.9), (-0.05, 0.35), (0.75, 0.35), (0.75, 0.9), (-0.6, 0.9))],
+    "pie": [np.concatenate([_arc(0.95, 0.95, 0.6, TAU - 0.6), _polygon((0, 0))])],
+    "rhombus": [_polygon((0, -1), (0.6, 0), (0, 1), (-0.6, 0))],
+    "spark": [_radial([1, 0.3] * 4)],
+    "sun": [_radial([1, 0.7] * 11)],
+    "T": [_polygon((-0.85, -0.85), (0.85, -0.85), (0.85, -0.3), (0.28, -0.3), (0.28, 0.9), (-0.28, 0.9), (-0.28, -0.3),
+                   (-0.85, -0.3))],
+    "U": [_polygon((-0.75, -0.85), (-0.25, -0.85), (-0.25, 0.35), (0.25, 0.35), (0.25, -0.85), (0.75, -0.85),
+                   (0.75, 0.85), (-0.75, 0.85))],
+    "wave": [_polygon((-1, -0.2), (-0.5, -0.65), (0, -0.2), (0.5, -0.65), (1, -0.2), (1, 0.4), (0.5, -0.05), (0, 0.4),
+                      (-0.5, -0.05), (-1, 0.4))],
+}
+DEMO_CLASSES = list(OUTLINES)[:10]
+PRETRAIN_CLASSES = list(OUTLINES)[10:]
+
+
+def _mask(name, size, center, radius, tilt):
+    """The anti-aliased mask of a shape, uint8 (height, width)."""
+    width, height = size
+    canvas = Image.new("L", (width * SUPERSAMPLING, height * SUPERSAMPLING), 0)
+    draw = ImageDraw.Draw(canvas)
+    rotation = np.array([[math.cos(tilt), -math.sin(tilt)], [math.sin(tilt), math.cos(tilt)]])
+    for i, outline in enumerate(OUTLINES[name]):
+        corners = (outline @ rotation.T * radius + center) * SUPERSAMPLING
+        draw.polygon([tuple(corner) for corner in corners], fill=255 if i == 0 else 0)
+    return np.asarray(canvas.reduce(SUPERSAMPLING))
+
+
+def _gradient(rng, size, low, high, spread):
+    """A linear gradient between colours about `low` to `high`, in a random direction, float (height, width, 3)."""
+    width, height = size
+    angle = rng.uniform(0, TAU)
+    x, y = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height))
+    ramp = (x * math.cos(angle) + y * math.sin(angle))[:, :, None]
+    return rng.uniform(low, high, 3) + ramp * rng.uniform(-spread, spread, 3)
+
+
+def _background(rng, size):
+    width, height = size
+    image = _gradient(rng, size, 30, 120, spread=35)
+    blotches = Image.fromarray(rng.normal(0, 1, (6, 6)).astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+    image += np.asarray(blotches)[:, :, None] * rng.normal(0, 16, 3)
+    angle, period = rng.uniform(0, TAU), rng.uniform(6, 40)
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    stripes = np.sin((x * math.cos(angle) + y * math.sin(angle)) * TAU / period)
+    image += stripes[:, :, None] * rng.normal(0, 10, 3)
+    canvas = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(canvas)
+    for _ in range(rng.integers(3, 9)):
+        colour = tuple(int(value) for value in rng.integers(0, 256, 3))
+        x, y = rng.uniform(0, width), rng.uniform(0, height)
+        reach = rng.uniform(0.03, 0.05) * min(size)
+        if rng.random() < 0.5:
+            draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=colour)
+        else:
+            angle = rng.uniform(0, TAU)
+            offset = 3 * reach * np.array([math.cos(angle), math.sin(angle)])
+            draw.line((x - offset[0], y - offset[1], x + offset[0], y + offset[1]), fill=colour, width=3)
+    return np.asarray(canvas, dtype=float)
+
+
+def draw_image(name, rng):
+    """Draw one image of the shape `name` with the numpy generator `rng`.
+
+    Returns the image, uint8 (height, width, 3), and the shape's mask, uint8 (height, width): 255 on the shape.
+    The sides are 144 to 208 pixels; the shape lies inside the central square of 0.9 times the shorter side.
+    """
+    width, height = (int(side) for side in rng.integers(144, 209, 2))
+    side = min(width, height)
+    radius = rng.uniform(0.15, 0.3) * side
+    reach = 0.45 * side - radius
+    center = np.array([width / 2, height / 2]) + rng.uniform(-reach, reach, 2)
+    mask = _mask(name, (width, height), center, radius, rng.uniform(-MAX_TILT, MAX_TILT))
+
+    background = _background(rng, (width, height))
+    surface = _gradient(rng, (width, height), 150, 240, spread=25)
+    alpha = mask[:, :, None] / 255
+    image = alpha * surface + (1 - alpha) * background + rng.normal(0, 6, (height, width, 3))
+    return np.clip(image, 0, 255).astype(np.uint8), ((mask > 127) * 255).astype(np.uint8)
+
+
+def _write_image(job):
+    folder, split, label, index, name, seed = job
+    # the split enters the seed as a number, so that train and val are different draws
+    rng = np.random.default_rng([seed, {"train": 0, "val": 1}[split], label, index])
+    image, mask = draw_image(name, rng)
+    stem = f"{label}_{index}"
+    Image.fromarray(image).save(folder / split / f"{stem}.jpg", quality=92)
+    Image.fromarray(mask).save(folder / "masks" / split / f"{stem}.png")
+
+
+def write_dataset(folder, classes=DEMO_CLASSES, train_per_class=60, val_per_class=40, seed=0, processes=2):
+    """Draw a data set into `folder` (layout above) unless the same one is already there. Returns `folder`.
+
+    The set appears under its name only when it is whole. A folder that holds anything else is never overwritten:
+    BadInput.
+    """
+    folder = Path(folder)
+    draw = {"version": 1, "classes": list(classes), "train_per_class": train_per_class, "val_per_class": val_per_class,
+            "seed": seed}
+    record = folder / "draw.json"
+    if record.exists() and json.loads(record.read_text()) == draw:
+        return folder
+    if folder.exists():
+        if any(folder.iterdir()) and not record.exists():
+            raise BadInput(f"{folder} holds something that is not a drawn data set: name another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for split in ("train", "val"):
+            (partial / split).mkdir()
+            (partial / "masks" / split).mkdir(parents=True)
+        (partial / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
+        jobs = [(partial, split, label, index, name, seed)
+                for split, count in (("train", train_per_class), ("val", val_per_class))
+                for label, name in enumerate(classes) for index in range(count)]
+        with ProcessPoolExecutor(processes) as pool:
+            for _ in pool.map(_write_image, jobs, chunksize=16):
+                pass
+        (partial / "draw.json").write_text(json.dumps(draw, indent=1) + "\n")
+        partial.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return folder
+
+
+def get_args_parser():
+    parser = ArgumentParser(prog="python -m datasets.shapes", description=__doc__,
+                            formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the data set goes")
+    parser.add_argument("--classes", choices=["demo", "pretrain"], default="demo", help="which shapes (%(default)s)")
+    parser.add_argument("--train-per-class", type=int, default=60, metavar="N", help="training images (%(default)s)")
+    parser.add_argument("--val-per-class", type=int, default=40, metavar="N", help="validation images (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed is another draw (%(default)s)")
+    return parser
+
+
+@reports_errors
+def main(argv=None):
+    args = get_args_parser().parse_args(argv)
+    classes = DEMO_CLASSES if args.classes == "demo" else PRETRAIN_CLASSES
+    write_dataset(args.output, classes, args.train_per_class, args.val_per_class, args.seed)
+    print(f"{args.output}: {len(classes)} classes, {len(classes) * args.train_per_class} images to train on, "
+          f"{len(classes) * args.val_per_class} to validate on")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""timm Vision Transformers: built by name, their weights, their preprocessing, and the checkpoint format.
+
+A checkpoint is a dict saved by torch and read with `weights_only=True`:
+
+    format          1
+    arch            timm's name
+    labels          the labels as the training data wrote them, in the order of the head's outputs
+    class_names     a name for each
+    preprocessing   input_size, interpolation, mean, std, crop_pct, crop_mode: timm's data configuration
+    settings        what the run was started with
+    state_dict      the weights under timm's names
+
+so that plain timm loads it too: `timm.create_model(arch, num_classes=len(labels), checkpoint_path=FILE)`.
+"""
+
+import difflib
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import timm.data
+import torch
+from timm.models import clean_state_dict
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+
+from common.errors import BadInput
+from common.files import read_tensors
+
+HUB_PATIENCE = 8  # seconds until a hub that does not answer counts as unreachable
+
+
+def build(arch, num_classes=None):
+    """The timm VisionTransformer `arch`, randomly initialised, with `num_classes` outputs (its own number if None).
+
+    Raises BadInput for a name that timm does not know, with the nearest ones, and for another kind of model.
+    """
+    if not timm.is_model(arch):
+        near = difflib.get_close_matches(arch, timm.list_models("*vit*"), n=3)
+        raise BadInput(f"--arch {arch}: timm has no such model" + (f"; did you mean {', '.join(near)}?" if near else ""))
+    try:
+        model = timm.create_model(arch, **({} if num_classes is None else {"num_classes": num_classes}))
+    except RuntimeError as error:  # an unknown pretrained tag
+        raise BadInput(f"--arch {arch}: {error}") from error
+    if not isinstance(model, VisionTransformer):
+        raise BadInput(f"--arch {arch} is a {type(model).__name__}: name a timm VisionTransformer, "
+                       "such as vit_base_patch16_224")
+    return model
+
+
+def preprocessing(model):
+    """timm's data configuration of a model, as plain values that a checkpoint can hold."""
+    config = timm.data.resolve_model_data_config(model)
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+
+
+def load_weights(model, arch, path, adopt_head=False):
+    """Load a weights file into a model of the name `arch`, with timm's conversions (older layouts, other grid sizes).
+
+    The model's head is left as it is where the file has none, or one of another size; with `adopt_head` the model
+    takes the file's number of classes instead. Returns what to tell the user about a head that was left, or None.
+    Raises BadInput for a file that does not fit otherwise.
+    """
+    path = Path(path)
+    content = read_tensors(path)
+    made_for = content.get("arch") if isinstance(content, dict) else None
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise BadInput(f"{path} holds no state dict: pass a timm weights file or a checkpoint of p1_train.py")
+    hint = f"it was made for {made_for}" if isinstance(made_for, str) else "name the --arch that it was made for"
+    try:
+        weights = checkpoint_filter_fn(clean_state_dict(content), model)
+    except (RuntimeError, ValueError, AssertionError) as error:  # tensors that its conversions cannot reshape
+        raise BadInput(f"{path} does not fit {arch}: {hint}") from error
+
+    heads = model.default_cfg["classifier"]
+    heads = (heads,) if isinstance(heads, str) else heads
+    theirs = next((len(value) for key, value in weights.items() if key.rpartition(".")[0] in heads), None)
+    if adopt_head and theirs:
+        model.reset_classifier(theirs)
+    own = model.state_dict()
+    in_head = {key for key in own if key.rpartition(".")[0] in heads}
+    replaced = {key for key in in_head if key not in weights or weights[key].shape != own[key].shape}
+    told = None
+    if replaced:
+        ours = len(own[min(in_head)])
+        told = (f"the head of {path.name} ({theirs} classes) is replaced by a new one ({ours} classes)" if theirs
+                else f"{path.name} has no head: a new one ({ours} classes) takes its place")
+        weights = {key: value for key, value in weights.items() if key.rpartition(".")[0] not in heads}
+        weights.update((key, own[key]) for key in in_head)
+    wrong = [f"{key} is missing" for key in own if key not in weights]
+    wrong += [f"{key} is unknown" for key in weights if key not in own]
+    wrong += [f"{key} is {tuple(weights[key].shape)}, not {tuple(own[key].shape)}" for key in own
+              if key in weights and weights[key].shape != own[key].shape]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise BadInput(f"{path} does not fit {arch} ({wrong[0]}{more}): {hint}")
+    model.load_state_dict(weights)
+    return told
+
+
+def fetch_pretrained(model, arch):
+    """The file of timm's pretrained weights for a model, from the hub's cache or the hub itself.
+
+    Raises BadInput if the hub cannot be reached, within about 10 seconds, or has no such weights.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    config = model.pretrained_cfg
+    repository = config.get("hf_hub_id")
+    if not repository:
+        raise BadInput(f"--arch {arch} has no pretrained weights: pass --weights FILE, or --scratch to start at random")
+    names = [config["hf_hub_filename"]] if config.get("hf_hub_filename") else ["model.safetensors", "pytorch_model.bin"]
+    for name in names:
+        cached = huggingface_hub.try_to_load_from_cache(repository, name)
+        if isinstance(cached, str):
+            return Path(cached)
+    for name in names:
+        try:
+            _within(HUB_PATIENCE, huggingface_hub.get_hf_file_metadata, huggingface_hub.hf_hub_url(repository, name),
+                    timeout=HUB_PATIENCE)
+            return Path(huggingface_hub.hf_hub_download(repository, name))
+        except EntryNotFoundError:
+            continue
+        except Exception as error:  # no route, no name, a proxy's refusal, a 404: each client library has its own
+            raise BadInput(f"the weights {repository} cannot be fetched from the hub ({type(error).__name__}): pass them "
+                           f"with --weights {name}, or --scratch to start at random") from error
+    raise BadInput(f"{repository} on the hub holds none of {', '.join(names)}: pass the weights with --weights FILE")
+
+
+def _within(seconds, function, *args, **kwargs):
+    """The function's result, or TimeoutError: its own time-outs may not cover name look-ups and retries."""
+    outcome = {}
+
+    def run():
+        try:
+            outcome["result"] = function(*args, **kwargs)
+        except Exception as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if "error" in outcome:
+        raise outcome["error"]
+    if "result" not in outcome:
+        raise TimeoutError
+    return outcome["result"]
+
+
+def create(arch, num_classes=None, weights=None, scratch=False):
+    """The model `arch`: random with `scratch`, with the weights of a file, or timm's pretrained ones from the hub.
+
+    Returns (model, what to tell the user about its head or None). Raises BadInput as the functions above do.
+    """
+    model = build(arch, num_classes)
+    if scratch:
+        return model, None
+    file = weights or fetch_pretrained(model, arch)
+    return model, load_weights(model, arch, file, adopt_head=num_classes is None)
+
+
+# Checkpoints -------------------------------------------------------------------------------------------------------
+
+
+def checkpoint(arch, state_dict, labels, class_names, preprocessing, settings):
+    """The dict described at the top of this file."""
+    return {"format": 1, "arch": arch, "labels": list(labels), "class_names": list(class_names),
+            "preprocessing": preprocessing, "settings": settings, "state_dict": state_dict}
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint, opened: the model has the weights and is in evaluation mode."""
+
+    path: Path
+    model: VisionTransformer
+    arch: str
+    labels: list
+    class_names: list
+    preprocessing: dict
+
+
+def open_checkpoint(path):
+    """Open a checkpoint of `p1_train.py` for evaluation or figures. Raises BadInput for anything else."""
+    content = read_tensors(path)
+    if not isinstance(content, dict) or not {"format", "arch", "labels", "state_dict"} <= content.keys():
+        raise BadInput(f"{path} is not a checkpoint of p1_train.py: for plain weights pass --arch and --weights")
+    if content["format"] != 1:
+        raise BadInput(f"{path} has the checkpoint format {content['format']}, and this version reads 1: update it")
+    model = build(content["arch"], len(content["labels"]))
+    try:
+        model.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        raise BadInput(f"{path}: its weights do not fit its own architecture, {content['arch']}: it is damaged") from error
+    return Checkpoint(Path(path), model.eval(), content["arch"], content["labels"], content["class_names"],
+                      content["preprocessing"])

@@ -1,0 +1,152 @@
+"""Reproduce an accuracy from a checkpoint, and write the prediction for every image.
+
+    python p1_eval.py p1_data/val pred.csv --checkpoint runs/headline/best.pt --json result.json
+    python p1_eval.py p1_data/val --checkpoint runs/headline/best.pt --expect 0.942
+
+IMAGES is a folder; names may be anything. Files named {class}_{id}.jpg, or in subfolders named by class, are scored if
+the checkpoint knows the class. CSV gets one row an image, sorted by name: `filename,label`. The model runs in fp32.
+
+Exit code: 0; 1 if the accuracy differs from --expect by more than --tolerance; 2 for bad input.
+"""
+
+import argparse
+import csv
+import io
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+from common.console import ArgumentParser, number, remark, reports_errors
+from common.errors import BadInput
+
+Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
+
+
+def wilson_interval(correct, total):
+    """The 95 % interval of a proportion, (low, high): Wilson 1927, the score interval without continuity correction."""
+    share, spread = correct / total, Z95**2 / total
+    center = (share + spread / 2) / (1 + spread)
+    half = Z95 * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def get_args_parser():
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("images", type=Path, metavar="IMAGES", help="folder of images, in one level of subfolders or none")
+    add("csv", type=Path, nargs="?", metavar="CSV", help="where the predictions go; its folder is created")
+    add("--checkpoint", type=Path, required=True, metavar="FILE", help="best.pt of a training run")
+    add("--json", type=Path, metavar="FILE", help="where the accuracy goes, overall and by class")
+    add("--expect", type=number(float, low=0, high=1), metavar="ACC", help="the accuracy that must come out")
+    add("--tolerance", type=number(float, low=0, high=1), default=0.005, metavar="X", help="how closely (%(default)s)")
+    add("--batch-size", type=number(int, low=1), default=64, metavar="N", help="%(default)s; changes speed and memory alone")
+    add("--workers", type=number(int, low=0), metavar="N", help="processes that load images (one a core, at most 8)")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="%(default)s")
+    add("--skip-bad", action="store_true", help="go on without files that cannot be used")
+    return parser
+
+
+def as_csv(names, labels):
+    """The predictions as CSV text: `filename,label`, then a row an image."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["filename", "label"])
+    writer.writerows(zip(names, labels))
+    return text.getvalue()
+
+
+def score(predicted, true, checkpoint):
+    """The contract's JSON, but for the number of images and the checksum. `true` holds None for unlabelled images."""
+    per_class = {label: {"name": name, "correct": 0, "labelled": 0}
+                 for label, name in zip(checkpoint.labels, checkpoint.class_names)}
+    for guess, label in zip(predicted, true):
+        if label is not None:
+            per_class[label]["labelled"] += 1
+            per_class[label]["correct"] += guess == label
+    correct = sum(row["correct"] for row in per_class.values())
+    labelled = sum(row["labelled"] for row in per_class.values())
+    return {"accuracy": correct / labelled if labelled else None, "correct": correct, "labelled": labelled,
+            "ci95": list(wilson_interval(correct, labelled)) if labelled else None, "per_class": per_class}
+
+
+@reports_errors
+def main(argv=None):
+    args = get_args_parser().parse_args(argv)
+
+    # After the arguments, so that --help and typing errors answer at once.
+    import torch
+    from torch.utils.data import DataLoader
+    from tqdm import tqdm
+
+    from common.files import sha256, write_text
+    from datasets import images
+    from engine.device import pick_device
+    from engine.inference import predict
+    from engine.run_folder import CONFIG
+    from models.vit import open_checkpoint
+
+    device = pick_device(args.device)
+    checkpoint = open_checkpoint(args.checkpoint)
+    names, bad = images.list_files(args.images)
+    bad = dict.fromkeys(bad, "is empty")
+    if args.skip_bad:
+        bad.update(images.undecodable(args.images, [name for name in names if name not in bad]))
+        names = [name for name in names if name not in bad]
+        if bad:
+            remark(f"left out {len(bad)} bad file{'s' * (len(bad) > 1)}: {', '.join(sorted(bad))}")
+        if not names:
+            raise BadInput(f"{args.images} holds no image that can be used")
+    elif bad:
+        raise images.bad_files(args.images, bad, len(names))
+    labels = [images.label_of(name) for name in names]
+    true = [label if label in checkpoint.labels else None for label in labels]
+    labelled = sum(label is not None for label in true)
+    if labelled < len(names):
+        remark(f"{len(names) - labelled} of {len(names)} images carry no label that the checkpoint knows: not scored")
+    if args.expect is not None and not labelled:
+        raise BadInput(f"--expect {args.expect}: no image in {args.images} carries a label that the checkpoint knows")
+
+    workers = min(8, os.cpu_count()) if args.workers is None else args.workers
+    loader = DataLoader(
+        images.ImageDataset(args.images, names, [0] * len(names), images.evaluation_transform(checkpoint.preprocessing)),
+        batch_size=args.batch_size, num_workers=workers, pin_memory=device.type == "cuda")
+    with images.explaining_bad_images(args.images, names):
+        logits, _ = predict(checkpoint.model.to(device), loader, device,
+                            progress=lambda batches: tqdm(batches, unit=" batches", disable=None))
+    if not torch.isfinite(logits).all():
+        raise BadInput(f"{args.checkpoint}: its weights give outputs that are not finite: it is damaged")
+    predicted = [checkpoint.labels[index] for index in logits.argmax(1)]
+
+    result = score(predicted, true, checkpoint)
+    result = {"accuracy": result["accuracy"], "correct": result["correct"], "labelled": result["labelled"],
+              "images": len(names), "ci95": result["ci95"], "checkpoint_sha256": sha256(args.checkpoint),
+              "per_class": result["per_class"]}
+    predictions, scores = as_csv(names, predicted), json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+    if args.csv:
+        write_text(args.csv, predictions)
+    if args.json:
+        write_text(args.json, scores)
+    run = args.checkpoint.resolve().parent
+    if (run / CONFIG).exists() and os.access(run, os.W_OK):
+        write_text(run / "eval.json", scores)
+        write_text(run / "pred.csv", predictions)
+
+    if not labelled:
+        print(f"{len(names)} images, none labelled")
+        return 0
+    low, high = result["ci95"]
+    print(f"accuracy {result['accuracy']:.4f} ({result['correct']} of {labelled} labelled images, "
+          f"95 % interval {low:.3f} to {high:.3f})")
+    if args.expect is not None:
+        # in whole images, the tolerance would otherwise depend on how 0.78 - 0.775 is rounded
+        if abs(result["accuracy"] - args.expect) > args.tolerance + 1e-9:
+            print(f"not as expected: {args.expect} within {args.tolerance}")
+            return 1
+        print(f"as expected: {args.expect} within {args.tolerance}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,279 @@
+"""Fine-tune a timm Vision Transformer on a folder of labelled images, with Adam or with SAM around it.
+
+The headline setting, a pretrained ViT-Base with SAM around Adam (a GPU with 16 GB or more):
+
+    python p1_train.py --data p1_data --output runs/headline
+
+A pretrained ViT-Tiny from a weights file, on a CPU; and a model from scratch, on images drawn by the project itself:
+
+    python p1_train.py --data p1_data --arch vit_tiny_patch16_224 --weights vit_tiny.safetensors --precision bf16 \\
+        --output runs/tiny
+    python p1_train.py --data demo --arch test_vit --scratch --optimizer adam --lr 1e-3 --output runs/scratch
+
+`--data DIR` holds `train/`, with files named {class}_{id}.jpg or one subfolder a class, and perhaps `classes.txt`, one
+name a line. A part of `train/` is held out to choose the best epoch; `val/` is never read: that is for p1_eval.py.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from common.console import ArgumentParser, number, remark, reports_errors
+from common.errors import TrainingStopped
+
+DEMO_DATA = Path(__file__).resolve().parent / "data" / "demo"
+WARMUP = 0.1  # of all steps
+
+
+class SaveEvery:
+    """`--save-every`: `200` counts steps, `60s` seconds."""
+
+    def __init__(self, text):
+        self.text, self.in_seconds = text, text.endswith("s")
+        self.count = number(float if self.in_seconds else int, above=0)(text.removesuffix("s"))
+
+    def __str__(self):
+        return self.text
+
+    def due(self, steps, seconds):
+        """Whether it is time to save, so many steps and seconds after the last save."""
+        return (seconds if self.in_seconds else steps) >= self.count
+
+
+def get_args_parser():
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument_group("data and output").add_argument
+    add("--data", required=True, metavar="DIR", help="folder with train/; or `demo`: images drawn in seconds")
+    add("--output", type=Path, required=True, metavar="DIR", help="receives checkpoints, metrics, settings and curves")
+    add("--holdout", type=number(float, low=0, high=0.9), default=0.1, metavar="FRACTION",
+        help="stratified part of train/ that chooses the epoch; 0 trains on all and takes the last (%(default)s)")
+    add("--skip-bad", action="store_true", help="go on without files that cannot be used")
+
+    add = parser.add_argument_group("model").add_argument
+    add("--arch", default="vit_base_patch16_224", metavar="NAME", help="any timm VisionTransformer (%(default)s)")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--weights", type=Path, metavar="FILE", help="pretrained weights, instead of timm's from the hub")
+    start.add_argument("--scratch", action="store_true", help="start from random weights")
+
+    add = parser.add_argument_group("optimization").add_argument
+    add("--optimizer", choices=["adam", "adamw", "sgd"],
+        help="without --sam, exactly this one; if neither is named, SAM around Adam")
+    add("--sam", action=argparse.BooleanOptionalAction, help="put SAM around the optimizer (Adam unless another is named)")
+    add("--rho", type=number(float, low=0), default=0.05, metavar="X",
+        help="how far SAM climbs: 0.02 to 0.2, ten times that with --adaptive (%(default)s)")
+    add("--adaptive", action="store_true", help="ASAM: climb in units of each weight")
+    add("--epochs", type=number(int, low=1), default=10, metavar="N", help="%(default)s")
+    add("--batch-size", type=number(int, low=1), default=32, metavar="N", help="images a forward pass (%(default)s)")
+    add("--accumulate", type=number(int, low=1), default=1, metavar="N", help="batches a step (%(default)s)")
+    add("--lr", type=number(float, low=0), default=3e-5, metavar="X",
+        help="peak learning rate, after a linear warm-up and before a cosine decay: 1e-5 to 3e-4 for pretrained weights, "
+             "3e-4 to 2e-3 from scratch (%(default)s)")
+    add("--precision", choices=["fp32", "bf16", "fp16"], default="fp32",
+        help="number format of the forward and backward pass (%(default)s)")
+
+    add = parser.add_argument_group("run").add_argument
+    add("--seed", type=number(int, low=0), default=0, metavar="N", help="of the split, the order and all chance (%(default)s)")
+    add("--workers", type=number(int, low=0), metavar="N", help="processes that load images (one a core, at most 8)")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="%(default)s")
+    add("--save-every", type=SaveEvery, metavar="N|Ns", help="save every N steps or N seconds too, not only each epoch")
+    add("--resume", action="store_true", help="go on from last.pt in --output; start anew if there is none")
+    return parser
+
+
+@reports_errors
+def main(argv=None):
+    args = get_args_parser().parse_args(argv)
+    args.sam = args.optimizer is None if args.sam is None else args.sam
+    args.optimizer = args.optimizer or "adam"
+
+    # After the arguments, so that --help and typing errors answer at once.
+    import math
+    import os
+    import time
+    from datetime import timedelta
+    from itertools import islice
+
+    import torch
+    import torch.nn.functional as F
+    from torch.utils.data import DataLoader
+    from tqdm import tqdm
+
+    from datasets import images, shapes
+    from engine import run_folder
+    from engine.device import autocast, pick_device
+    from engine.inference import predict
+    from engine.randomness import ShuffledBatches, random_state, seed_everything, set_random_state
+    from engine.schedule import warmup_cosine
+    from models import vit
+    from plots.curves import draw_curves
+    from sam import SAM
+
+    settings = {name: str(value) if isinstance(value, (Path, SaveEvery)) else value for name, value in vars(args).items()}
+    device = pick_device(args.device)
+    saved = run_folder.find_run(args.output, args.resume)
+    if saved:
+        run_folder.check_settings(settings, saved["settings"])
+        if saved["resume"]["epoch"] == args.epochs:
+            print(f"{args.output} is finished: {args.epochs} epochs. Raise --epochs to train on.")
+            return 0
+    elif args.resume:
+        remark(f"{args.output} holds no last.pt: starting anew")
+    seed_everything(args.seed)
+
+    # Data
+    data = shapes.write_dataset(DEMO_DATA) if args.data == "demo" else Path(args.data)
+    folder, left_out = images.read_training_folder(data / "train", data / "classes.txt", args.skip_bad)
+    if left_out:
+        remark(f"left out {len(left_out)} bad file{'s' * (len(left_out) > 1)}: {', '.join(left_out)}")
+    to_fit, to_hold_out = images.split_held_out(folder.targets, args.holdout, args.seed)
+    fit, held_out = folder.keep(to_fit), folder.keep(to_hold_out)
+
+    # Model
+    if saved:
+        model, told = vit.build(args.arch, len(folder.labels)), None
+        model.load_state_dict(saved["state_dict"])
+    else:
+        model, told = vit.create(args.arch, len(folder.labels), args.weights, args.scratch)
+    if told:
+        remark(told)
+    model.to(device).train()
+    preprocessing = vit.preprocessing(model)
+
+    # Loaders. Their own generators keep the global random stream free for the model.
+    workers = min(8, os.cpu_count()) if args.workers is None else args.workers
+    loading = {"num_workers": workers, "pin_memory": device.type == "cuda", "persistent_workers": workers > 0}
+    batches = ShuffledBatches(len(fit.names), args.batch_size, args.seed)
+    fit_loader = DataLoader(
+        images.ImageDataset(fit.root, fit.names, fit.targets, images.training_transform(preprocessing), args.seed),
+        batch_sampler=batches, generator=torch.Generator(), **loading)
+    held_out_loader = DataLoader(
+        images.ImageDataset(held_out.root, held_out.names, held_out.targets, images.evaluation_transform(preprocessing)),
+        batch_size=args.batch_size, generator=torch.Generator(), **loading) if held_out.names else None
+
+    # Optimization
+    base_class, options = {"adam": (torch.optim.Adam, {}), "adamw": (torch.optim.AdamW, {}),
+                           "sgd": (torch.optim.SGD, {"momentum": 0.9})}[args.optimizer]
+    if args.sam:
+        optimizer = SAM(model.parameters(), base_class, rho=args.rho, adaptive=args.adaptive, lr=args.lr, **options)
+        base_optimizer = optimizer.base_optimizer
+    else:
+        optimizer = base_optimizer = base_class(model.parameters(), lr=args.lr, **options)
+    steps_per_epoch = math.ceil(len(batches) / args.accumulate)
+    total_steps = args.epochs * steps_per_epoch
+    scheduler = torch.optim.lr_scheduler.LambdaLR(base_optimizer, warmup_cosine(total_steps, int(WARMUP * total_steps)))
+    scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
+
+    # All that a step depends on, besides the weights and the random streams
+    epoch, history, best = 0, [], -1.0
+    done = {"steps": 0, "images": 0, "loss": 0.0, "correct": 0, "seconds": 0.0}  # of this epoch
+    if saved:
+        resume = saved["resume"]
+        epoch, history, best, done = resume["epoch"], resume["history"], resume["best"], resume["done"]
+        for part, name in ((optimizer, "optimizer"), (scheduler, "scheduler"), (scaler, "scaler")):
+            part.load_state_dict(resume[name])
+        set_random_state(resume["random"])
+
+    def checkpoint():
+        return vit.checkpoint(args.arch, model.state_dict(), folder.labels, folder.class_names, preprocessing, settings)
+
+    def save_last():
+        state = {"epoch": epoch, "history": history, "best": best, "done": done, "optimizer": optimizer.state_dict(),
+                 "scheduler": scheduler.state_dict(), "scaler": scaler.state_dict(), "random": random_state()}
+        run_folder.save_checkpoint({**checkpoint(), "resume": state}, args.output / run_folder.LAST)
+
+    def forward_backward(group):
+        """Add the gradient of the mean loss over a group of batches. Returns (summed loss, correct, images)."""
+        size, loss_sum, correct = sum(len(targets) for _, targets in group), 0.0, 0
+        for inputs, targets in group:
+            with autocast(device, args.precision):
+                logits = model(inputs)
+                loss = F.cross_entropy(logits, targets, reduction="sum")
+            scaler.scale(loss / size).backward()
+            loss_sum += loss.item()
+            correct += (logits.argmax(1) == targets).sum().item()
+        return loss_sum, correct, size
+
+    def groups_of(batches, size):
+        batches = iter(batches)
+        while group := list(islice(batches, size)):
+            yield group
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    run_folder.write_config(settings, args.output)
+    name = f"SAM({args.optimizer})" if args.sam else args.optimizer
+    print(f"{args.arch}, {name}, {args.precision} on {device.type}: {len(fit.names)} images to train on, "
+          f"{len(held_out.names)} held out, {len(folder.labels)} classes -> {args.output}")
+
+    images_before = epoch * len(fit.names) + done["images"]
+    bar = tqdm(total=args.epochs * len(fit.names), initial=images_before, unit=" images", disable=None, dynamic_ncols=True)
+    run_started = time.monotonic()
+    last_save, steps_since_save = run_started, 0
+    with images.explaining_bad_images(folder.root, folder.names), bar:
+        while epoch < args.epochs:
+            bar.set_description(f"epoch {epoch + 1}/{args.epochs}")
+            batches.epoch, batches.start = epoch, done["steps"] * args.accumulate
+            epoch_started = time.monotonic() - done["seconds"]
+            for group in groups_of(fit_loader, args.accumulate):
+                group = [(inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True))
+                         for inputs, targets in group]
+                loss, correct, size = forward_backward(group)
+                finite = math.isfinite(loss)
+                if args.sam and finite:
+                    optimizer.first_step(zero_grad=True)
+                    climbed_loss, _, _ = forward_backward(group)
+                    optimizer.restore()
+                    # in fp16 a gradient that overflowed spoils the climb: the scaler will skip the step
+                    finite = math.isfinite(climbed_loss) or scaler.is_enabled()
+                if not finite:
+                    save_last()
+                    raise TrainingStopped(f"the loss is not finite in epoch {epoch + 1}, step {done['steps'] + 1}: the "
+                                          f"state before it is in {args.output / run_folder.LAST}; try a smaller --lr")
+                scaler.step(base_optimizer)
+                scaler.update()
+                optimizer.zero_grad()
+                scheduler.step()
+
+                done = {"steps": done["steps"] + 1, "images": done["images"] + size, "loss": done["loss"] + loss,
+                        "correct": done["correct"] + correct, "seconds": time.monotonic() - epoch_started}
+                bar.update(size)
+                bar.set_postfix(loss=f"{done['loss'] / done['images']:.3f}", acc=f"{done['correct'] / done['images']:.3f}")
+                steps_since_save += 1
+                if args.save_every and args.save_every.due(steps_since_save, time.monotonic() - last_save):
+                    save_last()
+                    last_save, steps_since_save = time.monotonic(), 0
+
+            row = {"epoch": epoch + 1, "lr": base_optimizer.param_groups[0]["lr"],
+                   "train_loss": done["loss"] / done["images"], "train_accuracy": done["correct"] / done["images"],
+                   "holdout_loss": None, "holdout_accuracy": None, "images_per_second": done["images"] / done["seconds"],
+                   "seconds": done["seconds"]}
+            if held_out_loader:
+                logits, targets = predict(model, held_out_loader, device, args.precision)
+                row["holdout_loss"] = F.cross_entropy(logits, targets).item()
+                row["holdout_accuracy"] = (logits.argmax(1) == targets).float().mean().item()
+            history.append(row)
+            epoch += 1
+            done = dict.fromkeys(done, 0)
+            score = row["holdout_accuracy"] or 0.0
+            if score >= best:  # ties go to the later epoch; without a held-out part every epoch ties
+                best = score
+                run_folder.save_checkpoint(checkpoint(), args.output / run_folder.BEST)
+            run_folder.write_metrics(history, args.output)
+            save_last()
+            last_save, steps_since_save = time.monotonic(), 0
+
+            pace = (time.monotonic() - run_started) / (epoch * len(fit.names) - images_before)
+            bar.write(f"epoch {epoch}/{args.epochs}  loss {row['train_loss']:.3f}  accuracy {row['train_accuracy']:.3f}"
+                      + (f"  held out {row['holdout_accuracy']:.3f}" if held_out_loader else "")
+                      + f"  {row['images_per_second']:.0f} images/s"
+                      + f"  {timedelta(seconds=round(pace * (args.epochs - epoch) * len(fit.names)))} left")
+
+    draw_curves(history, args.output / run_folder.CURVES)
+    chosen = f"epoch {max(history, key=lambda row: (row['holdout_accuracy'], row['epoch']))['epoch']}" \
+        if held_out_loader else "the last epoch"
+    print(f"done: {args.output / run_folder.BEST} holds {chosen}"
+          + (f", accuracy {best:.3f} on the part held out" if held_out_loader else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Draw the cosine similarity of every position embedding with all others.
+
+    python p1_viz_posembed.py --checkpoint runs/headline/best.pt --output figures/posembed.png
+    python p1_viz_posembed.py --arch vit_base_patch16_224 --output figures/pretrained.pdf
+    python p1_viz_posembed.py --checkpoint runs/a/best.pt runs/b/best.pt --output figures/both.png
+
+The map in row i, column j compares the patch there with all patches. Several checkpoints or names stand side by side.
+FILE.npz holds the arrays: `similarity` (H, W, H, W), then `similarity_1`, `similarity_2`, ...
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from common.console import ArgumentParser, picture_file, reports_errors
+from common.errors import BadInput
+
+
+def get_args_parser():
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", type=Path, nargs="+", action="extend", metavar="FILE", help="of p1_train.py")
+    source.add_argument("--arch", nargs="+", action="extend", metavar="NAME", help="timm names, with timm's weights")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="a weights file for the one --arch")
+    parser.add_argument("--output", type=picture_file, required=True, metavar="FILE", help="a .png, .pdf or .svg file")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="%(default)s")
+    return parser
+
+
+@reports_errors
+def main(argv=None):
+    args = get_args_parser().parse_args(argv)
+    if args.weights and len(args.arch or ()) != 1:
+        raise BadInput("--weights belongs to exactly one --arch")
+
+    # After the arguments, so that --help and typing errors answer at once.
+    import numpy as np
+
+    from common.files import written_whole
+    from engine.device import pick_device
+    from models import vit
+    from models.attention import position_similarity
+    from plots.posembed import draw_similarities
+
+    device = pick_device(args.device)
+    if args.checkpoint:
+        opened = [vit.open_checkpoint(path) for path in args.checkpoint]
+        models = [checkpoint.model for checkpoint in opened]
+        titles = [f"{checkpoint.arch}\n{checkpoint.path.parent.name}/{checkpoint.path.name}" for checkpoint in opened]
+    else:
+        models = [vit.create(arch, weights=args.weights)[0] for arch in args.arch]
+        titles = [f"{arch}\n{args.weights.name if args.weights else 'pretrained'}" for arch in args.arch]
+    similarities = [position_similarity(model.to(device)).cpu().numpy() for model in models]
+
+    arrays = {"similarity" if i == 0 else f"similarity_{i}": similarity for i, similarity in enumerate(similarities)}
+    with written_whole(args.output.with_suffix(".npz")) as temporary:
+        np.savez_compressed(temporary, **arrays)
+    with written_whole(args.output) as temporary:
+        draw_similarities(similarities, titles, temporary)
+    print(f"{args.output} and {args.output.with_suffix('.npz')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

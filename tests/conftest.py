@@ -1,0 +1,49 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from datasets.shapes import write_dataset
+
+
+def pytest_addoption(parser):
+    parser.addoption("--require-real-data", action="store_true", help="fail if a test on real data was skipped")
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("real_data") and "REAL_DATA" not in os.environ:
+        pytest.skip("REAL_DATA is not set")
+
+
+def pytest_sessionfinish(session):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = [report for report in reporter.stats.get("skipped", []) if "real_data" in report.keywords]
+    if skipped and session.config.getoption("--require-real-data"):
+        reporter.write_line(f"{len(skipped)} tests on real data were skipped, and --require-real-data forbids that")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture
+def real_data():
+    folder = Path(os.environ["REAL_DATA"])
+    assert (folder / "pets" / "train").is_dir(), f"REAL_DATA={folder} does not hold the real photos"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """A drawn data set of 4 classes, 8 images each to train on and 4 to validate on; tests must not change it."""
+    return write_dataset(tmp_path_factory.mktemp("shapes") / "set", ["cross", "heart", "ring", "star"], 8, 4, seed=7)
+
+
+TRAIN = ["--arch", "test_vit", "--scratch", "--device", "cpu", "--workers", "0", "--batch-size", "8", "--lr", "1e-3"]
+
+
+@pytest.fixture(scope="session")
+def run(shapes, tmp_path_factory):
+    """The output folder of a short training run on `shapes`; tests must not change it."""
+    import p1_train
+
+    output = tmp_path_factory.mktemp("run") / "output"
+    assert p1_train.main(["--data", str(shapes), "--output", str(output), "--epochs", "2", "--sam", *TRAIN]) == 0
+    return output
