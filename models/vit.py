@@ -27,7 +27,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from common.errors import BadInput
 from common.files import read_tensors
 
-HUB_PATIENCE = 8  # seconds until a hub that does not answer counts as unreachable
+HUB_PATIENCE = 5  # seconds until a hub that does not answer counts as unreachable
 
 
 def build(arch, num_classes=None):

@@ -1,0 +1,247 @@
+import contextlib
+import hashlib
+import http.server
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from common.errors import BadInput
+from models import vit
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Random test_vit weights with a head of 5 classes, as a safetensors file."""
+    torch.manual_seed(0)
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(timm.create_model("test_vit", num_classes=5).state_dict(), path)
+    return path
+
+
+def backbone(model):
+    return {key: value for key, value in model.state_dict().items() if not key.startswith("head.")}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_typing_error_gets_the_nearest_names():
+    with pytest.raises(BadInput, match="did you mean .*vit_base_patch16_224"):
+        vit.build("vit_bose_patch16_224")
+    with pytest.raises(BadInput, match="--arch test_vit.nonsense"):
+        vit.build("test_vit.nonsense")
+    with pytest.raises(BadInput, match="is a ResNet: name a timm VisionTransformer"):
+        vit.build("resnet10t")
+
+
+def test_preprocessing_is_the_models_own():
+    assert vit.preprocessing(vit.build("vit_tiny_patch16_224"))["mean"] == [0.5, 0.5, 0.5]
+    config = vit.preprocessing(vit.build("deit_tiny_patch16_224"))
+    assert config["mean"] == pytest.approx([0.485, 0.456, 0.406]) and config["input_size"] == [3, 224, 224]
+    assert vit.preprocessing(vit.build("vit_base_patch16_clip_224.openai"))["mean"][0] == pytest.approx(0.4815, abs=1e-4)
+
+
+def test_weights_of_every_container_load_alike(weights, tmp_path):
+    state = safetensors.torch.load_file(weights)
+    for name, content in (("plain.pth", state), ("wrapped.pt", {"state_dict": state, "epoch": 3}),
+                          ("model.bin", {"model": state}), ("parallel.pt", {f"module.{k}": v for k, v in state.items()})):
+        torch.save(content, tmp_path / name)
+        model, told = vit.create("test_vit", 5, tmp_path / name)
+        assert same(model.state_dict(), state) and told is None
+    model, told = vit.create("test_vit", 5, weights)
+    assert same(model.state_dict(), state) and told is None
+
+
+def test_a_head_of_another_size_is_replaced_and_said_so(weights):
+    model, told = vit.create("test_vit", 7, weights)
+    assert told == "the head of weights.safetensors (5 classes) is replaced by a new one (7 classes)"
+    assert model.head.weight.shape == (7, 64)
+    assert same(backbone(model), backbone(vit.create("test_vit", 5, weights)[0]))
+
+
+def test_a_file_without_a_head_gets_a_new_one(tmp_path):
+    torch.save(backbone(timm.create_model("test_vit")), tmp_path / "headless.pt")
+    model, told = vit.create("test_vit", 3, tmp_path / "headless.pt")
+    assert model.head.weight.shape == (3, 64) and "has no head" in told
+
+
+def test_without_a_wish_the_model_takes_the_head_of_the_file(weights):
+    model, told = vit.create("test_vit", weights=weights)
+    assert same(model.state_dict(), safetensors.torch.load_file(weights)) and told is None
+
+
+def test_scratch_is_random_and_needs_no_weights():
+    torch.manual_seed(0)
+    one = vit.create("test_vit", 3, scratch=True)[0]
+    other = vit.create("test_vit", 3, scratch=True)[0]
+    assert not same(backbone(one), backbone(other))
+
+
+def test_files_that_do_not_fit_are_refused_by_name(weights, tmp_path):
+    with pytest.raises(BadInput, match="does not fit vit_tiny_patch16_224.*--arch that it was made for"):
+        vit.create("vit_tiny_patch16_224", 5, weights)
+    torch.save(vit.checkpoint("test_vit", safetensors.torch.load_file(weights), [], [], {}, {}), tmp_path / "ours.pt")
+    with pytest.raises(BadInput, match="it was made for test_vit"):
+        vit.create("deit_tiny_patch16_224", 5, tmp_path / "ours.pt")
+    with pytest.raises(BadInput, match="does not exist"):
+        vit.create("test_vit", 5, tmp_path / "missing.pt")
+    (tmp_path / "cut.safetensors").write_bytes(weights.read_bytes()[:5000])
+    (tmp_path / "text.pt").write_text("hello")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    torch.save([1, 2], tmp_path / "list.pt")
+    for name in ("cut.safetensors", "text.pt", "empty.pt", "list.pt"):
+        with pytest.raises(BadInput, match=name):
+            vit.create("test_vit", 5, tmp_path / name)
+
+
+def test_a_pickle_that_would_run_code_runs_nothing(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"state_dict": Trap()}, tmp_path / "trap.pt")
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Trap()))
+    for name in ("trap.pt", "raw.pt"):
+        with pytest.raises(BadInput, match=name):
+            vit.create("test_vit", 5, tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_plain_timm_loads_a_checkpoint_of_ours(run):
+    saved = torch.load(run / "best.pt", weights_only=True)
+    model = timm.create_model(saved["arch"], num_classes=len(saved["labels"]), checkpoint_path=str(run / "best.pt"))
+    assert same(model.state_dict(), saved["state_dict"])
+    opened = vit.open_checkpoint(run / "best.pt")
+    x = torch.randn(2, 3, 160, 160)
+    assert torch.equal(model.eval()(x), opened.model(x))
+    assert opened.labels == ["0", "1", "2", "3"] and opened.class_names == ["cross", "heart", "ring", "star"]
+    assert opened.preprocessing == vit.preprocessing(model)
+
+
+def test_checkpoints_that_are_none_are_refused(run, weights, tmp_path):
+    with pytest.raises(BadInput, match="--arch and --weights"):
+        vit.open_checkpoint(weights)
+    saved = torch.load(run / "best.pt", weights_only=True)
+    torch.save({**saved, "format": 2}, tmp_path / "newer.pt")
+    with pytest.raises(BadInput, match="format 2"):
+        vit.open_checkpoint(tmp_path / "newer.pt")
+    torch.save({**saved, "arch": "vit_tiny_patch16_224"}, tmp_path / "mixed.pt")
+    with pytest.raises(BadInput, match="do not fit its own architecture"):
+        vit.open_checkpoint(tmp_path / "mixed.pt")
+
+
+# The hub, played by a server on this machine
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Answers for one repository, `timm/test_vit.r160_in1k`, with `model.safetensors`."""
+
+    content = b""
+
+    def do_HEAD(self):
+        if self.path != "/timm/test_vit.r160_in1k/resolve/main/model.safetensors":
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return False
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.send_header("ETag", f'"{hashlib.sha256(self.content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.end_headers()
+        return True
+
+    def do_GET(self):
+        if self.do_HEAD():
+            self.wfile.write(self.content)
+
+    def log_message(self, *args):
+        pass
+
+
+@contextlib.contextmanager
+def serving(content):
+    handler = type("Handler", (Hub,), {"content": content})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+
+
+def fetch(endpoint, cache, arch="test_vit.r160_in1k"):
+    """Create a pretrained model in a process of its own, since the hub's address is read at import."""
+    code = f"""
+        import sys
+        from common.errors import BadInput
+        from models import vit
+        import torch
+        try:
+            model, told = vit.create({arch!r}, 3)
+        except BadInput as error:
+            sys.exit(f"error: {{error}}")
+        print(told)
+        print(model.norm.weight.sum().item())
+    """
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "NO_PROXY": "127.0.0.1"}
+    environment.pop("HF_HUB_OFFLINE", None)
+    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=REPOSITORY,
+                          env=environment, timeout=60)
+
+
+def test_weights_come_from_the_hub_once_and_then_from_its_cache(tmp_path):
+    model = timm.create_model("test_vit")
+    torch.nn.init.uniform_(model.norm.weight)
+    path = tmp_path / "hub.safetensors"
+    safetensors.torch.save_file(model.state_dict(), path)
+    with serving(path.read_bytes()) as endpoint:
+        first = fetch(endpoint, tmp_path / "cache")
+    assert first.returncode == 0, first.stderr
+    told, checksum = first.stdout.splitlines()[-2:]
+    assert "1000 classes" in told and float(checksum) == model.norm.weight.sum().item()
+    again = fetch(endpoint, tmp_path / "cache")  # the server is gone
+    assert again.returncode == 0 and again.stdout.splitlines()[-1] == checksum
+
+
+def test_a_hub_without_the_file_or_out_of_reach_is_one_line_within_ten_seconds(tmp_path):
+    with serving(b"") as endpoint:
+        missing = fetch(endpoint, tmp_path, "test_vit2.r160_in1k")
+    assert "timm/test_vit2.r160_in1k" in missing.stderr.splitlines()[-1] and "--weights" in missing.stderr
+
+    silent = socket.create_server(("127.0.0.1", 0))  # takes the connection and never answers
+    closed = socket.create_server(("127.0.0.1", 0))
+    ports = [silent.getsockname()[1], closed.getsockname()[1]]
+    closed.close()
+    for port in ports:
+        started = time.monotonic()
+        outcome = fetch(f"http://127.0.0.1:{port}", tmp_path)
+        assert time.monotonic() - started < 10 + 10  # 10 more, since a busy machine may import torch slowly
+        last = outcome.stderr.splitlines()[-1]
+        assert last.startswith("error: the weights timm/test_vit.r160_in1k cannot be fetched") and "--weights" in last
+    silent.close()
+
+
+@pytest.mark.real_data
+def test_real_weights_load_as_timm_loads_them(real_data):
+    name, path = "vit_tiny_patch16_224", real_data / "weights" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
+    expected = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+    model, told = vit.create(name, weights=path)
+    assert same(model.state_dict(), expected.state_dict()) and told is None
+    model, told = vit.create(name, 37, path)
+    assert same(backbone(model), backbone(expected)) and "1000 classes" in told
