@@ -73,7 +73,7 @@ def score(predicted, true, checkpoint):
 
 @reports_errors
 def main(argv=None):
-    args = get_args_parser().parse_args(argv)
+    args = get_args_parser().parse_intermixed_args(argv)  # CSV may follow the flags
 
     # After the arguments, so that --help and typing errors answer at once.
     import torch

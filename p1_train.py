@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 from common.console import ArgumentParser, number, remark, reports_errors
-from common.errors import TrainingStopped
+from common.errors import BadInput, TrainingStopped
 
 DEMO_DATA = Path(__file__).resolve().parent / "data" / "demo"
 WARMUP = 0.1  # of all steps
@@ -98,6 +98,7 @@ def main(argv=None):
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
+    from common.files import write_text
     from datasets import images, shapes
     from engine import run_folder
     from engine.device import autocast, pick_device
@@ -125,6 +126,8 @@ def main(argv=None):
     folder, left_out = images.read_training_folder(data / "train", data / "classes.txt", args.skip_bad)
     if left_out:
         remark(f"left out {len(left_out)} bad file{'s' * (len(left_out) > 1)}: {', '.join(left_out)}")
+    if saved and saved["resume"]["images"] != folder.fingerprint():
+        raise BadInput(f"--resume: {folder.root} holds other images than when the run began: put them back, or start anew")
     to_fit, to_hold_out = images.split_held_out(folder.targets, args.holdout, args.seed)
     fit, held_out = folder.keep(to_fit), folder.keep(to_hold_out)
 
@@ -165,7 +168,7 @@ def main(argv=None):
 
     # All that a step depends on, besides the weights and the random streams
     epoch, history, best = 0, [], -1.0
-    done = {"steps": 0, "images": 0, "loss": 0.0, "correct": 0, "seconds": 0.0}  # of this epoch
+    done = {"steps": 0, "images": 0, "loss": 0.0, "correct": 0, "lr": 0.0, "seconds": 0.0}  # of this epoch
     if saved:
         resume = saved["resume"]
         epoch, history, best, done = resume["epoch"], resume["history"], resume["best"], resume["done"]
@@ -173,13 +176,17 @@ def main(argv=None):
             part.load_state_dict(resume[name])
         set_random_state(resume["random"])
 
+    description = run_folder.describe_run(settings)
+
     def checkpoint():
         return vit.checkpoint(args.arch, model.state_dict(), folder.labels, folder.class_names, preprocessing, settings)
 
     def save_last():
-        state = {"epoch": epoch, "history": history, "best": best, "done": done, "optimizer": optimizer.state_dict(),
-                 "scheduler": scheduler.state_dict(), "scaler": scaler.state_dict(), "random": random_state()}
+        state = {"images": folder.fingerprint(), "epoch": epoch, "history": history, "best": best, "done": done,
+                 "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "scaler": scaler.state_dict(),
+                 "random": random_state()}
         run_folder.save_checkpoint({**checkpoint(), "resume": state}, args.output / run_folder.LAST)
+        write_text(args.output / run_folder.CONFIG, description)
 
     def forward_backward(group):
         """Add the gradient of the mean loss over a group of batches. Returns (summed loss, correct, images)."""
@@ -187,7 +194,7 @@ def main(argv=None):
         for inputs, targets in group:
             with autocast(device, args.precision):
                 logits = model(inputs)
-                loss = F.cross_entropy(logits, targets, reduction="sum")
+                loss = F.cross_entropy(logits.float(), targets, reduction="sum")
             scaler.scale(loss / size).backward()
             loss_sum += loss.item()
             correct += (logits.argmax(1) == targets).sum().item()
@@ -198,8 +205,6 @@ def main(argv=None):
         while group := list(islice(batches, size)):
             yield group
 
-    args.output.mkdir(parents=True, exist_ok=True)
-    run_folder.write_config(settings, args.output)
     name = f"SAM({args.optimizer})" if args.sam else args.optimizer
     print(f"{args.arch}, {name}, {args.precision} on {device.type}: {len(fit.names)} images to train on, "
           f"{len(held_out.names)} held out, {len(folder.labels)} classes -> {args.output}")
@@ -228,13 +233,14 @@ def main(argv=None):
                     save_last()
                     raise TrainingStopped(f"the loss is not finite in epoch {epoch + 1}, step {done['steps'] + 1}: the "
                                           f"state before it is in {args.output / run_folder.LAST}; try a smaller --lr")
+                lr = scheduler.get_last_lr()[0]
                 scaler.step(base_optimizer)
                 scaler.update()
                 optimizer.zero_grad()
                 scheduler.step()
 
                 done = {"steps": done["steps"] + 1, "images": done["images"] + size, "loss": done["loss"] + loss,
-                        "correct": done["correct"] + correct, "seconds": time.monotonic() - epoch_started}
+                        "correct": done["correct"] + correct, "lr": lr, "seconds": time.monotonic() - epoch_started}
                 bar.update(size)
                 bar.set_postfix(loss=f"{done['loss'] / done['images']:.3f}", acc=f"{done['correct'] / done['images']:.3f}")
                 steps_since_save += 1
@@ -242,7 +248,7 @@ def main(argv=None):
                     save_last()
                     last_save, steps_since_save = time.monotonic(), 0
 
-            row = {"epoch": epoch + 1, "lr": base_optimizer.param_groups[0]["lr"],
+            row = {"epoch": epoch + 1, "lr": done["lr"],
                    "train_loss": done["loss"] / done["images"], "train_accuracy": done["correct"] / done["images"],
                    "holdout_loss": None, "holdout_accuracy": None, "images_per_second": done["images"] / done["seconds"],
                    "seconds": done["seconds"]}
@@ -261,7 +267,7 @@ def main(argv=None):
             save_last()
             last_save, steps_since_save = time.monotonic(), 0
 
-            pace = (time.monotonic() - run_started) / (epoch * len(fit.names) - images_before)
+            pace = (time.monotonic() - run_started) / max(1, epoch * len(fit.names) - images_before)
             bar.write(f"epoch {epoch}/{args.epochs}  loss {row['train_loss']:.3f}  accuracy {row['train_accuracy']:.3f}"
                       + (f"  held out {row['holdout_accuracy']:.3f}" if held_out_loader else "")
                       + f"  {row['images_per_second']:.0f} images/s"

@@ -8,6 +8,7 @@ Every file below a folder counts as an image, whatever its name; hidden files an
 """
 
 import contextlib
+import hashlib
 import os
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -106,6 +107,10 @@ class LabelledFolder:
     targets: list
     labels: list
     class_names: list
+
+    def fingerprint(self):
+        """A checksum of the names of the images, which tells whether a folder still holds the same."""
+        return hashlib.sha256("\0".join(self.names).encode(errors="surrogateescape")).hexdigest()
 
     def keep(self, indices):
         """The images at `indices`; labels and names stay."""

@@ -40,8 +40,8 @@ def write_metrics(history, folder):
     write_text(folder / METRICS, text.getvalue())
 
 
-def write_config(settings, folder):
-    """Write `config.json`: the settings, with the versions, the commit and the command behind them."""
+def describe_run(settings):
+    """The text of `config.json`: the settings, with the versions, the commit and the command behind them."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True,
                             cwd=Path(__file__).parent, check=False).stdout.strip()
     config = {
@@ -51,7 +51,7 @@ def write_config(settings, folder):
         "versions": {"python": platform.python_version(),
                      **{name: version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")}},
     }
-    write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+    return json.dumps(config, indent=2) + "\n"
 
 
 def find_run(folder, resume):

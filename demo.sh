@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Set everything up, then train, evaluate and draw both figures on images that the project draws itself: about 3 minutes
+# on 2 cores after the set-up, without a network.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+. common/setup.sh
+. .venv/bin/activate
+rm -rf runs/demo
+
+step() { printf '\n== %s\n' "$1"; }
+
+step "Fine-tune a small pretrained ViT, with SAM around Adam"
+python p1_train.py --data demo --arch test_vit --weights weights/demo_vit.pt --sam --epochs 15 --lr 1e-3 \
+    --output runs/demo/pretrained
+step "The same from random weights"
+python p1_train.py --data demo --arch test_vit --scratch --sam --epochs 15 --lr 1e-3 --output runs/demo/scratch
+step "Evaluate both on images that neither has seen"
+python p1_eval.py data/demo/val --checkpoint runs/demo/scratch/best.pt
+python p1_eval.py data/demo/val runs/demo/pred.csv --checkpoint runs/demo/pretrained/best.pt --json runs/demo/result.json
+step "Draw what the models have learned"
+python p1_viz_posembed.py --checkpoint runs/demo/pretrained/best.pt runs/demo/scratch/best.pt \
+    --output runs/demo/figures/posembed.png
+python p1_viz_attn.py data/demo/val/2_0.jpg data/demo/val/5_1.jpg data/demo/val/8_2.jpg \
+    --checkpoint runs/demo/pretrained/best.pt --output-dir runs/demo/figures
+
+step "Done. Look at"
+ls -1 runs/demo/*/curves.png runs/demo/figures/*.png runs/demo/pred.csv runs/demo/result.json

@@ -1,0 +1,126 @@
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TRAIN
+from PIL import Image
+
+import p1_eval
+import p1_train
+import p1_viz_attn
+import p1_viz_posembed
+
+REPOSITORY = Path(__file__).parent.parent
+SCRIPTS = {"p1_train.py": p1_train, "p1_eval.py": p1_eval, "p1_viz_posembed.py": p1_viz_posembed, "p1_viz_attn.py": p1_viz_attn}
+
+
+@pytest.fixture
+def places(run, shapes, tmp_path):
+    """Paths that the cases below name in braces, most of them bad."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "no_train").mkdir()
+    (tmp_path / "untrained" / "train").mkdir(parents=True)
+    (tmp_path / "one_class" / "train").mkdir(parents=True)
+    (tmp_path / "text" / "train").mkdir(parents=True)
+    (tmp_path / "photos").mkdir()
+    for i in range(2):
+        Image.new("RGB", (20, 20)).save(tmp_path / "one_class" / "train" / f"0_{i}.png")
+        (tmp_path / "text" / "train" / f"{i}_1.jpg").write_text("not an image")
+    (tmp_path / "photos" / "cut.jpg").write_bytes((shapes / "val" / "0_0.jpg").read_bytes()[:600])
+    saved = torch.load(run / "best.pt", weights_only=True)
+    torch.save({**saved, "arch": "vit_tiny_patch16_224"}, tmp_path / "other_arch.pt")
+    torch.save({**saved, "state_dict": {k: v * float("nan") for k, v in saved["state_dict"].items()}}, tmp_path / "nan.pt")
+    return {"tmp": tmp_path, "out": tmp_path / "out", "run": run, "best": run / "best.pt", "data": shapes, "val": shapes / "val"}
+
+
+@pytest.mark.parametrize("script, arguments, expected", [
+    ("p1_train.py", "--data {tmp}/missing --output {out}", "missing/train does not exist"),
+    ("p1_train.py", "--data {tmp}/file --output {out}", "file/train does not exist"),
+    ("p1_train.py", "--data {tmp}/no_train --output {out}", "no_train/train does not exist"),
+    ("p1_train.py", "--data {tmp}/untrained --output {out}", "untrained/train holds no images"),
+    ("p1_train.py", "--data {tmp}/one_class --output {out}", "training needs two"),
+    ("p1_train.py", "--data {tmp}/text --output {out} --holdout 0", "2 files of 2"),
+    ("p1_train.py", "--data {tmp}/text --output {out} --skip-bad", "holds 0 classes"),
+    ("p1_train.py", "--data {data} --output {tmp}/file", "is a file"),
+    ("p1_train.py", "--data {data} --output {run}", "--resume"),
+    ("p1_train.py", "--data {data} --output {out} --arch vit_tinny_patch16_224", "did you mean vit_tiny_patch16_224"),
+    ("p1_train.py", "--data {data} --output {out} --arch resnet18", "name a timm VisionTransformer"),
+    ("p1_train.py", "--data {data} --output {out} --weights {tmp}/missing.pt", "missing.pt does not exist"),
+    ("p1_train.py", "--data {data} --output {out} --weights {tmp}/file", "not a weights file"),
+    ("p1_train.py", "--data {data} --output {out} --arch deit_tiny_patch16_224 --weights {best}", "was made for test_vit"),
+    ("p1_train.py", "--data {data} --output {out} --weights {best} --scratch", "not allowed with"),
+    ("p1_train.py", "--data {data} --output {out} --lr -1", "--lr"),
+    ("p1_train.py", "--data {data} --output {out} --lr nan", "--lr"),
+    ("p1_train.py", "--data {data} --output {out} --epochs 0", "--epochs"),
+    ("p1_train.py", "--data {data} --output {out} --batch-size x", "--batch-size"),
+    ("p1_train.py", "--data {data} --output {out} --holdout 1", "--holdout"),
+    ("p1_train.py", "--data {data} --output {out} --save-every 0", "--save-every"),
+    ("p1_train.py", "--data {data} --output {out} --save-every 3m", "--save-every"),
+    ("p1_train.py", "--data {data} --output {out} --colour red", "--colour"),
+    ("p1_train.py", "--output {out}", "--data"),
+    ("p1_eval.py", "{tmp}/missing --checkpoint {best}", "missing does not exist"),
+    ("p1_eval.py", "{tmp}/file --checkpoint {best}", "is a file, not a folder"),
+    ("p1_eval.py", "{tmp}/empty --checkpoint {best}", "holds no images"),
+    ("p1_eval.py", "{tmp}/photos {out}/p.csv --checkpoint {best}", "1 file of 1"),
+    ("p1_eval.py", "{tmp}/photos {out}/p.csv --checkpoint {best} --skip-bad", "holds no image that can be used"),
+    ("p1_eval.py", "{val} --checkpoint {tmp}/missing.pt", "missing.pt does not exist"),
+    ("p1_eval.py", "{val} --checkpoint {tmp}", "is not a file"),
+    ("p1_eval.py", "{val} --checkpoint {tmp}/file", "not a weights file"),
+    ("p1_eval.py", "{val} --checkpoint {tmp}/other_arch.pt", "do not fit its own architecture"),
+    ("p1_eval.py", "{val} --checkpoint {tmp}/nan.pt", "not finite"),
+    ("p1_eval.py", "{val} {tmp}/file/p.csv --checkpoint {best}", "file"),
+    ("p1_eval.py", "{val} --checkpoint {best} --expect 94", "--expect"),
+    ("p1_viz_posembed.py", "--output {out}/f.png", "--checkpoint"),
+    ("p1_viz_posembed.py", "--checkpoint {best} --output {out}/f.gif", ".png, .pdf or .svg"),
+    ("p1_viz_posembed.py", "--checkpoint {best} --weights {best} --output {out}/f.png", "--weights"),
+    ("p1_viz_posembed.py", "--checkpoint {tmp}/file --output {out}/f.png", "not a weights file"),
+    ("p1_viz_attn.py", "{tmp}/missing.jpg --checkpoint {best} --output-dir {out}", "missing.jpg does not exist"),
+    ("p1_viz_attn.py", "{tmp}/empty --checkpoint {best} --output-dir {out}", "holds no images"),
+    ("p1_viz_attn.py", "{tmp}/photos --checkpoint {best} --output-dir {out}", "1 file of 1"),
+    ("p1_viz_attn.py", "{val} --checkpoint {best} --weights {best} --output-dir {out}", "--weights"),
+    ("p1_viz_attn.py", "{val}/0_0.jpg --checkpoint {best} --output-dir {tmp}/file", "file"),
+])
+def test_bad_input_is_one_error_line_and_exit_code_2(places, capsys, script, arguments, expected):
+    arguments = [argument.format(**places) for argument in shlex.split(arguments)]
+    if script == "p1_train.py":  # the case's own flags come last and win
+        defaults = [] if "--arch" in arguments else TRAIN[:2]
+        defaults += [] if "--weights" in arguments else ["--scratch"]
+        arguments = [*defaults, "--epochs", "1", "--workers", "0", *arguments]
+    try:
+        code = SCRIPTS[script].main(arguments)
+    except SystemExit as exit:
+        code = exit.code
+    errors = capsys.readouterr().err.splitlines()
+    said = [line for line in errors if not line.startswith("  ") and not line.startswith("note: ")]
+    assert code == 2 and len(said) == 1 and said[0].startswith("error: ") and expected in said[0], errors
+    assert not list(places["out"].glob("*")), "nothing is left behind"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_each_script_answers_as_a_process_of_its_own(script, tmp_path):
+    done = subprocess.run([sys.executable, REPOSITORY / script, "--help"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and "usage: " in done.stdout and script in done.stdout
+    done = subprocess.run([sys.executable, "-X", "importtime", REPOSITORY / script, "--help"], capture_output=True, text=True)
+    assert " torch" not in done.stderr, "--help must not wait for torch"
+    done = subprocess.run([sys.executable, REPOSITORY / script, "--nonsense"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def commands(text):
+    """The lines of a text that call one of the scripts, joined where they go on."""
+    text = text.replace("\\\n", " ")
+    return [shlex.split(line) for line in re.findall(r"^\s*(?:REAL_DATA=\S+ )?python (p1_\w+\.py .*)$", text, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("source", ["README.md", "demo.sh", *SCRIPTS])
+def test_every_documented_command_is_one_that_the_scripts_take(source):
+    text = (REPOSITORY / source).read_text().replace("$python", "python").replace("\\\\\n", "\\\n")
+    found = commands(text)
+    assert found
+    for script, *arguments in found:
+        SCRIPTS[script].get_args_parser().parse_args(arguments)

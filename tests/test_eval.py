@@ -1,0 +1,116 @@
+import csv
+import hashlib
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+import p1_eval
+
+
+def evaluate(folder, run, *arguments, name="best.pt"):
+    return p1_eval.main([str(folder), "--checkpoint", str(run / name), "--device", "cpu", "--workers", "0", *map(str, arguments)])
+
+
+def rows(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    """A run folder of the test's own, since an evaluation writes into it."""
+    return shutil.copytree(run, tmp_path / "run")
+
+
+def test_scores_and_predictions(copied, shapes, tmp_path):
+    pred, result = tmp_path / "new" / "pred.csv", tmp_path / "new" / "result.json"
+    assert evaluate(shapes / "val", copied, pred, "--json", result) == 0
+    header, *predicted = rows(pred)
+    assert header == ["filename", "label"]
+    assert [name for name, _ in predicted] == sorted(path.name for path in (shapes / "val").iterdir())
+    content = json.loads(result.read_text())
+    correct = sum(name.split("_")[0] == label for name, label in predicted)
+    assert content["correct"] == correct and content["labelled"] == content["images"] == 16
+    assert content["accuracy"] == correct / 16
+    assert content["checkpoint_sha256"] == hashlib.sha256((copied / "best.pt").read_bytes()).hexdigest()
+    assert list(content["per_class"]) == ["0", "1", "2", "3"] and content["per_class"]["2"]["name"] == "ring"
+    assert all(row["labelled"] == 4 for row in content["per_class"].values())
+    assert sum(row["correct"] for row in content["per_class"].values()) == correct
+    assert (copied / "eval.json").read_bytes() == result.read_bytes()
+    assert (copied / "pred.csv").read_bytes() == pred.read_bytes()
+
+
+def test_batch_size_and_workers_change_nothing(copied, shapes, tmp_path):
+    written = set()
+    for i, (batch_size, workers) in enumerate([(1, 0), (7, 2), (64, 0), (64, 2)]):
+        arguments = [tmp_path / f"{i}.csv", "--json", tmp_path / f"{i}.json", "--batch-size", batch_size, "--workers", workers]
+        assert evaluate(shapes / "val", copied, *arguments) == 0
+        written.add((tmp_path / f"{i}.csv").read_bytes() + (tmp_path / f"{i}.json").read_bytes())
+    assert len(written) == 1
+
+
+def test_expect_decides_the_exit_code(copied, shapes, tmp_path, capsys):
+    assert evaluate(shapes / "val", copied, "--json", tmp_path / "r.json") == 0
+    accuracy = json.loads((tmp_path / "r.json").read_text())["accuracy"]
+    away = accuracy + (0.02 if accuracy < 0.9 else -0.02)
+    assert evaluate(shapes / "val", copied, "--expect", accuracy) == 0
+    assert evaluate(shapes / "val", copied, "--expect", away) == 1
+    assert evaluate(shapes / "val", copied, "--expect", away, "--tolerance", 0.02) == 0
+    (tmp_path / "unlabelled").mkdir()
+    Image.new("RGB", (50, 50)).save(tmp_path / "unlabelled" / "a.png")
+    capsys.readouterr()
+    assert evaluate(tmp_path / "unlabelled", copied, "--expect", accuracy) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: --expect")
+
+
+def test_names_may_be_anything(copied, shapes, tmp_path, capsys):
+    folder = tmp_path / "any"
+    (folder / "3").mkdir(parents=True)
+    names = ["a, b.jpg", "Köter ß.jpg", "-dash.jpg", "99_1.jpg", "2_5.jpg", "3/inside.jpg", 'quote".jpg']
+    for name in names:
+        shutil.copy(shapes / "val" / "2_0.jpg", folder / name)
+    assert evaluate(folder, copied, tmp_path / "pred.csv", "--json", tmp_path / "r.json") == 0
+    header, *predicted = rows(tmp_path / "pred.csv")
+    assert [name for name, _ in predicted] == sorted(names) and len({label for _, label in predicted}) == 1
+    content = json.loads((tmp_path / "r.json").read_text())
+    assert content["labelled"] == 2 and content["images"] == 7, "2_5.jpg and 3/inside.jpg"
+    assert "5 of 7 images carry no label" in capsys.readouterr().err
+
+
+def test_nothing_labelled_is_no_accuracy(copied, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (50, 50)).save(tmp_path / "photos" / "a.png")
+    assert evaluate(tmp_path / "photos", copied, tmp_path / "p.csv", "--json", tmp_path / "r.json") == 0
+    content = json.loads((tmp_path / "r.json").read_text())
+    assert content["accuracy"] is None and content["ci95"] is None and content["labelled"] == 0
+    assert "1 images, none labelled" in capsys.readouterr().out
+
+
+def test_bad_files_are_listed_or_skipped(copied, shapes, tmp_path, capsys):
+    folder = shutil.copytree(shapes / "val", tmp_path / "val")
+    (folder / "0_0.jpg").write_bytes((folder / "0_0.jpg").read_bytes()[:800])
+    (folder / "1_0.jpg").write_text("x")
+    assert evaluate(folder, copied, tmp_path / "p.csv") == 2
+    message = capsys.readouterr().err
+    assert "2 files of 16" in message and "0_0.jpg: " in message and "1_0.jpg: not an image" in message
+    assert not (tmp_path / "p.csv").exists()
+    assert evaluate(folder, copied, tmp_path / "p.csv", "--skip-bad") == 0
+    assert "left out 2 bad files: 0_0.jpg, 1_0.jpg" in capsys.readouterr().err
+    assert len(rows(tmp_path / "p.csv")) == 15
+
+
+@pytest.mark.parametrize("correct, total, low, high", [
+    # Newcombe 1998, Statistics in Medicine 17, table I, method 3
+    (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718),
+])
+def test_wilson_interval_agrees_with_published_values(correct, total, low, high):
+    assert p1_eval.wilson_interval(correct, total) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_a_run_folder_that_is_gone_or_foreign_is_left_alone(copied, shapes, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(copied / "best.pt", tmp_path / "elsewhere" / "model.pt")
+    assert evaluate(shapes / "val", tmp_path / "elsewhere", name="model.pt") == 0
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["model.pt"]

@@ -1,0 +1,228 @@
+import csv
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from conftest import TRAIN
+from PIL import Image
+
+import p1_train
+from datasets import images
+from engine import run_folder
+from engine.randomness import ShuffledBatches
+from engine.schedule import warmup_cosine
+
+
+def train(data, output, *arguments):
+    return p1_train.main(["--data", str(data), "--output", str(output), *TRAIN, *map(str, arguments)])
+
+
+def weights(output, name="last.pt"):
+    return torch.load(output / name, weights_only=True)["state_dict"]
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def largest_difference(one, other):
+    return max((one[key] - other[key]).abs().max().item() for key in one)
+
+
+def metrics(output):
+    with open(output / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_what_the_contract_says(run, shapes):
+    assert {path.name for path in run.iterdir()} == {"last.pt", "best.pt", "metrics.csv", "config.json", "curves.png"}
+    rows = metrics(run)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert all(0 <= float(row["holdout_accuracy"]) <= 1 and float(row["train_loss"]) > 0 for row in rows)
+    config = json.loads((run / "config.json").read_text())
+    assert config["settings"]["sam"] is True and config["settings"]["optimizer"] == "adam"
+    assert config["settings"]["rho"] == 0.05 and config["versions"]["timm"] and "command" in config
+    best = torch.load(run / "best.pt", weights_only=True)
+    assert best["class_names"] == (shapes / "classes.txt").read_text().split() and "resume" not in best
+    assert Image.open(run / "curves.png").width > 1000
+
+
+def test_the_headline_setting_is_the_default():
+    args = p1_train.get_args_parser().parse_args(["--data", "p1_data", "--output", "out"])
+    assert (args.arch, args.weights, args.scratch, args.rho) == ("vit_base_patch16_224", None, False, 0.05)
+
+
+@pytest.mark.parametrize("flags, optimizer, sam", [
+    ([], "adam", True), (["--optimizer", "adam"], "adam", False), (["--optimizer", "sgd", "--sam"], "sgd", True),
+    (["--sam"], "adam", True), (["--no-sam"], "adam", False), (["--optimizer", "adamw"], "adamw", False),
+])
+def test_the_optimizer_is_what_is_named_and_sam_around_adam_otherwise(shapes, tmp_path, flags, optimizer, sam):
+    assert train(shapes, tmp_path / "run", "--epochs", 1, "--holdout", 0, *flags) == 0
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert (settings["optimizer"], settings["sam"]) == (optimizer, sam)
+    groups = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["resume"]["optimizer"]["param_groups"]
+    assert ("rho" in groups[0]) is sam and ("momentum" in groups[0]) is (optimizer == "sgd")
+
+
+def test_the_same_seed_gives_the_same_weights_with_any_number_of_workers(run, shapes, tmp_path):
+    assert train(shapes, tmp_path / "again", "--epochs", 2, "--sam", "--workers", 2) == 0
+    assert same(weights(run), weights(tmp_path / "again")) and same(weights(run, "best.pt"), weights(tmp_path / "again", "best.pt"))
+    assert train(shapes, tmp_path / "other", "--epochs", 2, "--sam", "--seed", 1) == 0
+    assert not same(weights(run), weights(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("flags", [["--sam"], ["--optimizer", "adam"], ["--optimizer", "sgd", "--sam", "--accumulate", "2"]])
+def test_a_run_killed_in_the_middle_of_an_epoch_resumes_as_if_nothing_had_happened(shapes, tmp_path, monkeypatch, flags):
+    settings = ["--epochs", 2, "--save-every", 1, *flags]
+    assert train(shapes, tmp_path / "straight", *settings) == 0
+
+    class Killed(BaseException):
+        pass
+
+    save, saves = run_folder.save_checkpoint, []
+
+    def save_then_die(content, path):
+        save(content, path)
+        saves.append(path.name)
+        if path.name == "last.pt" and saves.count("last.pt") in (1, 5):  # in the middle of the first epoch, then of the second one
+            raise Killed
+
+    monkeypatch.setattr(run_folder, "save_checkpoint", save_then_die)
+    resume = []
+    while True:
+        try:
+            code = train(shapes, tmp_path / "killed", *settings, *resume)
+            break
+        except Killed:
+            resume = ["--resume"]
+    assert code == 0 and resume
+    for name in ("last.pt", "best.pt"):
+        assert same(weights(tmp_path / "straight", name), weights(tmp_path / "killed", name))
+    timeless = [[{key: value for key, value in row.items() if key not in ("seconds", "images_per_second")} for row in rows]
+                for rows in (metrics(tmp_path / "straight"), metrics(tmp_path / "killed"))]
+    assert timeless[0] == timeless[1]
+
+
+def test_resume_says_what_it_does(run, shapes, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    assert train(shapes, tmp_path / "run", "--epochs", 2, "--sam") == 2
+    assert "--resume" in capsys.readouterr().err
+    assert train(shapes, tmp_path / "run", "--epochs", 2, "--sam", "--resume") == 0
+    assert "is finished" in capsys.readouterr().out
+    assert train(shapes, tmp_path / "run", "--epochs", 3, "--sam", "--resume", "--rho", "0.1") == 2
+    assert "--rho is 0.1 now and was 0.05 before" in capsys.readouterr().err
+    assert train(shapes, tmp_path / "run", "--epochs", 3, "--sam", "--resume", "--workers", 1) == 0
+    assert [row["epoch"] for row in metrics(tmp_path / "run")] == ["1", "2", "3"]
+    data = shutil.copytree(shapes, tmp_path / "data")
+    shutil.copy(data / "train" / "0_0.jpg", data / "train" / "0_99.jpg")
+    assert train(data, tmp_path / "run", "--epochs", 4, "--sam", "--resume") == 2
+    (tmp_path / "empty").mkdir()
+    assert train(shapes, tmp_path / "empty", "--epochs", 1, "--resume") == 0
+    assert "starting anew" in capsys.readouterr().err
+
+
+def test_accumulated_batches_are_one_big_batch(shapes, tmp_path):
+    settings = ["--epochs", 1, "--optimizer", "sgd", "--sam", "--holdout", 0]
+    assert train(shapes, tmp_path / "big", *settings, "--batch-size", 12) == 0
+    assert train(shapes, tmp_path / "small", *settings, "--batch-size", 4, "--accumulate", 3) == 0  # 12, 12 and 8 images
+    assert largest_difference(weights(tmp_path / "big"), weights(tmp_path / "small")) < 1e-6
+    assert float(metrics(tmp_path / "big")[0]["train_loss"]) == pytest.approx(float(metrics(tmp_path / "small")[0]["train_loss"]))
+
+
+def test_val_is_never_read(shapes, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    for path in (data / "val").iterdir():
+        path.write_bytes(b"not an image")
+    assert train(data, tmp_path / "run", "--epochs", 1) == 0
+
+
+def test_the_best_epoch_is_the_last_one_with_the_highest_score(shapes, tmp_path, monkeypatch):
+    scores = iter([0.25, 0.75, 0.75, 0.5])
+
+    def predict(model, loader, device, precision):
+        share = next(scores)
+        logits = torch.zeros(4, 4)
+        logits[torch.arange(4), [0 if i < share * 4 else 1 for i in range(4)]] = 1
+        return logits, torch.zeros(4, dtype=torch.long)
+
+    kept, save = [], run_folder.save_checkpoint
+    monkeypatch.setattr("engine.inference.predict", predict)
+    monkeypatch.setattr(run_folder, "save_checkpoint", lambda content, path: (kept.append(path.name), save(content, path)))
+    assert train(shapes, tmp_path / "run", "--epochs", 4, "--optimizer", "adam") == 0
+    assert kept == ["best.pt", "last.pt", "best.pt", "last.pt", "best.pt", "last.pt", "last.pt"]
+
+
+def test_without_a_held_out_part_the_last_epoch_is_the_best(shapes, tmp_path):
+    assert train(shapes, tmp_path / "run", "--epochs", 2, "--holdout", 0, "--optimizer", "adam") == 0
+    assert same(weights(tmp_path / "run", "best.pt"), weights(tmp_path / "run", "last.pt"))
+    assert [row["holdout_accuracy"] for row in metrics(tmp_path / "run")] == ["", ""]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("flags", [["--sam"], ["--sam", "--adaptive", "--rho", "0.5"], ["--optimizer", "adamw"]])
+def test_mixed_precision_trains(shapes, tmp_path, precision, flags):
+    arguments = ["--epochs", 2, "--holdout", 0, *flags]
+    assert train(shapes, tmp_path / "mixed", *arguments, "--precision", precision) == 0
+    assert train(shapes, tmp_path / "full", *arguments) == 0
+    losses = [float(metrics(tmp_path / name)[1]["train_loss"]) for name in ("mixed", "full")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_state_before_it(shapes, tmp_path, capsys):
+    assert train(shapes, tmp_path / "run", "--epochs", 3, "--lr", "1e30", "--optimizer", "sgd") == 3
+    assert "the loss is not finite in epoch 1, step" in capsys.readouterr().err
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values()) or \
+        torch.load(tmp_path / "run" / "last.pt", weights_only=True)["resume"]["done"]["steps"] >= 1
+
+
+def test_learning_rate_schedule():
+    factor = warmup_cosine(100, 10)
+    assert [factor(step) for step in (0, 4, 9, 10)] == [0.1, 0.5, 1.0, 1.0]
+    assert factor(55) == pytest.approx(0.5) and factor(100) == pytest.approx(0)
+    assert factor(40) == pytest.approx((1 + math.cos(math.pi / 3)) / 2)
+    assert warmup_cosine(1, 0)(0) == 1
+
+
+def test_batches_are_a_permutation_that_depends_on_seed_and_epoch():
+    batches = ShuffledBatches(10, 4, seed=0)
+    first = list(batches)
+    assert [len(batch) for batch in first] == [4, 4, 2] and len(batches) == 3
+    assert sorted(index for batch in first for _, index in batch) == list(range(10))
+    assert list(batches) == first
+    batches.epoch = 1
+    second = list(batches)
+    assert [index for batch in second for _, index in batch] != [index for batch in first for _, index in batch]
+    batches.start = 2
+    assert list(batches) == second[2:]
+
+
+def test_bad_files_in_the_training_set(shapes, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    names = images.list_files(data / "train")[0]
+    for name in names[3:5]:
+        (data / "train" / name).write_bytes((data / "train" / name).read_bytes()[:500])
+    assert train(data, tmp_path / "run", "--epochs", 1) == 2
+    message = capsys.readouterr().err
+    assert "2 files of 32" in message and all(name in message for name in names[3:5]) and "--skip-bad" in message
+    assert not (tmp_path / "run" / "last.pt").exists()
+    assert train(data, tmp_path / "run", "--epochs", 1, "--skip-bad") == 0
+    assert f"left out 2 bad files: {names[3]}, {names[4]}" in capsys.readouterr().err
+
+
+@pytest.mark.real_data
+def test_the_real_model_learns_real_photos(real_data, tmp_path):
+    weights_file = real_data / "weights" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
+    data = tmp_path / "data"
+    for label in ("0", "7", "26", "31"):
+        for path in sorted((real_data / "pets" / "train").glob(f"{label}_*.jpg"))[:8]:
+            (data / "train").mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, data / "train")
+    assert p1_train.main(["--data", str(data), "--output", str(tmp_path / "run"), "--arch", "vit_tiny_patch16_224",
+                          "--weights", str(weights_file), "--sam", "--epochs", "4", "--lr", "1e-4", "--batch-size", "8",
+                          "--precision", "bf16", "--holdout", "0", "--workers", "2", "--device", "cpu"]) == 0
+    rows = metrics(tmp_path / "run")
+    assert float(rows[-1]["train_accuracy"]) > 0.9 > float(rows[0]["train_accuracy"])
