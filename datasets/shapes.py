@@ -57,12 +57,6 @@ def _heart():
     return np.stack([x, -y - 2.5], 1) / 17
 
 
-def _flower():
-    angle = np.linspace(0, TAU, 120)
-    radius = 0.72 + 0.28 * np.cos(6 * angle)
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)
-
-
 # name -> outlines (corners x, y in the unit disc, y pointing down): the first is filled, later ones are cut out.
 OUTLINES = {
     # the demo's classes
@@ -71,8 +65,8 @@ OUTLINES = {
     "crescent": [_arc(0.95, 0.95), _arc(0.8, 0.8, center=(0.42, 0))],
     "cross": [_polygon((-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3), (0.3, 1), (-0.3, 1),
                        (-0.3, 0.3), (-1, 0.3), (-1, -0.3), (-0.3, -0.3))],
-    "flower": [_flower()],
     "heart": [_heart()],
+    "mushroom": [np.concatenate([_arc(0.95, 0.85, TAU / 2, TAU), _polygon((0.32, 0), (0.32, 0.9), (-0.32, 0.9), (-0.32, 0))])],
     "ring": [_arc(0.95, 0.95), _arc(0.52, 0.52)],
     "square": [_polygon((-0.75, -0.75), (0.75, -0.75), (0.75, 0.75), (-0.75, 0.75))],
     "star": [_radial([1, 0.42] * 5)],
@@ -180,7 +174,7 @@ def _write_image(job):
     Image.fromarray(mask).save(folder / "masks" / split / f"{stem}.png")
 
 
-def write_dataset(folder, classes=DEMO_CLASSES, train_per_class=60, val_per_class=40, seed=0, processes=2):
+def write_dataset(folder, classes=DEMO_CLASSES, train_per_class=100, val_per_class=40, seed=0, processes=2):
     """Draw a data set into `folder` (layout above) unless the same one is already there. Returns `folder`.
 
     The set appears under its name only when it is whole. A folder that holds anything else is never overwritten:
@@ -224,7 +218,7 @@ def get_args_parser():
                             formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the data set goes")
     parser.add_argument("--classes", choices=["demo", "pretrain"], default="demo", help="which shapes (%(default)s)")
-    parser.add_argument("--train-per-class", type=int, default=60, metavar="N", help="training images (%(default)s)")
+    parser.add_argument("--train-per-class", type=int, default=100, metavar="N", help="training images (%(default)s)")
     parser.add_argument("--val-per-class", type=int, default=40, metavar="N", help="validation images (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed is another draw (%(default)s)")
     return parser
