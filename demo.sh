@@ -10,10 +10,10 @@ rm -rf runs/demo
 step() { printf '\n== %s\n' "$1"; }
 
 step "Fine-tune a small pretrained ViT, with SAM around Adam"
-python p1_train.py --data demo --arch test_vit --weights weights/demo_vit.pt --sam --epochs 20 --lr 1e-3 --holdout 0 \
+python p1_train.py --data demo --arch test_vit --weights weights/demo_vit.pt --sam --epochs 15 --lr 1e-3 --holdout 0 \
     --output runs/demo/pretrained
 step "Train the same ViT from random weights, with Adam"
-python p1_train.py --data demo --arch test_vit --scratch --optimizer adam --epochs 20 --lr 1e-3 --holdout 0 \
+python p1_train.py --data demo --arch test_vit --scratch --optimizer adam --epochs 15 --lr 1e-3 --holdout 0 \
     --output runs/demo/scratch
 step "Evaluate both on images that neither has seen"
 python p1_eval.py data/demo/val --checkpoint runs/demo/scratch/best.pt

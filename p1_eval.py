@@ -20,6 +20,7 @@ from pathlib import Path
 
 from common.console import ArgumentParser, number, remark, reports_errors
 from common.errors import BadInput
+from common.files import sha256, write_text
 
 Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
 
@@ -41,7 +42,7 @@ def get_args_parser():
     add("--json", type=Path, metavar="FILE", help="where the accuracy goes, overall and by class")
     add("--expect", type=number(float, low=0, high=1), metavar="ACC", help="the accuracy that must come out")
     add("--tolerance", type=number(float, low=0, high=1), default=0.005, metavar="X", help="how closely (%(default)s)")
-    add("--batch-size", type=number(int, low=1), default=64, metavar="N", help="%(default)s; changes speed and memory alone")
+    add("--batch-size", type=number(int, low=1), default=64, metavar="N", help="%(default)s; a matter of memory alone")
     add("--workers", type=number(int, low=0), metavar="N", help="processes that load images (one a core, at most 8)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="%(default)s")
     add("--skip-bad", action="store_true", help="go on without files that cannot be used")
@@ -58,7 +59,7 @@ def as_csv(names, labels):
 
 
 def score(predicted, true, checkpoint):
-    """The contract's JSON, but for the number of images and the checksum. `true` holds None for unlabelled images."""
+    """What goes into the JSON file, from the predicted and the true labels; None stands for an unlabelled image."""
     per_class = {label: {"name": name, "correct": 0, "labelled": 0}
                  for label, name in zip(checkpoint.labels, checkpoint.class_names)}
     for guess, label in zip(predicted, true):
@@ -68,7 +69,8 @@ def score(predicted, true, checkpoint):
     correct = sum(row["correct"] for row in per_class.values())
     labelled = sum(row["labelled"] for row in per_class.values())
     return {"accuracy": correct / labelled if labelled else None, "correct": correct, "labelled": labelled,
-            "ci95": list(wilson_interval(correct, labelled)) if labelled else None, "per_class": per_class}
+            "images": len(predicted), "ci95": list(wilson_interval(correct, labelled)) if labelled else None,
+            "checkpoint_sha256": sha256(checkpoint.path), "per_class": per_class}
 
 
 @reports_errors
@@ -80,38 +82,27 @@ def main(argv=None):
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
-    from common.files import sha256, write_text
     from datasets import images
-    from engine.device import pick_device
+    from engine.device import loader_workers, pick_device
     from engine.inference import predict
     from engine.run_folder import CONFIG
     from models.vit import open_checkpoint
 
     device = pick_device(args.device)
     checkpoint = open_checkpoint(args.checkpoint)
-    names, bad = images.list_files(args.images)
-    bad = dict.fromkeys(bad, "is empty")
-    if args.skip_bad:
-        bad.update(images.undecodable(args.images, [name for name in names if name not in bad]))
-        names = [name for name in names if name not in bad]
-        if bad:
-            remark(f"left out {len(bad)} bad file{'s' * (len(bad) > 1)}: {', '.join(sorted(bad))}")
-        if not names:
-            raise BadInput(f"{args.images} holds no image that can be used")
-    elif bad:
-        raise images.bad_files(args.images, bad, len(names))
-    labels = [images.label_of(name) for name in names]
-    true = [label if label in checkpoint.labels else None for label in labels]
+    names = images.usable_files(args.images, args.skip_bad)
+    known = set(checkpoint.labels)
+    true = [label if label in known else None for label in map(images.label_of, names)]
     labelled = sum(label is not None for label in true)
     if labelled < len(names):
         remark(f"{len(names) - labelled} of {len(names)} images carry no label that the checkpoint knows: not scored")
     if args.expect is not None and not labelled:
         raise BadInput(f"--expect {args.expect}: no image in {args.images} carries a label that the checkpoint knows")
 
-    workers = min(8, os.cpu_count()) if args.workers is None else args.workers
+    transform = images.evaluation_transform(checkpoint.preprocessing)
     loader = DataLoader(
-        images.ImageDataset(args.images, names, [0] * len(names), images.evaluation_transform(checkpoint.preprocessing)),
-        batch_size=args.batch_size, num_workers=workers, pin_memory=device.type == "cuda")
+        images.ImageDataset(args.images, names, [0] * len(names), transform), batch_size=args.batch_size,
+        num_workers=loader_workers(args.workers), pin_memory=device.type == "cuda")
     with images.explaining_bad_images(args.images, names):
         logits, _ = predict(checkpoint.model.to(device), loader, device,
                             progress=lambda batches: tqdm(batches, unit=" batches", disable=None))
@@ -120,9 +111,6 @@ def main(argv=None):
     predicted = [checkpoint.labels[index] for index in logits.argmax(1)]
 
     result = score(predicted, true, checkpoint)
-    result = {"accuracy": result["accuracy"], "correct": result["correct"], "labelled": result["labelled"],
-              "images": len(names), "ci95": result["ci95"], "checkpoint_sha256": sha256(args.checkpoint),
-              "per_class": result["per_class"]}
     predictions, scores = as_csv(names, predicted), json.dumps(result, indent=2, ensure_ascii=False) + "\n"
     if args.csv:
         write_text(args.csv, predictions)
@@ -140,7 +128,7 @@ def main(argv=None):
     print(f"accuracy {result['accuracy']:.4f} ({result['correct']} of {labelled} labelled images, "
           f"95 % interval {low:.3f} to {high:.3f})")
     if args.expect is not None:
-        # in whole images, the tolerance would otherwise depend on how 0.78 - 0.775 is rounded
+        # 1e-9, because 0.78 - 0.775 is a little more than 0.005 in floating point
         if abs(result["accuracy"] - args.expect) > args.tolerance + 1e-9:
             print(f"not as expected: {args.expect} within {args.tolerance}")
             return 1

@@ -52,13 +52,13 @@ def get_args_parser():
     add = parser.add_argument_group("model").add_argument
     add("--arch", default="vit_base_patch16_224", metavar="NAME", help="any timm VisionTransformer (%(default)s)")
     start = parser.add_mutually_exclusive_group()
-    start.add_argument("--weights", type=Path, metavar="FILE", help="pretrained weights, instead of timm's from the hub")
+    start.add_argument("--weights", type=Path, metavar="FILE", help="pretrained weights instead of timm's from the hub")
     start.add_argument("--scratch", action="store_true", help="start from random weights")
 
     add = parser.add_argument_group("optimization").add_argument
     add("--optimizer", choices=["adam", "adamw", "sgd"],
         help="without --sam, exactly this one; if neither is named, SAM around Adam")
-    add("--sam", action=argparse.BooleanOptionalAction, help="put SAM around the optimizer (Adam unless another is named)")
+    add("--sam", action=argparse.BooleanOptionalAction, help="put SAM around the optimizer (Adam if none is named)")
     add("--rho", type=number(float, low=0), default=0.05, metavar="X",
         help="how far SAM climbs: 0.02 to 0.2, ten times that with --adaptive (%(default)s)")
     add("--adaptive", action="store_true", help="ASAM: climb in units of each weight")
@@ -66,13 +66,13 @@ def get_args_parser():
     add("--batch-size", type=number(int, low=1), default=32, metavar="N", help="images a forward pass (%(default)s)")
     add("--accumulate", type=number(int, low=1), default=1, metavar="N", help="batches a step (%(default)s)")
     add("--lr", type=number(float, low=0), default=3e-5, metavar="X",
-        help="peak learning rate, after a linear warm-up and before a cosine decay: 1e-5 to 3e-4 for pretrained weights, "
+        help="peak learning rate, between a linear warm-up and a cosine decay: 1e-5 to 3e-4 for pretrained weights, "
              "3e-4 to 2e-3 from scratch (%(default)s)")
     add("--precision", choices=["fp32", "bf16", "fp16"], default="fp32",
         help="number format of the forward and backward pass (%(default)s)")
 
     add = parser.add_argument_group("run").add_argument
-    add("--seed", type=number(int, low=0), default=0, metavar="N", help="of the split, the order and all chance (%(default)s)")
+    add("--seed", type=number(int, low=0), default=0, metavar="N", help="decides the split, the order and all chance (%(default)s)")
     add("--workers", type=number(int, low=0), metavar="N", help="processes that load images (one a core, at most 8)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="%(default)s")
     add("--save-every", type=SaveEvery, metavar="N|Ns", help="save every N steps or N seconds too, not only each epoch")
@@ -88,7 +88,6 @@ def main(argv=None):
 
     # After the arguments, so that --help and typing errors answer at once.
     import math
-    import os
     import time
     from datetime import timedelta
     from itertools import islice
@@ -101,7 +100,7 @@ def main(argv=None):
     from common.files import write_text
     from datasets import images, shapes
     from engine import run_folder
-    from engine.device import autocast, pick_device
+    from engine.device import autocast, loader_workers, pick_device
     from engine.inference import predict
     from engine.randomness import ShuffledBatches, random_state, seed_everything, set_random_state
     from engine.schedule import warmup_cosine
@@ -109,7 +108,8 @@ def main(argv=None):
     from plots.curves import draw_curves
     from sam import SAM
 
-    settings = {name: str(value) if isinstance(value, (Path, SaveEvery)) else value for name, value in vars(args).items()}
+    settings = {name: str(value) if isinstance(value, (Path, SaveEvery)) else value
+                for name, value in vars(args).items()}
     device = pick_device(args.device)
     saved = run_folder.find_run(args.output, args.resume)
     if saved:
@@ -123,11 +123,9 @@ def main(argv=None):
 
     # Data
     data = shapes.write_dataset(DEMO_DATA) if args.data == "demo" else Path(args.data)
-    folder, left_out = images.read_training_folder(data / "train", data / "classes.txt", args.skip_bad)
-    if left_out:
-        remark(f"left out {len(left_out)} bad file{'s' * (len(left_out) > 1)}: {', '.join(left_out)}")
+    folder = images.read_training_folder(data / "train", data / "classes.txt", args.skip_bad)
     if saved and saved["resume"]["images"] != folder.fingerprint():
-        raise BadInput(f"--resume: {folder.root} holds other images than when the run began: put them back, or start anew")
+        raise BadInput(f"--resume: {folder.root} holds other images than when the run began: start a new run")
     to_fit, to_hold_out = images.split_held_out(folder.targets, args.holdout, args.seed)
     fit, held_out = folder.keep(to_fit), folder.keep(to_hold_out)
 
@@ -143,14 +141,16 @@ def main(argv=None):
     preprocessing = vit.preprocessing(model)
 
     # Loaders. Their own generators keep the global random stream free for the model.
-    workers = min(8, os.cpu_count()) if args.workers is None else args.workers
+    workers = loader_workers(args.workers)
     loading = {"num_workers": workers, "pin_memory": device.type == "cuda", "persistent_workers": workers > 0}
     batches = ShuffledBatches(len(fit.names), args.batch_size, args.seed)
     fit_loader = DataLoader(
-        images.ImageDataset(fit.root, fit.names, fit.targets, images.training_transform(preprocessing), args.seed),
+        images.ImageDataset(fit.root, fit.names, fit.targets,
+                            images.training_transform(preprocessing), args.seed),
         batch_sampler=batches, generator=torch.Generator(), **loading)
     held_out_loader = DataLoader(
-        images.ImageDataset(held_out.root, held_out.names, held_out.targets, images.evaluation_transform(preprocessing)),
+        images.ImageDataset(held_out.root, held_out.names, held_out.targets,
+                            images.evaluation_transform(preprocessing)),
         batch_size=args.batch_size, generator=torch.Generator(), **loading) if held_out.names else None
 
     # Optimization
@@ -163,7 +163,7 @@ def main(argv=None):
         optimizer = base_optimizer = base_class(model.parameters(), lr=args.lr, **options)
     steps_per_epoch = math.ceil(len(batches) / args.accumulate)
     total_steps = args.epochs * steps_per_epoch
-    scheduler = torch.optim.lr_scheduler.LambdaLR(base_optimizer, warmup_cosine(total_steps, int(WARMUP * total_steps)))
+    schedule = warmup_cosine(total_steps, int(WARMUP * total_steps))
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
 
     # All that a step depends on, besides the weights and the random streams
@@ -172,8 +172,8 @@ def main(argv=None):
     if saved:
         resume = saved["resume"]
         epoch, history, best, done = resume["epoch"], resume["history"], resume["best"], resume["done"]
-        for part, name in ((optimizer, "optimizer"), (scheduler, "scheduler"), (scaler, "scaler")):
-            part.load_state_dict(resume[name])
+        optimizer.load_state_dict(resume["optimizer"])
+        scaler.load_state_dict(resume["scaler"])
         set_random_state(resume["random"])
 
     description = run_folder.describe_run(settings)
@@ -183,8 +183,7 @@ def main(argv=None):
 
     def save_last():
         state = {"images": folder.fingerprint(), "epoch": epoch, "history": history, "best": best, "done": done,
-                 "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "scaler": scaler.state_dict(),
-                 "random": random_state()}
+                 "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "random": random_state()}
         run_folder.save_checkpoint({**checkpoint(), "resume": state}, args.output / run_folder.LAST)
         write_text(args.output / run_folder.CONFIG, description)
 
@@ -210,7 +209,8 @@ def main(argv=None):
           f"{len(held_out.names)} held out, {len(folder.labels)} classes -> {args.output}")
 
     images_before = epoch * len(fit.names) + done["images"]
-    bar = tqdm(total=args.epochs * len(fit.names), initial=images_before, unit=" images", disable=None, dynamic_ncols=True)
+    bar = tqdm(total=args.epochs * len(fit.names), initial=images_before, unit=" images", disable=None,
+               dynamic_ncols=True)
     run_started = time.monotonic()
     last_save, steps_since_save = run_started, 0
     with images.explaining_bad_images(folder.root, folder.names), bar:
@@ -233,16 +233,18 @@ def main(argv=None):
                     save_last()
                     raise TrainingStopped(f"the loss is not finite in epoch {epoch + 1}, step {done['steps'] + 1}: the "
                                           f"state before it is in {args.output / run_folder.LAST}; try a smaller --lr")
-                lr = scheduler.get_last_lr()[0]
+                lr = args.lr * schedule(epoch * steps_per_epoch + done["steps"])
+                for param_group in base_optimizer.param_groups:
+                    param_group["lr"] = lr
                 scaler.step(base_optimizer)
                 scaler.update()
                 optimizer.zero_grad()
-                scheduler.step()
 
                 done = {"steps": done["steps"] + 1, "images": done["images"] + size, "loss": done["loss"] + loss,
                         "correct": done["correct"] + correct, "lr": lr, "seconds": time.monotonic() - epoch_started}
                 bar.update(size)
-                bar.set_postfix(loss=f"{done['loss'] / done['images']:.3f}", acc=f"{done['correct'] / done['images']:.3f}")
+                bar.set_postfix(loss=f"{done['loss'] / done['images']:.3f}",
+                                accuracy=f"{done['correct'] / done['images']:.3f}")
                 steps_since_save += 1
                 if args.save_every and args.save_every.due(steps_since_save, time.monotonic() - last_save):
                     save_last()
@@ -250,8 +252,8 @@ def main(argv=None):
 
             row = {"epoch": epoch + 1, "lr": done["lr"],
                    "train_loss": done["loss"] / done["images"], "train_accuracy": done["correct"] / done["images"],
-                   "holdout_loss": None, "holdout_accuracy": None, "images_per_second": done["images"] / done["seconds"],
-                   "seconds": done["seconds"]}
+                   "holdout_loss": None, "holdout_accuracy": None,
+                   "images_per_second": done["images"] / done["seconds"], "seconds": done["seconds"]}
             if held_out_loader:
                 logits, targets = predict(model, held_out_loader, device, args.precision)
                 row["holdout_loss"] = F.cross_entropy(logits, targets).item()

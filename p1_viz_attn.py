@@ -72,7 +72,7 @@ def main(argv=None):
     model.eval().to(device)
     transform = images.evaluation_transform(preprocessing)
 
-    with images.explaining_bad_images(".", [str(path) for path in paths]):
+    with images.explaining_bad_images("", [str(path) for path in paths], remedy="mend them or leave them out"):
         for start in range(0, len(paths), args.batch_size):
             batch = paths[start:start + args.batch_size]
             photos = [images.load_image(path) for path in batch]

@@ -2,6 +2,8 @@
 
 import argparse
 import functools
+import math
+import operator
 import sys
 from pathlib import Path
 
@@ -19,13 +21,14 @@ class ArgumentParser(argparse.ArgumentParser):
 def number(kind, low=None, high=None, above=None):
     """An argparse type: a finite int or float (`kind`) of at least `low`, more than `above`, at most `high`."""
 
+    bounds = [(low, "at least", operator.ge), (above, "more than", operator.gt), (high, "at most", operator.le)]
+    bounds = [(bound, words, holds) for bound, words, holds in bounds if bound is not None]
+
     def parse(text):
         value = kind(text)
-        in_range = (low is None or value >= low) and (above is None or value > above) and (high is None or value <= high)
-        if value != value or value in (float("inf"), float("-inf")) or not in_range:
-            bounds = [f"at least {low}"] * (low is not None) + [f"more than {above}"] * (above is not None)
-            bounds += [f"at most {high}"] * (high is not None)
-            raise argparse.ArgumentTypeError(f"{text} is not {' and '.join(bounds)}")
+        if not (math.isfinite(value) and all(holds(value, bound) for bound, _, holds in bounds)):
+            wanted = " and ".join(f"{words} {bound}" for bound, words, _ in bounds)
+            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
         return value
 
     parse.__name__ = "number" if kind is float else "whole number"
@@ -60,7 +63,8 @@ def reports_errors(main):
             return 3
         except OSError as error:
             # disk full, no permission, a file where a folder should be: the system's own words name the file
-            print(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
+            where = f": {error.filename}" if error.filename else ""
+            print(f"error: {error.strerror or error}{where}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

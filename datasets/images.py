@@ -20,6 +20,7 @@ import timm.data
 import torch
 from PIL import Image, ImageOps
 
+from common.console import remark
 from common.errors import BadImage, BadInput
 
 LITTER = {"thumbs.db", "desktop.ini"}
@@ -118,32 +119,45 @@ class LabelledFolder:
                               self.labels, self.class_names)
 
 
-def read_training_folder(folder, classes_file, skip_bad=False):
-    """The labelled images of a training folder, in one of the two layouts.
+def usable_files(folder, skip_bad, with_labels=False):
+    """The sorted names of the images of a folder, after the checks that take no decoding: sizes and, for training, names.
 
-    Names, labels and sizes are checked; with `skip_bad` every file is decoded too and the bad ones are left out.
-    Returns (LabelledFolder, names of the files left out). Raises BadInput for bad files (all are listed) without
-    `skip_bad`, for both layouts in one folder, and for fewer than two classes.
+    With `skip_bad` every file is decoded too, and the bad ones are left out, which a remark says. Raises BadInput for
+    bad files (all are listed) without `skip_bad`, and where nothing is left.
     """
-    folder = Path(folder)
     names, empty = list_files(folder)
     bad = dict.fromkeys(empty, "is empty")
-    bad.update((name, "has no label: name it {class}_{id}.ext") for name in names if label_of(name) is None)
+    if with_labels:
+        bad.update((name, "has no label: name it {class}_{id}.ext") for name in names if label_of(name) is None)
+    if bad and not skip_bad:
+        raise bad_files(folder, bad, len(names))
     if skip_bad:
         bad.update(undecodable(folder, [name for name in names if name not in bad]))
         names = [name for name in names if name not in bad]
-    elif bad:
-        raise bad_files(folder, bad, len(names))
+        if not names:
+            raise BadInput(f"{folder} holds no image that can be used")
+        if bad:
+            remark(f"left out {len(bad)} bad file{'s' * (len(bad) > 1)}: {', '.join(sorted(bad))}")
+    return names
+
+
+def read_training_folder(folder, classes_file, skip_bad=False):
+    """The labelled images of a training folder, in one of the two layouts, as a LabelledFolder.
+
+    Raises BadInput as `usable_files` does, for both layouts in one folder, and for fewer than two classes.
+    """
+    folder = Path(folder)
+    names = usable_files(folder, skip_bad, with_labels=True)
     nested = [name for name in names if "/" in name]
     if 0 < len(nested) < len(names):
         flat = next(name for name in names if "/" not in name)
         raise BadInput(f"{folder} mixes two layouts ({nested[0]} and {flat}): use one subfolder a class, or none")
     labels = in_label_order(label_of(name) for name in names)
     if len(labels) < 2:
-        raise BadInput(f"{folder} holds {len(labels)} class{'' if len(labels) == 1 else 'es'}: training needs two")
+        raise BadInput(f"{folder} holds one class, {labels[0]}: training needs two")
     index = {label: i for i, label in enumerate(labels)}
     targets = [index[label_of(name)] for name in names]
-    return LabelledFolder(folder, names, targets, labels, class_names(labels, Path(classes_file))), sorted(bad)
+    return LabelledFolder(folder, names, targets, labels, class_names(labels, Path(classes_file)))
 
 
 def split_held_out(targets, fraction, seed):
@@ -300,20 +314,21 @@ def undecodable(root, names):
         return {name: why for name, why in zip(names, pool.map(reason, names)) if why}
 
 
-def bad_files(root, reasons, total):
-    """The BadInput that lists bad files; `reasons` maps names to what is wrong."""
+def bad_files(root, reasons, total, remedy="mend or remove, or pass --skip-bad to go on without"):
+    """The BadInput that lists bad files; `reasons` maps their names below `root` to what is wrong."""
     which = "1 file" if len(reasons) == 1 else f"{len(reasons)} files"
-    return BadInput(f"{root}: {which} of {total} cannot be used: mend or remove, or pass --skip-bad to go on without",
+    where = f" in {root}" if root else ""
+    return BadInput(f"{which} of {total}{where} cannot be used: {remedy}",
                     [f"{name}: {why}" for name, why in sorted(reasons.items())])
 
 
 @contextlib.contextmanager
-def explaining_bad_images(root, names):
-    """Turn the first file that cannot be decoded into a list of all the bad ones."""
+def explaining_bad_images(root, names, **remedy):
+    """Turn the first file that cannot be decoded into a list of all the bad ones; `remedy` as in `bad_files`."""
     try:
         yield
     except BadImage:
         reasons = undecodable(root, names)
         if not reasons:  # it decodes now: the medium is at fault, and the first message says where
             raise
-        raise bad_files(root, reasons, len(names)) from None
+        raise bad_files(root, reasons, len(names), **remedy) from None

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from common.console import ArgumentParser, reports_errors
+from common.console import ArgumentParser, number, reports_errors
 from common.errors import BadInput
 
 TAU = 2 * math.pi
@@ -66,7 +66,8 @@ OUTLINES = {
     "cross": [_polygon((-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3), (0.3, 1), (-0.3, 1),
                        (-0.3, 0.3), (-1, 0.3), (-1, -0.3), (-0.3, -0.3))],
     "heart": [_heart()],
-    "mushroom": [np.concatenate([_arc(0.95, 0.85, TAU / 2, TAU), _polygon((0.32, 0), (0.32, 0.9), (-0.32, 0.9), (-0.32, 0))])],
+    "mushroom": [np.concatenate([_arc(0.95, 0.85, TAU / 2, TAU),
+                                 _polygon((0.32, 0), (0.32, 0.9), (-0.32, 0.9), (-0.32, 0))])],
     "ring": [_arc(0.95, 0.95), _arc(0.52, 0.52)],
     "square": [_polygon((-0.75, -0.75), (0.75, -0.75), (0.75, 0.75), (-0.75, 0.75))],
     "star": [_radial([1, 0.42] * 5)],
@@ -97,6 +98,9 @@ OUTLINES = {
 }
 DEMO_CLASSES = list(OUTLINES)[:10]
 PRETRAIN_CLASSES = list(OUTLINES)[10:]
+# The radius of a shape, as a part of the image's shorter side. The pretraining has smaller shapes than the demo, too.
+DEMO_RADIUS = (0.2, 0.3)
+PRETRAIN_RADIUS = (0.15, 0.3)
 
 
 def _mask(name, size, center, radius, tilt):
@@ -144,15 +148,15 @@ def _background(rng, size):
     return np.asarray(canvas, dtype=float)
 
 
-def draw_image(name, rng):
-    """Draw one image of the shape `name` with the numpy generator `rng`.
+def draw_image(name, rng, radius=DEMO_RADIUS):
+    """Draw one image of the shape `name` with the numpy generator `rng`; its radius lies in the range `radius`.
 
     Returns the image, uint8 (height, width, 3), and the shape's mask, uint8 (height, width): 255 on the shape.
     The sides are 144 to 208 pixels; the shape lies inside the central square of 0.9 times the shorter side.
     """
     width, height = (int(side) for side in rng.integers(144, 209, 2))
     side = min(width, height)
-    radius = rng.uniform(0.15, 0.3) * side
+    radius = rng.uniform(*radius) * side
     reach = 0.45 * side - radius
     center = np.array([width / 2, height / 2]) + rng.uniform(-reach, reach, 2)
     mask = _mask(name, (width, height), center, radius, rng.uniform(-MAX_TILT, MAX_TILT))
@@ -165,30 +169,34 @@ def draw_image(name, rng):
 
 
 def _write_image(job):
-    folder, split, label, index, name, seed = job
+    folder, split, label, index, name, radius, seed = job
     # the split enters the seed as a number, so that train and val are different draws
     rng = np.random.default_rng([seed, {"train": 0, "val": 1}[split], label, index])
-    image, mask = draw_image(name, rng)
+    image, mask = draw_image(name, rng, radius)
     stem = f"{label}_{index}"
     Image.fromarray(image).save(folder / split / f"{stem}.jpg", quality=92)
     Image.fromarray(mask).save(folder / "masks" / split / f"{stem}.png")
 
 
-def write_dataset(folder, classes=DEMO_CLASSES, train_per_class=100, val_per_class=40, seed=0, processes=2):
+def write_dataset(folder, classes=DEMO_CLASSES, radius=DEMO_RADIUS, train_per_class=100, val_per_class=40, seed=0,
+                  processes=2):
     """Draw a data set into `folder` (layout above) unless the same one is already there. Returns `folder`.
 
     The set appears under its name only when it is whole. A folder that holds anything else is never overwritten:
     BadInput.
     """
     folder = Path(folder)
-    draw = {"version": 1, "classes": list(classes), "train_per_class": train_per_class, "val_per_class": val_per_class,
-            "seed": seed}
+    draw = {"version": 1, "classes": list(classes), "radius": list(radius), "train_per_class": train_per_class,
+            "val_per_class": val_per_class, "seed": seed}
     record = folder / "draw.json"
-    if record.exists() and json.loads(record.read_text()) == draw:
+
+    def is_drawn():
+        return record.exists() and json.loads(record.read_text()) == draw
+
+    if is_drawn():
         return folder
-    if folder.exists():
-        if any(folder.iterdir()) and not record.exists():
-            raise BadInput(f"{folder} holds something that is not a drawn data set: name another folder")
+    if folder.exists() and not record.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput(f"{folder} is not a drawn data set: name another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -196,7 +204,7 @@ def write_dataset(folder, classes=DEMO_CLASSES, train_per_class=100, val_per_cla
             (partial / split).mkdir()
             (partial / "masks" / split).mkdir(parents=True)
         (partial / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
-        jobs = [(partial, split, label, index, name, seed)
+        jobs = [(partial, split, label, index, name, radius, seed)
                 for split, count in (("train", train_per_class), ("val", val_per_class))
                 for label, name in enumerate(classes) for index in range(count)]
         with ProcessPoolExecutor(processes) as pool:
@@ -206,29 +214,33 @@ def write_dataset(folder, classes=DEMO_CLASSES, train_per_class=100, val_per_cla
         partial.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)
-        partial.rename(folder)
-    except BaseException:
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not is_drawn():  # if it is, another process was faster
+                raise
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
     return folder
 
 
 def get_args_parser():
     parser = ArgumentParser(prog="python -m datasets.shapes", description=__doc__,
                             formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the data set goes")
-    parser.add_argument("--classes", choices=["demo", "pretrain"], default="demo", help="which shapes (%(default)s)")
-    parser.add_argument("--train-per-class", type=int, default=100, metavar="N", help="training images (%(default)s)")
-    parser.add_argument("--val-per-class", type=int, default=40, metavar="N", help="validation images (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed is another draw (%(default)s)")
+    add = parser.add_argument
+    add("--output", type=Path, required=True, metavar="DIR", help="where the data set goes")
+    add("--classes", choices=["demo", "pretrain"], default="demo", help="which shapes (%(default)s)")
+    add("--train-per-class", type=number(int, low=1), default=100, metavar="N", help="images to train on (%(default)s)")
+    add("--val-per-class", type=number(int, low=1), default=40, metavar="N", help="images to validate on (%(default)s)")
+    add("--seed", type=number(int, low=0), default=0, help="another seed is another draw (%(default)s)")
     return parser
 
 
 @reports_errors
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
-    classes = DEMO_CLASSES if args.classes == "demo" else PRETRAIN_CLASSES
-    write_dataset(args.output, classes, args.train_per_class, args.val_per_class, args.seed)
+    classes, radius = {"demo": (DEMO_CLASSES, DEMO_RADIUS), "pretrain": (PRETRAIN_CLASSES, PRETRAIN_RADIUS)}[args.classes]
+    write_dataset(args.output, classes, radius, args.train_per_class, args.val_per_class, args.seed)
     print(f"{args.output}: {len(classes)} classes, {len(classes) * args.train_per_class} images to train on, "
           f"{len(classes) * args.val_per_class} to validate on")
 

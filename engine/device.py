@@ -1,4 +1,6 @@
-"""The device and the number format that a model runs with."""
+"""The device and the number format that a model runs with, and the processes that feed it."""
+
+import os
 
 import torch
 
@@ -17,3 +19,8 @@ def pick_device(name):
 def autocast(device, precision):
     """The context in which the model runs: mixed precision for `bf16` and `fp16`, nothing for `fp32`."""
     return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
+
+
+def loader_workers(number):
+    """The number of processes that load images: `number`, or one for each core that we may use, at most 8, for None."""
+    return min(8, len(os.sched_getaffinity(0))) if number is None else number

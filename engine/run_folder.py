@@ -64,7 +64,7 @@ def find_run(folder, resume):
         raise BadInput(f"--output {folder} is a file: name a folder")
     last = folder / LAST
     if not resume:
-        if last.exists():
+        if last.exists() or (folder / BEST).exists():
             raise BadInput(f"--output {folder} holds a run already: pass --resume to go on with it, or name another folder")
         return None
     if not last.exists():

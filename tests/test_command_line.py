@@ -45,7 +45,7 @@ def places(run, shapes, tmp_path):
     ("p1_train.py", "--data {tmp}/untrained --output {out}", "untrained/train holds no images"),
     ("p1_train.py", "--data {tmp}/one_class --output {out}", "training needs two"),
     ("p1_train.py", "--data {tmp}/text --output {out} --holdout 0", "2 files of 2"),
-    ("p1_train.py", "--data {tmp}/text --output {out} --skip-bad", "holds 0 classes"),
+    ("p1_train.py", "--data {tmp}/text --output {out} --skip-bad", "holds no image that can be used"),
     ("p1_train.py", "--data {data} --output {tmp}/file", "is a file"),
     ("p1_train.py", "--data {data} --output {run}", "--resume"),
     ("p1_train.py", "--data {data} --output {out} --arch vit_tinny_patch16_224", "did you mean vit_tiny_patch16_224"),

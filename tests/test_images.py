@@ -44,8 +44,8 @@ def test_both_layouts_read_alike(tmp_path, layout):
     (tmp_path / "train" / ".DS_Store").write_bytes(b"")
     (tmp_path / "train" / "Thumbs.db").write_bytes(b"x")
     (tmp_path / "classes.txt").write_text("three\ntwelve\n")
-    folder, left_out = images.read_training_folder(tmp_path / "train", tmp_path / "classes.txt")
-    assert folder.labels == ["3", "12"] and folder.class_names == ["three", "twelve"] and not left_out
+    folder = images.read_training_folder(tmp_path / "train", tmp_path / "classes.txt")
+    assert folder.labels == ["3", "12"] and folder.class_names == ["three", "twelve"]
     assert folder.names == sorted(layout.format(label=label, i=i) for label in ("3", "12") for i in range(2))
     assert [folder.labels[t] for t in folder.targets] == [images.label_of(name) for name in folder.names]
 
@@ -60,15 +60,16 @@ def test_class_names_for_labels_with_gaps(tmp_path):
         images.class_names(["5", "6", "8"], file)
 
 
-def test_all_bad_files_are_listed_before_the_work(tmp_path):
+def test_all_bad_files_are_listed_before_the_work(tmp_path, capsys):
     for name in ("0_1.png", "1_1.png", "nolabel.png"):
         save(tmp_path / name)
     (tmp_path / "0_2.png").write_bytes(b"")
     with pytest.raises(BadInput, match="2 files of 4") as caught:
         images.read_training_folder(tmp_path, tmp_path / "classes.txt")
     assert [line.split(":")[0] for line in caught.value.details] == ["0_2.png", "nolabel.png"]
-    folder, left_out = images.read_training_folder(tmp_path, tmp_path / "classes.txt", skip_bad=True)
-    assert folder.names == ["0_1.png", "1_1.png"] and left_out == ["0_2.png", "nolabel.png"]
+    folder = images.read_training_folder(tmp_path, tmp_path / "classes.txt", skip_bad=True)
+    assert folder.names == ["0_1.png", "1_1.png"]
+    assert "left out 2 bad files: 0_2.png, nolabel.png" in capsys.readouterr().err
 
 
 def test_unusable_folders(tmp_path):
@@ -84,7 +85,7 @@ def test_unusable_folders(tmp_path):
     with pytest.raises(BadInput, match="nested too deep"):
         images.list_files(tmp_path / "deep")
     save(tmp_path / "single" / "0_1.png")
-    with pytest.raises(BadInput, match="1 class: training needs two"):
+    with pytest.raises(BadInput, match="one class, 0: training needs two"):
         images.read_training_folder(tmp_path / "single", tmp_path / "classes.txt")
 
 

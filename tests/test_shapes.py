@@ -10,7 +10,7 @@ from datasets.shapes import DEMO_CLASSES, OUTLINES, PRETRAIN_CLASSES, draw_image
 
 
 def test_the_same_seed_draws_the_same_set_and_another_seed_another(tmp_path):
-    sets = [write_dataset(tmp_path / str(i), ["ring", "star"], 3, 2, seed) for i, seed in enumerate((1, 1, 2))]
+    sets = [write_dataset(tmp_path / str(i), ["ring", "star"], (0.2, 0.3), 3, 2, seed) for i, seed in enumerate((1, 1, 2))]
     files = [{name: (folder / split / name).read_bytes() for split in ("train", "val")
               for name in images.list_files(folder / split)[0]} for folder in sets]
     assert files[0] == files[1] != files[2]
@@ -18,16 +18,16 @@ def test_the_same_seed_draws_the_same_set_and_another_seed_another(tmp_path):
 
 
 def test_a_set_is_drawn_once_and_nothing_else_is_overwritten(tmp_path):
-    folder = write_dataset(tmp_path / "set", ["ring", "star"], 1, 1)
+    folder = write_dataset(tmp_path / "set", ["ring", "star"], (0.2, 0.3), 1, 1)
     (folder / "train" / "mark").touch()
-    write_dataset(folder, ["ring", "star"], 1, 1)
+    write_dataset(folder, ["ring", "star"], (0.2, 0.3), 1, 1)
     assert (folder / "train" / "mark").exists()
-    write_dataset(folder, ["ring", "star"], 2, 1)
+    write_dataset(folder, ["ring", "star"], (0.2, 0.3), 2, 1)
     assert len(images.list_files(folder / "train")[0]) == 4
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("mine")
     with pytest.raises(BadInput, match="name another folder"):
-        write_dataset(tmp_path / "thesis", ["ring", "star"], 1, 1)
+        write_dataset(tmp_path / "thesis", ["ring", "star"], (0.2, 0.3), 1, 1)
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "thesis"], "nothing half-written is left"
 
@@ -35,7 +35,7 @@ def test_a_set_is_drawn_once_and_nothing_else_is_overwritten(tmp_path):
 def test_every_shape_lies_whole_in_the_central_square_and_is_lighter_than_its_background():
     for label, name in enumerate(OUTLINES):
         for draw in range(4):
-            image, mask = draw_image(name, np.random.default_rng([label, draw]))
+            image, mask = draw_image(name, np.random.default_rng([label, draw]), (0.15, 0.3))
             height, width = mask.shape
             rows, columns = np.nonzero(mask)
             side = min(height, width)
