@@ -65,7 +65,7 @@ def get_args_parser():
     add("--epochs", type=number(int, low=1), default=10, metavar="N", help="%(default)s")
     add("--batch-size", type=number(int, low=1), default=32, metavar="N", help="images a forward pass (%(default)s)")
     add("--accumulate", type=number(int, low=1), default=1, metavar="N", help="batches a step (%(default)s)")
-    add("--lr", type=number(float, low=0), default=3e-5, metavar="X",
+    add("--lr", type=number(float, low=0, high=1e30), default=3e-5, metavar="X",
         help="peak learning rate, between a linear warm-up and a cosine decay: 1e-5 to 3e-4 for pretrained weights, "
              "3e-4 to 2e-3 from scratch (%(default)s)")
     add("--precision", choices=["fp32", "bf16", "fp16"], default="fp32",
@@ -230,9 +230,12 @@ def main(argv=None):
                     # in fp16 a gradient that overflowed spoils the climb: the scaler will skip the step
                     finite = math.isfinite(climbed_loss) or scaler.is_enabled()
                 if not finite:
-                    save_last()
-                    raise TrainingStopped(f"the loss is not finite in epoch {epoch + 1}, step {done['steps'] + 1}: the "
-                                          f"state before it is in {args.output / run_folder.LAST}; try a smaller --lr")
+                    if all(torch.isfinite(parameter).all() for parameter in model.parameters()):
+                        save_last()
+                    last = args.output / run_folder.LAST
+                    kept = f"the last good state is in {last}" if last.exists() else "no good state was saved before it"
+                    raise TrainingStopped(f"the loss is not finite in epoch {epoch + 1}, step {done['steps'] + 1}: "
+                                          f"{kept}; try a smaller --lr")
                 lr = args.lr * schedule(epoch * steps_per_epoch + done["steps"])
                 for param_group in base_optimizer.param_groups:
                     param_group["lr"] = lr

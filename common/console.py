@@ -20,7 +20,6 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def number(kind, low=None, high=None, above=None):
     """An argparse type: a finite int or float (`kind`) of at least `low`, more than `above`, at most `high`."""
-
     bounds = [(low, "at least", operator.ge), (above, "more than", operator.gt), (high, "at most", operator.le)]
     bounds = [(bound, words, holds) for bound, words, holds in bounds if bound is not None]
 

@@ -171,11 +171,16 @@ def test_mixed_precision_trains(shapes, tmp_path, precision, flags):
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_the_state_before_it(shapes, tmp_path, capsys):
-    assert train(shapes, tmp_path / "run", "--epochs", 3, "--lr", "1e30", "--optimizer", "sgd") == 3
-    assert "the loss is not finite in epoch 1, step" in capsys.readouterr().err
-    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values()) or \
-        torch.load(tmp_path / "run" / "last.pt", weights_only=True)["resume"]["done"]["steps"] >= 1
+@pytest.mark.parametrize("flags", [["--optimizer", "sgd"], ["--optimizer", "sgd", "--sam"]])
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_state(run, shapes, tmp_path, capsys, flags):
+    assert train(shapes, tmp_path / "run", "--epochs", 3, "--lr", "1e30", *flags) == 3
+    assert "the loss is not finite in epoch 1, step 2: the last good state is in" in capsys.readouterr().err
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
+
+    torch.save({key: value * math.nan for key, value in weights(run).items()}, tmp_path / "nan.pt")
+    arguments = ["--data", str(shapes), "--output", str(tmp_path / "nan"), "--weights", str(tmp_path / "nan.pt")]
+    assert p1_train.main([*arguments, *[flag for flag in TRAIN if flag != "--scratch"], *flags]) == 3
+    assert "no good state was saved" in capsys.readouterr().err and not (tmp_path / "nan").exists()
 
 
 def test_learning_rate_schedule():
