@@ -42,8 +42,8 @@ def get_args_parser():
     add("--json", type=Path, metavar="FILE", help="where the accuracy goes, overall and by class")
     add("--expect", type=number(float, low=0, high=1), metavar="ACC", help="the accuracy that must come out")
     add("--tolerance", type=number(float, low=0, high=1), default=0.005, metavar="X", help="how closely (%(default)s)")
-    add("--batch-size", type=number(int, low=1), default=64, metavar="N", help="%(default)s; a matter of memory alone")
-    add("--workers", type=number(int, low=0), metavar="N", help="processes that load images (one a core, at most 8)")
+    add("--batch-size", type=number(int, low=1, high=10**6), default=64, metavar="N", help="%(default)s; a matter of memory alone")
+    add("--workers", type=number(int, low=0, high=256), metavar="N", help="processes that load images (one a core, at most 8)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="%(default)s")
     add("--skip-bad", action="store_true", help="go on without files that cannot be used")
     return parser
@@ -89,6 +89,7 @@ def main(argv=None):
     from models.vit import open_checkpoint
 
     device = pick_device(args.device)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32 on a GPU, too
     checkpoint = open_checkpoint(args.checkpoint)
     names = images.usable_files(args.images, args.skip_bad)
     known = set(checkpoint.labels)

@@ -1,6 +1,6 @@
 """Fine-tune a timm Vision Transformer on a folder of labelled images, with Adam or with SAM around it.
 
-The headline setting, a pretrained ViT-Base with SAM around Adam (a GPU with 16 GB or more):
+The headline setting, a pretrained ViT-Base with SAM around Adam:
 
     python p1_train.py --data p1_data --output runs/headline
 
@@ -62,9 +62,9 @@ def get_args_parser():
     add("--rho", type=number(float, low=0), default=0.05, metavar="X",
         help="how far SAM climbs: 0.02 to 0.2, ten times that with --adaptive (%(default)s)")
     add("--adaptive", action="store_true", help="ASAM: climb in units of each weight")
-    add("--epochs", type=number(int, low=1), default=10, metavar="N", help="%(default)s")
-    add("--batch-size", type=number(int, low=1), default=32, metavar="N", help="images a forward pass (%(default)s)")
-    add("--accumulate", type=number(int, low=1), default=1, metavar="N", help="batches a step (%(default)s)")
+    add("--epochs", type=number(int, low=1, high=10**6), default=10, metavar="N", help="%(default)s")
+    add("--batch-size", type=number(int, low=1, high=10**6), default=32, metavar="N", help="images a forward pass (%(default)s)")
+    add("--accumulate", type=number(int, low=1, high=10**6), default=1, metavar="N", help="batches a step (%(default)s)")
     add("--lr", type=number(float, low=0, high=1e30), default=3e-5, metavar="X",
         help="peak learning rate, between a linear warm-up and a cosine decay: 1e-5 to 3e-4 for pretrained weights, "
              "3e-4 to 2e-3 from scratch (%(default)s)")
@@ -72,8 +72,8 @@ def get_args_parser():
         help="number format of the forward and backward pass (%(default)s)")
 
     add = parser.add_argument_group("run").add_argument
-    add("--seed", type=number(int, low=0), default=0, metavar="N", help="decides the split, the order and all chance (%(default)s)")
-    add("--workers", type=number(int, low=0), metavar="N", help="processes that load images (one a core, at most 8)")
+    add("--seed", type=number(int, low=0, high=2**32 - 1), default=0, metavar="N", help="decides the split, the order and all chance (%(default)s)")
+    add("--workers", type=number(int, low=0, high=256), metavar="N", help="processes that load images (one a core, at most 8)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="%(default)s")
     add("--save-every", type=SaveEvery, metavar="N|Ns", help="save every N steps or N seconds too, not only each epoch")
     add("--resume", action="store_true", help="go on from last.pt in --output; start anew if there is none")
@@ -105,7 +105,7 @@ def main(argv=None):
     from engine.randomness import ShuffledBatches, random_state, seed_everything, set_random_state
     from engine.schedule import warmup_cosine
     from models import vit
-    from plots.curves import draw_curves
+    from plots.curves import drawing_curves
     from sam import SAM
 
     settings = {name: str(value) if isinstance(value, (Path, SaveEvery)) else value
@@ -181,6 +181,17 @@ def main(argv=None):
     def checkpoint():
         return vit.checkpoint(args.arch, model.state_dict(), folder.labels, folder.class_names, preprocessing, settings)
 
+    def stopped(what):
+        last = args.output / run_folder.LAST
+        kept = f"the last good state is in {last}" if last.exists() else "no good state was saved before it"
+        return TrainingStopped(f"{what} not finite in epoch {epoch + 1}, after {done['steps']} steps of it: {kept}; "
+                               "try a smaller --lr")
+
+    def stop_if_spoilt():
+        """Before a save: weights that are not finite must not replace good ones."""
+        if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
+            raise stopped("the weights are")
+
     def save_last():
         state = {"images": folder.fingerprint(), "epoch": epoch, "history": history, "best": best, "done": done,
                  "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "random": random_state()}
@@ -213,7 +224,8 @@ def main(argv=None):
                dynamic_ncols=True)
     run_started = time.monotonic()
     last_save, steps_since_save = run_started, 0
-    with images.explaining_bad_images(folder.root, folder.names), bar:
+    curves = drawing_curves(history, args.output / run_folder.CURVES)
+    with images.explaining_bad_images(folder.root, folder.names), curves, bar:
         while epoch < args.epochs:
             bar.set_description(f"epoch {epoch + 1}/{args.epochs}")
             batches.epoch, batches.start = epoch, done["steps"] * args.accumulate
@@ -230,12 +242,9 @@ def main(argv=None):
                     # in fp16 a gradient that overflowed spoils the climb: the scaler will skip the step
                     finite = math.isfinite(climbed_loss) or scaler.is_enabled()
                 if not finite:
-                    if all(torch.isfinite(parameter).all() for parameter in model.parameters()):
+                    if math.isfinite(loss):  # these weights are good, and only the climb from them is not
                         save_last()
-                    last = args.output / run_folder.LAST
-                    kept = f"the last good state is in {last}" if last.exists() else "no good state was saved before it"
-                    raise TrainingStopped(f"the loss is not finite in epoch {epoch + 1}, step {done['steps'] + 1}: "
-                                          f"{kept}; try a smaller --lr")
+                    raise stopped("the loss is")
                 lr = args.lr * schedule(epoch * steps_per_epoch + done["steps"])
                 for param_group in base_optimizer.param_groups:
                     param_group["lr"] = lr
@@ -250,9 +259,11 @@ def main(argv=None):
                                 accuracy=f"{done['correct'] / done['images']:.3f}")
                 steps_since_save += 1
                 if args.save_every and args.save_every.due(steps_since_save, time.monotonic() - last_save):
+                    stop_if_spoilt()
                     save_last()
                     last_save, steps_since_save = time.monotonic(), 0
 
+            stop_if_spoilt()
             row = {"epoch": epoch + 1, "lr": done["lr"],
                    "train_loss": done["loss"] / done["images"], "train_accuracy": done["correct"] / done["images"],
                    "holdout_loss": None, "holdout_accuracy": None,
@@ -278,7 +289,6 @@ def main(argv=None):
                       + f"  {row['images_per_second']:.0f} images/s"
                       + f"  {timedelta(seconds=round(pace * (args.epochs - epoch) * len(fit.names)))} left")
 
-    draw_curves(history, args.output / run_folder.CURVES)
     chosen = f"epoch {max(history, key=lambda row: (row['holdout_accuracy'], row['epoch']))['epoch']}" \
         if held_out_loader else "the last epoch"
     print(f"done: {args.output / run_folder.BEST} holds {chosen}"

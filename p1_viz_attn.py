@@ -26,7 +26,7 @@ def get_args_parser():
     parser.add_argument("--weights", type=Path, metavar="FILE", help="a weights file for --arch")
     parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="is created")
     parser.add_argument("--all", action="store_true", help="also store all layers, heads and tokens")
-    parser.add_argument("--batch-size", type=number(int, low=1), default=16, metavar="N", help="%(default)s")
+    parser.add_argument("--batch-size", type=number(int, low=1, high=10**6), default=16, metavar="N", help="%(default)s")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="%(default)s")
     return parser
 
@@ -52,7 +52,7 @@ def main(argv=None):
     paths = []
     for path in args.images:
         if path.is_dir():
-            paths += [path / name for name in images.list_files(path)[0]]
+            paths += [path / name for name in images.list_files(path)]
         elif path.exists():
             paths.append(path)
         else:
@@ -61,6 +61,9 @@ def main(argv=None):
     for path in paths:
         if first.setdefault(path.stem, path) != path:
             raise BadInput(f"{first[path.stem]} and {path} would both become {path.stem}.png: rename one")
+    bad = images.undecodable("", paths)  # before the first figure is drawn
+    if bad:
+        raise images.bad_files("", bad, len(paths), remedy="mend them or leave them out")
 
     if args.checkpoint:
         opened = vit.open_checkpoint(args.checkpoint)
@@ -72,30 +75,29 @@ def main(argv=None):
     model.eval().to(device)
     transform = images.evaluation_transform(preprocessing)
 
-    with images.explaining_bad_images("", [str(path) for path in paths], remedy="mend them or leave them out"):
-        for start in range(0, len(paths), args.batch_size):
-            batch = paths[start:start + args.batch_size]
-            photos = [images.load_image(path) for path in batch]
-            inputs = torch.stack([transform(photo) for photo in photos]).to(device)
-            logits, maps = attention_maps(model, inputs, range(len(model.blocks)) if args.all else (-1,))
-            per_head = cls_to_patch(maps[-1], model).cpu().numpy()
-            probabilities = logits.float().softmax(1).cpu()
-            for i, (path, photo) in enumerate(zip(batch, photos)):
-                arrays = {"attention": per_head[i].mean(0), "attention_per_head": per_head[i]}
-                if args.all:
-                    weights = torch.stack([layer[i] for layer in maps]).cpu().numpy()
-                    scale = weights.max((2, 3)) / 255
-                    arrays["attention_all"] = np.rint(weights / scale[:, :, None, None]).astype(np.uint8)
-                    arrays["attention_all_scale"] = scale
-                title = path.stem
-                if len(names):
-                    probability, index = probabilities[i].max(0)
-                    title += f": {names[index]}, probability {probability:.2f}"
-                with written_whole(args.output_dir / f"{path.stem}.npz") as temporary:
-                    np.savez_compressed(temporary, **arrays)
-                with written_whole(args.output_dir / f"{path.stem}.png") as temporary:
-                    draw_attention(np.asarray(photo), arrays["attention"], images.crop_box(photo.size, preprocessing),
-                                   title, temporary)
+    for start in range(0, len(paths), args.batch_size):
+        batch = paths[start:start + args.batch_size]
+        photos = [images.load_image(path) for path in batch]
+        inputs = torch.stack([transform(photo) for photo in photos]).to(device)
+        logits, maps = attention_maps(model, inputs, range(len(model.blocks)) if args.all else (-1,))
+        per_head = cls_to_patch(maps[-1], model).cpu().numpy()
+        probabilities = logits.float().softmax(1).cpu()
+        for i, (path, photo) in enumerate(zip(batch, photos)):
+            arrays = {"attention": per_head[i].mean(0), "attention_per_head": per_head[i]}
+            if args.all:
+                weights = torch.stack([layer[i] for layer in maps]).cpu().numpy()
+                scale = weights.max((2, 3)) / 255
+                arrays["attention_all"] = np.rint(weights / scale[:, :, None, None]).astype(np.uint8)
+                arrays["attention_all_scale"] = scale
+            title = path.stem
+            if len(names):
+                probability, index = probabilities[i].max(0)
+                title += f": {names[index]}, probability {probability:.2f}"
+            with written_whole(args.output_dir / f"{path.stem}.npz") as temporary:
+                np.savez_compressed(temporary, **arrays)
+            with written_whole(args.output_dir / f"{path.stem}.png") as temporary:
+                draw_attention(np.asarray(photo), arrays["attention"], images.crop_box(photo.size, preprocessing),
+                               title, temporary)
     print(f"{len(paths)} image{'s' * (len(paths) > 1)} drawn to {args.output_dir}")
     return 0
 

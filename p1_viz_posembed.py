@@ -50,7 +50,12 @@ def main(argv=None):
     else:
         models = [vit.create(arch, weights=args.weights)[0] for arch in args.arch]
         titles = [f"{arch}\n{args.weights.name if args.weights else 'pretrained'}" for arch in args.arch]
-    similarities = [position_similarity(model.to(device)).cpu().numpy() for model in models]
+    similarities = []
+    for name, model in zip(args.checkpoint or args.arch, models):
+        try:
+            similarities.append(position_similarity(model.to(device)).cpu().numpy())
+        except BadInput as error:
+            raise BadInput(f"{name}: {error}") from error
 
     arrays = {"similarity" if i == 0 else f"similarity_{i}": similarity for i, similarity in enumerate(similarities)}
     with written_whole(args.output.with_suffix(".npz")) as temporary:

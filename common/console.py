@@ -25,7 +25,8 @@ def number(kind, low=None, high=None, above=None):
 
     def parse(text):
         value = kind(text)
-        if not (math.isfinite(value) and all(holds(value, bound) for bound, _, holds in bounds)):
+        finite = not isinstance(value, float) or math.isfinite(value)
+        if not (finite and all(holds(value, bound) for bound, _, holds in bounds)):
             wanted = " and ".join(f"{words} {bound}" for bound, words, _ in bounds)
             raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
         return value
@@ -64,6 +65,11 @@ def reports_errors(main):
             # disk full, no permission, a file where a folder should be: the system's own words name the file
             where = f": {error.filename}" if error.filename else ""
             print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+            return 2
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's; its name alone, so that --help need not import it
+                raise
+            print("error: the GPU's memory is full: pass a smaller --batch-size, or --device cpu", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

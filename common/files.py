@@ -14,6 +14,8 @@ from common.errors import BadInput
 def written_whole(path):
     """A temporary path beside `path` that takes its place, flushed to disk, when the block ends without an error."""
     path = Path(path)
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder: name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -33,7 +35,7 @@ def written_whole(path):
 def write_text(path, text):
     """Write a text file whole, UTF-8 with `\\n` line ends."""
     with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
 
 
 def sha256(path):

@@ -30,16 +30,15 @@ LITTER = {"thumbs.db", "desktop.ini"}
 
 
 def list_files(folder):
-    """All files of a folder and its subfolders, one level deep: sorted names below it, and those that are empty.
+    """The sorted names of all files of a folder and its subfolders, one level deep, with `/` as the separator.
 
-    Returns (names, empty), lists of str with `/` as the separator. Raises BadInput for a missing or empty folder and
-    for folders nested deeper.
+    Raises BadInput for a missing or empty folder and for folders nested deeper.
     """
     folder = Path(folder)
     if not folder.is_dir():
         problem = "is a file, not a folder" if folder.exists() else "does not exist"
         raise BadInput(f"{folder} {problem}: name a folder of images")
-    names, empty = [], []
+    names = []
 
     def scan(directory, prefix):
         for entry in os.scandir(directory):
@@ -51,13 +50,11 @@ def list_files(folder):
                 scan(entry.path, f"{entry.name}/")
             else:
                 names.append(prefix + entry.name)
-                if entry.stat().st_size == 0:
-                    empty.append(prefix + entry.name)
 
     scan(folder, "")
     if not names:
         raise BadInput(f"{folder} holds no images")
-    return sorted(names), sorted(empty)
+    return sorted(names)
 
 
 def label_of(name):
@@ -68,10 +65,15 @@ def label_of(name):
     return label if label and identifier else None
 
 
+def is_number(label):
+    """Whether a label is a whole number, in the digits 0 to 9."""
+    return label.isascii() and label.isdigit()
+
+
 def in_label_order(labels):
     """The distinct labels, numbers by value if all are numbers, else as text. Two spellings of one number: BadInput."""
     labels = sorted(set(labels))
-    if not all(label.isascii() and label.isdigit() for label in labels):
+    if not all(map(is_number, labels)):
         return labels
     labels.sort(key=int)
     for one, other in zip(labels, labels[1:]):
@@ -94,7 +96,7 @@ def class_names(labels, file):
         raise BadInput(f"{file} is not UTF-8 text") from error
     if len(names) == len(labels):
         return names
-    if all(label.isdigit() and int(label) < len(names) for label in labels):
+    if all(is_number(label) and int(label) < len(names) for label in labels):
         return [names[int(label)] for label in labels]
     raise BadInput(f"{file} has {len(names)} names for {len(labels)} classes: write one a line, in label order")
 
@@ -125,8 +127,9 @@ def usable_files(folder, skip_bad, with_labels=False):
     With `skip_bad` every file is decoded too, and the bad ones are left out, which a remark says. Raises BadInput for
     bad files (all are listed) without `skip_bad`, and where nothing is left.
     """
-    names, empty = list_files(folder)
-    bad = dict.fromkeys(empty, "is empty")
+    folder = Path(folder)
+    names = list_files(folder)
+    bad = {name: "is empty" for name in names if os.stat(folder / name).st_size == 0}
     if with_labels:
         bad.update((name, "has no label: name it {class}_{id}.ext") for name in names if label_of(name) is None)
     if bad and not skip_bad:
@@ -323,12 +326,12 @@ def bad_files(root, reasons, total, remedy="mend or remove, or pass --skip-bad t
 
 
 @contextlib.contextmanager
-def explaining_bad_images(root, names, **remedy):
-    """Turn the first file that cannot be decoded into a list of all the bad ones; `remedy` as in `bad_files`."""
+def explaining_bad_images(root, names):
+    """Turn the first file that cannot be decoded into a list of all the bad ones."""
     try:
         yield
     except BadImage:
         reasons = undecodable(root, names)
         if not reasons:  # it decodes now: the medium is at fault, and the first message says where
             raise
-        raise bad_files(root, reasons, len(names), **remedy) from None
+        raise bad_files(root, reasons, len(names)) from None

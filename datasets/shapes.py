@@ -191,11 +191,15 @@ def write_dataset(folder, classes=DEMO_CLASSES, radius=DEMO_RADIUS, train_per_cl
     record = folder / "draw.json"
 
     def is_drawn():
-        return record.exists() and json.loads(record.read_text()) == draw
+        try:
+            return json.loads(record.read_text()) == draw
+        except (OSError, ValueError):
+            return False
 
     if is_drawn():
         return folder
-    if folder.exists() and not record.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    ours = {"classes.txt", "train", "val", "masks", "draw.json"}
+    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} in (set(), ours)):
         raise BadInput(f"{folder} is not a drawn data set: name another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -232,7 +236,7 @@ def get_args_parser():
     add("--classes", choices=["demo", "pretrain"], default="demo", help="which shapes (%(default)s)")
     add("--train-per-class", type=number(int, low=1), default=100, metavar="N", help="images to train on (%(default)s)")
     add("--val-per-class", type=number(int, low=1), default=40, metavar="N", help="images to validate on (%(default)s)")
-    add("--seed", type=number(int, low=0), default=0, help="another seed is another draw (%(default)s)")
+    add("--seed", type=number(int, low=0), default=0, metavar="N", help="another seed is another draw (%(default)s)")
     return parser
 
 

@@ -33,7 +33,7 @@ def set_random_state(state):
 class ShuffledBatches(torch.utils.data.Sampler):
     """The batches of an epoch, as lists of (epoch, index): an order that depends on (seed, epoch) alone.
 
-    `epoch` is set before each epoch; `start` skips that many batches once, to go on in the middle of one.
+    `epoch` is set before each epoch, and `start`, the number of its batches to leave out, to go on in the middle.
     """
 
     def __init__(self, size, batch_size, seed):

@@ -27,8 +27,8 @@ HARMLESS = {"resume", "output", "workers", "device", "save_every", "skip_bad"}
 
 def save_checkpoint(content, path):
     """Save a checkpoint; the one before it survives until this one is whole."""
-    with written_whole(path) as temporary:
-        torch.save(content, temporary)
+    with written_whole(path) as temporary, open(temporary, "wb") as file:
+        torch.save(content, file)  # to a file, not a path: then a full disk is an OSError
 
 
 def write_metrics(history, folder):
@@ -42,8 +42,11 @@ def write_metrics(history, folder):
 
 def describe_run(settings):
     """The text of `config.json`: the settings, with the versions, the commit and the command behind them."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True,
-                            cwd=Path(__file__).parent, check=False).stdout.strip()
+    try:
+        commit = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], text=True,
+                                capture_output=True, cwd=Path(__file__).parent, check=False).stdout.strip()
+    except OSError:  # no git here
+        commit = ""
     config = {
         "settings": settings,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),

@@ -27,6 +27,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from common.errors import BadInput
 from common.files import read_tensors
 
+FIELDS = {"format", "arch", "labels", "class_names", "preprocessing", "settings", "state_dict"}
 HUB_PATIENCE = 5  # seconds until a hub that does not answer counts as unreachable
 
 
@@ -36,12 +37,13 @@ def build(arch, num_classes=None):
     Raises BadInput for a name that timm does not know, with the nearest ones, and for another kind of model.
     """
     if not timm.is_model(arch):
-        near = difflib.get_close_matches(arch, timm.list_models("*vit*"), n=3)
+        near = difflib.get_close_matches(arch, timm.list_models(module=["vision_transformer", "deit"]), n=3)
         raise BadInput(f"--arch {arch}: timm has no such model" + (f"; did you mean {', '.join(near)}?" if near else ""))
     try:
         model = timm.create_model(arch, **({} if num_classes is None else {"num_classes": num_classes}))
     except RuntimeError as error:  # an unknown pretrained tag
-        raise BadInput(f"--arch {arch}: {error}") from error
+        known = timm.list_models(f"{arch.partition('.')[0]}.*", pretrained=True)
+        raise BadInput(f"--arch {arch}: timm knows no such weights; it has {', '.join(known) or 'none'}") from error
     if not isinstance(model, VisionTransformer):
         raise BadInput(f"--arch {arch} is a {type(model).__name__}: name a timm VisionTransformer, "
                        "such as vit_base_patch16_224")
@@ -71,7 +73,7 @@ def load_weights(model, arch, path, adopt_head=False):
         raise BadInput(f"{path} holds no state dict: pass a timm weights file or a checkpoint of p1_train.py")
     hint = f"it was made for {made_for}" if isinstance(made_for, str) else "name the --arch that it was made for"
     try:
-        weights = checkpoint_filter_fn(clean_state_dict(content), model)
+        weights = checkpoint_filter_fn(clean_state_dict(content), model, adapt_layer_scale=True)
     except (RuntimeError, ValueError, AssertionError) as error:  # tensors that its conversions cannot reshape
         raise BadInput(f"{path} does not fit {arch}: {hint}") from error
 
@@ -112,7 +114,7 @@ def fetch_pretrained(model, arch):
     config = model.pretrained_cfg
     repository = config.get("hf_hub_id")
     if not repository:
-        raise BadInput(f"--arch {arch} has no pretrained weights: pass --weights FILE, or --scratch to start at random")
+        raise BadInput(f"--arch {arch} has no pretrained weights on the hub: pass a file with --weights")
     names = [config["hf_hub_filename"]] if config.get("hf_hub_filename") else ["model.safetensors", "pytorch_model.bin"]
     for name in names:
         cached = huggingface_hub.try_to_load_from_cache(repository, name)
@@ -126,8 +128,8 @@ def fetch_pretrained(model, arch):
         except EntryNotFoundError:
             continue
         except Exception as error:  # no route, no name, a proxy's refusal, a 404: each client library has its own
-            raise BadInput(f"the weights {repository} cannot be fetched from the hub ({type(error).__name__}): pass them "
-                           f"with --weights {name}, or --scratch to start at random") from error
+            raise BadInput(f"the weights {repository} cannot be fetched from the hub ({type(error).__name__}): get "
+                           f"{name} of them elsewhere and pass it with --weights") from error
     raise BadInput(f"{repository} on the hub holds none of {', '.join(names)}: pass the weights with --weights FILE")
 
 
@@ -187,14 +189,17 @@ class Checkpoint:
 def open_checkpoint(path):
     """Open a checkpoint of `p1_train.py` for evaluation or figures. Raises BadInput for anything else."""
     content = read_tensors(path)
-    if not isinstance(content, dict) or not {"format", "arch", "labels", "state_dict"} <= content.keys():
+    if not isinstance(content, dict) or not FIELDS <= content.keys():
         raise BadInput(f"{path} is not a checkpoint of p1_train.py: for plain weights pass --arch and --weights")
     if content["format"] != 1:
         raise BadInput(f"{path} has the checkpoint format {content['format']}, and this version reads 1: update it")
-    model = build(content["arch"], len(content["labels"]))
+    try:
+        model = build(content["arch"], len(content["labels"]))
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from error
     try:
         model.load_state_dict(content["state_dict"])
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise BadInput(f"{path}: its weights do not fit its own architecture, {content['arch']}: it is damaged") from error
     return Checkpoint(Path(path), model.eval(), content["arch"], content["labels"], content["class_names"],
                       content["preprocessing"])

@@ -34,5 +34,5 @@ def draw_attention(photo, attention, box, heading, path):
     for axes in panels:  # after imshow, which sets limits of its own
         axes.set(xlim=(min(0, left), max(width, right)), ylim=(max(height, bottom), min(0, top)), xticks=[], yticks=[])
     figure.colorbar(map_image, ax=panels, shrink=0.85, aspect=25, label="attention, mean over heads")
-    figure.suptitle(heading, fontsize=11)
+    figure.suptitle(heading, fontsize=11, parse_math=False)  # a name may hold $
     figure.savefig(path, dpi=180)

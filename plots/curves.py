@@ -1,7 +1,11 @@
 """Loss and accuracy over the epochs of a run."""
 
+import contextlib
+
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from common.files import written_whole
 
 
 def draw_curves(history, path):
@@ -19,3 +23,14 @@ def draw_curves(history, path):
         axes.legend()
         axes.set_ylim(bottom=0, top=1.02 if quantity == "accuracy" else None)
     figure.savefig(path, dpi=200)
+
+
+@contextlib.contextmanager
+def drawing_curves(history, path):
+    """Draw what `history` holds when the block ends, however it ends."""
+    try:
+        yield
+    finally:
+        if history:
+            with written_whole(path) as temporary:
+                draw_curves(history, temporary)

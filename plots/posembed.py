@@ -30,6 +30,6 @@ def draw_similarities(similarities, titles, path):
             axis.set_label_text(label)
         axes.tick_params(length=0, labelsize=8)
         axes.spines[:].set_visible(False)
-        axes.set_title(title, fontsize=10)
+        axes.set_title(title, fontsize=10, parse_math=False)  # a name may hold $
     figure.colorbar(drawn, ax=panels, aspect=30, pad=0.02, label="cosine similarity of the position embeddings")
     figure.savefig(path, dpi=250)

@@ -1,3 +1,4 @@
+import importlib
 import re
 import shlex
 import subprocess
@@ -59,6 +60,8 @@ def places(run, shapes, tmp_path):
     ("p1_train.py", "--data {data} --output {out} --epochs 0", "--epochs"),
     ("p1_train.py", "--data {data} --output {out} --batch-size x", "--batch-size"),
     ("p1_train.py", "--data {data} --output {out} --holdout 1", "--holdout"),
+    ("p1_train.py", "--data {data} --output {out} --epochs 1" + 400 * "0", "--epochs"),
+    ("p1_train.py", "--data {data} --output {out} --seed 18446744073709551616", "--seed"),
     ("p1_train.py", "--data {data} --output {out} --save-every 0", "--save-every"),
     ("p1_train.py", "--data {data} --output {out} --save-every 3m", "--save-every"),
     ("p1_train.py", "--data {data} --output {out} --colour red", "--colour"),
@@ -74,6 +77,7 @@ def places(run, shapes, tmp_path):
     ("p1_eval.py", "{val} --checkpoint {tmp}/other_arch.pt", "do not fit its own architecture"),
     ("p1_eval.py", "{val} --checkpoint {tmp}/nan.pt", "not finite"),
     ("p1_eval.py", "{val} {tmp}/file/p.csv --checkpoint {best}", "file"),
+    ("p1_eval.py", "{val} --checkpoint {best} --json {tmp}/empty", "empty is a folder"),
     ("p1_eval.py", "{val} --checkpoint {best} --expect 94", "--expect"),
     ("p1_viz_posembed.py", "--output {out}/f.png", "--checkpoint"),
     ("p1_viz_posembed.py", "--checkpoint {best} --output {out}/f.gif", ".png, .pdf or .svg"),
@@ -114,13 +118,14 @@ def test_each_script_answers_as_a_process_of_its_own(script, tmp_path):
 def commands(text):
     """The lines of a text that call one of the scripts, joined where they go on."""
     text = text.replace("\\\n", " ")
-    return [shlex.split(line) for line in re.findall(r"^\s*(?:REAL_DATA=\S+ )?python (p1_\w+\.py .*)$", text, re.MULTILINE)]
+    return [shlex.split(line) for line in re.findall(r"^\s*python (p1_\w+\.py .*|-m .*)$", text, re.MULTILINE)]
 
 
 @pytest.mark.parametrize("source", ["README.md", "demo.sh", *SCRIPTS])
 def test_every_documented_command_is_one_that_the_scripts_take(source):
-    text = (REPOSITORY / source).read_text().replace("$python", "python").replace("\\\\\n", "\\\n")
+    text = (REPOSITORY / source).read_text().replace("\\\\\n", "\\\n")  # docstrings escape the backslash
     found = commands(text)
     assert found
     for script, *arguments in found:
-        SCRIPTS[script].get_args_parser().parse_args(arguments)
+        module = SCRIPTS[script] if script != "-m" else importlib.import_module(arguments.pop(0))
+        module.get_args_parser().parse_args(arguments)

@@ -1,6 +1,7 @@
 import csv
 import hashlib
 import json
+import os
 import shutil
 
 import pytest
@@ -68,15 +69,15 @@ def test_expect_decides_the_exit_code(copied, shapes, tmp_path, capsys):
 def test_names_may_be_anything(copied, shapes, tmp_path, capsys):
     folder = tmp_path / "any"
     (folder / "3").mkdir(parents=True)
-    names = ["a, b.jpg", "Köter ß.jpg", "-dash.jpg", "99_1.jpg", "2_5.jpg", "3/inside.jpg", 'quote".jpg']
+    names = ["a, b.jpg", "Köter ß.jpg", "-dash.jpg", "99_1.jpg", "2_5.jpg", "3/inside.jpg", 'quote".jpg', "$5_^$.jpg"]
     for name in names:
         shutil.copy(shapes / "val" / "2_0.jpg", folder / name)
     assert evaluate(folder, copied, tmp_path / "pred.csv", "--json", tmp_path / "r.json") == 0
     header, *predicted = rows(tmp_path / "pred.csv")
     assert [name for name, _ in predicted] == sorted(names) and len({label for _, label in predicted}) == 1
     content = json.loads((tmp_path / "r.json").read_text())
-    assert content["labelled"] == 2 and content["images"] == 7, "2_5.jpg and 3/inside.jpg"
-    assert "5 of 7 images carry no label" in capsys.readouterr().err
+    assert content["labelled"] == 2 and content["images"] == 8, "2_5.jpg and 3/inside.jpg"
+    assert "6 of 8 images carry no label" in capsys.readouterr().err
 
 
 def test_nothing_labelled_is_no_accuracy(copied, tmp_path, capsys):
@@ -114,3 +115,10 @@ def test_a_run_folder_that_is_gone_or_foreign_is_left_alone(copied, shapes, tmp_
     shutil.copy(copied / "best.pt", tmp_path / "elsewhere" / "model.pt")
     assert evaluate(shapes / "val", tmp_path / "elsewhere", name="model.pt") == 0
     assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["model.pt"]
+
+
+def test_a_name_that_is_not_utf8_comes_back_as_its_bytes(copied, shapes, tmp_path):
+    (tmp_path / "bytes").mkdir()
+    shutil.copy(shapes / "val" / "2_0.jpg", os.fsencode(tmp_path / "bytes") + b"/2_\xff.jpg")
+    assert evaluate(tmp_path / "bytes", copied, tmp_path / "p.csv") == 0
+    assert (tmp_path / "p.csv").read_bytes().splitlines()[1].startswith(b"2_\xff.jpg,")

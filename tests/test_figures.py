@@ -111,7 +111,7 @@ def test_attn_takes_folders_and_refuses_two_images_of_one_stem(run, shapes, tmp_
     assert "0_0.png and" in capsys.readouterr().err and not (tmp_path / "out").exists()
     (tmp_path / "folder").mkdir()
     for i in range(2):
-        Image.new("RGB", (50 + 400 * i, 60)).save(tmp_path / "folder" / f"photo {i}.png")
+        Image.new("RGB", (50 + 400 * i, 60)).save(tmp_path / "folder" / f"$5_^$ {i}.png")  # no formula
     assert p1_viz_attn.main([str(tmp_path / "folder"), *arguments]) == 0
-    names = [f"photo {i}.{suffix}" for i in range(2) for suffix in ("npz", "png")]
+    names = [f"$5_^$ {i}.{suffix}" for i in range(2) for suffix in ("npz", "png")]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names

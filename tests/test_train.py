@@ -1,6 +1,8 @@
 import csv
+import errno
 import json
 import math
+import os
 import shutil
 
 import pytest
@@ -116,8 +118,10 @@ def test_resume_says_what_it_does(run, shapes, tmp_path, capsys):
     assert train(shapes, tmp_path / "run", "--epochs", 3, "--sam", "--resume", "--workers", 1) == 0
     assert [row["epoch"] for row in metrics(tmp_path / "run")] == ["1", "2", "3"]
     data = shutil.copytree(shapes, tmp_path / "data")
+    assert train(data, tmp_path / "grown", "--epochs", 1) == 0
     shutil.copy(data / "train" / "0_0.jpg", data / "train" / "0_99.jpg")
-    assert train(data, tmp_path / "run", "--epochs", 4, "--sam", "--resume") == 2
+    assert train(data, tmp_path / "grown", "--epochs", 2, "--resume") == 2
+    assert "holds other images" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert train(shapes, tmp_path / "empty", "--epochs", 1, "--resume") == 0
     assert "starting anew" in capsys.readouterr().err
@@ -172,10 +176,29 @@ def test_mixed_precision_trains(shapes, tmp_path, precision, flags):
 
 
 @pytest.mark.parametrize("flags", [["--optimizer", "sgd"], ["--optimizer", "sgd", "--sam"]])
-def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_state(run, shapes, tmp_path, capsys, flags):
-    assert train(shapes, tmp_path / "run", "--epochs", 3, "--lr", "1e30", *flags) == 3
-    assert "the loss is not finite in epoch 1, step 2: the last good state is in" in capsys.readouterr().err
-    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
+def test_what_is_not_finite_stops_the_run_with_the_last_good_state(run, shapes, tmp_path, capsys, monkeypatch, flags):
+    arguments = ["--epochs", 3, "--save-every", 1, *flags]
+    assert train(shapes, tmp_path / "run", "--lr", "1e30", *arguments) == 3
+    assert "the loss is not finite in epoch 1, after 1 steps of it: the last good state is in" in capsys.readouterr().err
+    saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert saved["resume"]["done"]["steps"] == 1 and all(value.isfinite().all() for value in saved["state_dict"].values())
+
+    step = torch.optim.SGD.step
+
+    def spoil(self, *args, **kwargs):
+        step(self, *args, **kwargs)
+        steps.append(None)
+        if len(steps) == 8:  # the last step of the second epoch
+            self.param_groups[0]["params"][0].data.fill_(math.inf)
+
+    steps = []
+    monkeypatch.setattr(torch.optim.SGD, "step", spoil)
+    assert train(shapes, tmp_path / "spoilt", "--epochs", 3, *flags) == 3
+    assert "the weights are not finite in epoch 2, after 4 steps" in capsys.readouterr().err
+    saved = torch.load(tmp_path / "spoilt" / "last.pt", weights_only=True)
+    assert saved["resume"]["epoch"] == 1 and all(value.isfinite().all() for value in saved["state_dict"].values())
+    assert all(value.isfinite().all() for value in weights(tmp_path / "spoilt", "best.pt").values())
+    monkeypatch.undo()
 
     torch.save({key: value * math.nan for key, value in weights(run).items()}, tmp_path / "nan.pt")
     arguments = ["--data", str(shapes), "--output", str(tmp_path / "nan"), "--weights", str(tmp_path / "nan.pt")]
@@ -207,7 +230,7 @@ def test_batches_are_a_permutation_that_depends_on_seed_and_epoch():
 def test_bad_files_in_the_training_set(shapes, tmp_path, capsys):
     data = tmp_path / "data"
     shutil.copytree(shapes, data)
-    names = images.list_files(data / "train")[0]
+    names = images.list_files(data / "train")
     for name in names[3:5]:
         (data / "train" / name).write_bytes((data / "train" / name).read_bytes()[:500])
     assert train(data, tmp_path / "run", "--epochs", 1) == 2
@@ -231,3 +254,36 @@ def test_the_real_model_learns_real_photos(real_data, tmp_path):
                           "--precision", "bf16", "--holdout", "0", "--workers", "2", "--device", "cpu"]) == 0
     rows = metrics(tmp_path / "run")
     assert float(rows[-1]["train_accuracy"]) > 0.9 > float(rows[0]["train_accuracy"])
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(run, shapes, tmp_path, monkeypatch, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    before = (tmp_path / "run" / "last.pt").read_bytes()
+
+    def full(content, file):
+        file.write(b"x" * 1000)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch, "save", full)
+    assert train(shapes, tmp_path / "run", "--epochs", 3, "--sam", "--resume") == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: No space left on device"
+    assert (tmp_path / "run" / "last.pt").read_bytes() == before
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+    monkeypatch.undo()
+    with pytest.raises(OSError), open("/dev/full", "wb") as file:  # what torch itself does on a full disk
+        torch.save({"weights": torch.zeros(10_000_000)}, file)
+
+
+def test_a_machine_without_git_trains(shapes, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert train(shapes, tmp_path / "run", "--epochs", 1) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["git_commit"] is None
+
+
+def test_a_full_gpu_is_one_line(shapes, tmp_path, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", full)
+    assert train(shapes, tmp_path / "run", "--epochs", 1) == 2
+    assert "smaller --batch-size" in capsys.readouterr().err

@@ -42,7 +42,9 @@ def same(one, other):
 def test_a_typing_error_gets_the_nearest_names():
     with pytest.raises(BadInput, match="did you mean .*vit_base_patch16_224"):
         vit.build("vit_bose_patch16_224")
-    with pytest.raises(BadInput, match="--arch test_vit.nonsense"):
+    with pytest.raises(BadInput, match="did you mean deit_tiny_patch16_224"):
+        vit.build("deit_tinny_patch16_224")
+    with pytest.raises(BadInput, match="--arch test_vit.nonsense: .* it has test_vit.r160_in1k"):
         vit.build("test_vit.nonsense")
     with pytest.raises(BadInput, match="is a ResNet: name a timm VisionTransformer"):
         vit.build("resnet10t")
@@ -82,6 +84,16 @@ def test_a_file_without_a_head_gets_a_new_one(tmp_path):
 def test_without_a_wish_the_model_takes_the_head_of_the_file(weights):
     model, told = vit.create("test_vit", weights=weights)
     assert same(model.state_dict(), safetensors.torch.load_file(weights)) and told is None
+
+
+def test_weights_in_the_layout_of_deit3_are_converted(tmp_path):
+    model = timm.create_model("deit3_small_patch16_224", num_classes=3)
+    for parameter in model.parameters():
+        torch.nn.init.uniform_(parameter)
+    original = {key.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): value
+                for key, value in model.state_dict().items()}
+    torch.save({"model": original}, tmp_path / "deit3.pth")
+    assert same(vit.create("deit3_small_patch16_224", 3, tmp_path / "deit3.pth")[0].state_dict(), model.state_dict())
 
 
 def test_scratch_is_random_and_needs_no_weights():
@@ -136,6 +148,12 @@ def test_checkpoints_that_are_none_are_refused(run, weights, tmp_path):
     with pytest.raises(BadInput, match="--arch and --weights"):
         vit.open_checkpoint(weights)
     saved = torch.load(run / "best.pt", weights_only=True)
+    torch.save({key: value for key, value in saved.items() if key != "preprocessing"}, tmp_path / "partial.pt")
+    with pytest.raises(BadInput, match="not a checkpoint"):
+        vit.open_checkpoint(tmp_path / "partial.pt")
+    torch.save({**saved, "arch": "vit_unheard_of"}, tmp_path / "unheard.pt")
+    with pytest.raises(BadInput, match="unheard.pt: --arch vit_unheard_of"):
+        vit.open_checkpoint(tmp_path / "unheard.pt")
     torch.save({**saved, "format": 2}, tmp_path / "newer.pt")
     with pytest.raises(BadInput, match="format 2"):
         vit.open_checkpoint(tmp_path / "newer.pt")
