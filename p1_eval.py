@@ -42,9 +42,12 @@ def get_args_parser():
     add("--json", type=Path, metavar="FILE", help="where the accuracy goes, overall and by class")
     add("--expect", type=number(float, low=0, high=1), metavar="ACC", help="the accuracy that must come out")
     add("--tolerance", type=number(float, low=0, high=1), default=0.005, metavar="X", help="how closely (%(default)s)")
-    add("--batch-size", type=number(int, low=1, high=10**6), default=64, metavar="N", help="%(default)s; a matter of memory alone")
-    add("--workers", type=number(int, low=0, high=256), metavar="N", help="processes that load images (one a core, at most 8)")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="%(default)s")
+    add("--batch-size", type=number(int, low=1, high=10**6), default=64, metavar="N",
+        help="images at a time; more need more memory (%(default)s)")
+    add("--workers", type=number(int, low=0, high=256), metavar="N",
+        help="processes that load images (one a core, at most 8)")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto",
+        help="auto is the GPU where there is one")
     add("--skip-bad", action="store_true", help="go on without files that cannot be used")
     return parser
 

@@ -49,9 +49,10 @@ def get_args_parser():
         help="stratified part of train/ that chooses the epoch; 0 trains on all and takes the last (%(default)s)")
     add("--skip-bad", action="store_true", help="go on without files that cannot be used")
 
-    add = parser.add_argument_group("model").add_argument
-    add("--arch", default="vit_base_patch16_224", metavar="NAME", help="any timm VisionTransformer (%(default)s)")
-    start = parser.add_mutually_exclusive_group()
+    model = parser.add_argument_group("model")
+    model.add_argument("--arch", default="vit_base_patch16_224", metavar="NAME",
+                       help="any timm VisionTransformer (%(default)s)")
+    start = model.add_mutually_exclusive_group()
     start.add_argument("--weights", type=Path, metavar="FILE", help="pretrained weights instead of timm's from the hub")
     start.add_argument("--scratch", action="store_true", help="start from random weights")
 
@@ -62,9 +63,12 @@ def get_args_parser():
     add("--rho", type=number(float, low=0), default=0.05, metavar="X",
         help="how far SAM climbs: 0.02 to 0.2, ten times that with --adaptive (%(default)s)")
     add("--adaptive", action="store_true", help="ASAM: climb in units of each weight")
-    add("--epochs", type=number(int, low=1, high=10**6), default=10, metavar="N", help="%(default)s")
-    add("--batch-size", type=number(int, low=1, high=10**6), default=32, metavar="N", help="images a forward pass (%(default)s)")
-    add("--accumulate", type=number(int, low=1, high=10**6), default=1, metavar="N", help="batches a step (%(default)s)")
+    add("--epochs", type=number(int, low=1, high=10**6), default=10, metavar="N",
+        help="passes over the training images (%(default)s)")
+    add("--batch-size", type=number(int, low=1, high=10**6), default=32, metavar="N",
+        help="images a forward pass (%(default)s)")
+    add("--accumulate", type=number(int, low=1, high=10**6), default=1, metavar="N",
+        help="batches a step (%(default)s)")
     add("--lr", type=number(float, low=0, high=1e30), default=3e-5, metavar="X",
         help="peak learning rate, between a linear warm-up and a cosine decay: 1e-5 to 3e-4 for pretrained weights, "
              "3e-4 to 2e-3 from scratch (%(default)s)")
@@ -72,9 +76,12 @@ def get_args_parser():
         help="number format of the forward and backward pass (%(default)s)")
 
     add = parser.add_argument_group("run").add_argument
-    add("--seed", type=number(int, low=0, high=2**32 - 1), default=0, metavar="N", help="decides the split, the order and all chance (%(default)s)")
-    add("--workers", type=number(int, low=0, high=256), metavar="N", help="processes that load images (one a core, at most 8)")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="%(default)s")
+    add("--seed", type=number(int, low=0, high=2**32 - 1), default=0, metavar="N",
+        help="decides the split, the order and all chance (%(default)s)")
+    add("--workers", type=number(int, low=0, high=256), metavar="N",
+        help="processes that load images (one a core, at most 8)")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto",
+        help="auto is the GPU where there is one")
     add("--save-every", type=SaveEvery, metavar="N|Ns", help="save every N steps or N seconds too, not only each epoch")
     add("--resume", action="store_true", help="go on from last.pt in --output; start anew if there is none")
     return parser
@@ -254,9 +261,9 @@ def main(argv=None):
 
                 done = {"steps": done["steps"] + 1, "images": done["images"] + size, "loss": done["loss"] + loss,
                         "correct": done["correct"] + correct, "lr": lr, "seconds": time.monotonic() - epoch_started}
-                bar.update(size)
                 bar.set_postfix(loss=f"{done['loss'] / done['images']:.3f}",
-                                accuracy=f"{done['correct'] / done['images']:.3f}")
+                                accuracy=f"{done['correct'] / done['images']:.3f}", refresh=False)
+                bar.update(size)
                 steps_since_save += 1
                 if args.save_every and args.save_every.due(steps_since_save, time.monotonic() - last_save):
                     stop_if_spoilt()

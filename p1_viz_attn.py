@@ -26,8 +26,10 @@ def get_args_parser():
     parser.add_argument("--weights", type=Path, metavar="FILE", help="a weights file for --arch")
     parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="is created")
     parser.add_argument("--all", action="store_true", help="also store all layers, heads and tokens")
-    parser.add_argument("--batch-size", type=number(int, low=1, high=10**6), default=16, metavar="N", help="%(default)s")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="%(default)s")
+    parser.add_argument("--batch-size", type=number(int, low=1, high=10**6), default=16, metavar="N",
+                        help="images at a time (%(default)s)")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto",
+                        help="auto is the GPU where there is one")
     return parser
 
 

@@ -23,7 +23,8 @@ def get_args_parser():
     source.add_argument("--arch", nargs="+", action="extend", metavar="NAME", help="timm names, with timm's weights")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="a weights file for the one --arch")
     parser.add_argument("--output", type=picture_file, required=True, metavar="FILE", help="a .png, .pdf or .svg file")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="%(default)s")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto",
+                        help="auto is the GPU where there is one")
     return parser
 
 

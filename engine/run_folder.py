@@ -68,7 +68,7 @@ def find_run(folder, resume):
     last = folder / LAST
     if not resume:
         if last.exists() or (folder / BEST).exists():
-            raise BadInput(f"--output {folder} holds a run already: pass --resume to go on with it, or name another folder")
+            raise BadInput(f"--output {folder} holds a run already: pass --resume to go on, or name another folder")
         return None
     if not last.exists():
         return None

@@ -88,7 +88,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_resumes_as_if_nothing_had_happen
     def save_then_die(content, path):
         save(content, path)
         saves.append(path.name)
-        if path.name == "last.pt" and saves.count("last.pt") in (1, 5):  # in the middle of the first epoch, then of the second one
+        if path.name == "last.pt" and saves.count("last.pt") in (1, 5):  # in the middle of each epoch
             raise Killed
 
     monkeypatch.setattr(run_folder, "save_checkpoint", save_then_die)
