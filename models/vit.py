@@ -28,7 +28,7 @@ from common.errors import BadInput
 from common.files import read_tensors
 
 FIELDS = {"format", "arch", "labels", "class_names", "preprocessing", "settings", "state_dict"}
-HUB_PATIENCE = 5  # seconds until a hub that does not answer counts as unreachable
+HUB_PATIENCE = 4  # seconds until a hub that does not answer counts as unreachable
 
 
 def build(arch, num_classes=None):
