@@ -131,7 +131,8 @@ def main(argv=None):
     # Data
     data = shapes.write_dataset(DEMO_DATA) if args.data == "demo" else Path(args.data)
     folder = images.read_training_folder(data / "train", data / "classes.txt", args.skip_bad)
-    if saved and saved["resume"]["images"] != folder.fingerprint():
+    fingerprint = folder.fingerprint()
+    if saved and saved["resume"]["images"] != fingerprint:
         raise BadInput(f"--resume: {folder.root} holds other images than when the run began: start a new run")
     to_fit, to_hold_out = images.split_held_out(folder.targets, args.holdout, args.seed)
     fit, held_out = folder.keep(to_fit), folder.keep(to_hold_out)
@@ -200,7 +201,7 @@ def main(argv=None):
             raise stopped("the weights are")
 
     def save_last():
-        state = {"images": folder.fingerprint(), "epoch": epoch, "history": history, "best": best, "done": done,
+        state = {"images": fingerprint, "epoch": epoch, "history": history, "best": best, "done": done,
                  "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "random": random_state()}
         run_folder.save_checkpoint({**checkpoint(), "resume": state}, args.output / run_folder.LAST)
         write_text(args.output / run_folder.CONFIG, description)

@@ -60,7 +60,7 @@ def load_weights(model, arch, path, adopt_head=False):
     """Load a weights file into a model of the name `arch`, with timm's conversions (older layouts, other grid sizes).
 
     The model's head is left as it is where the file has none, or one of another size; with `adopt_head` the model
-    takes the file's number of classes instead. Returns what to tell the user about a head that was left, or None.
+    takes the file's number of classes instead. Returns what to tell the user about a head left at random, or None.
     Raises BadInput for a file that does not fit otherwise.
     """
     path = Path(path)
