@@ -10,6 +10,10 @@ A pretrained ViT-Tiny from a weights file, on a CPU; and a model from scratch, o
         --output runs/tiny
     python p1_train.py --data demo --arch test_vit --scratch --optimizer adam --lr 1e-3 --output runs/scratch
 
+On four GPUs of a machine, of which each takes `--batch-size` images:
+
+    torchrun --nproc-per-node 4 p1_train.py --data p1_data --precision bf16 --batch-size 8 --output runs/parallel
+
 `--data DIR` holds `train/`, with files named {class}_{id}.jpg or one subfolder a class, and perhaps `classes.txt`, one
 name a line. A part of `train/` is held out to choose the best epoch; `val/` is never read: that is for p1_eval.py.
 """
@@ -23,6 +27,15 @@ from common.errors import BadInput, TrainingStopped
 
 DEMO_DATA = Path(__file__).resolve().parent / "data" / "demo"
 WARMUP = 0.1  # of all steps
+NO_TARGET = -100  # what cross_entropy ignores
+
+
+class NotFinite(ArithmeticError):
+    """A loss is inf or NaN; `climbed` if it is that of SAM's second pass, while the first one was finite."""
+
+    def __init__(self, climbed):
+        super().__init__(climbed)
+        self.climbed = climbed
 
 
 class SaveEvery:
@@ -63,10 +76,13 @@ def get_args_parser():
     add("--rho", type=number(float, low=0), default=0.05, metavar="X",
         help="how far SAM climbs: 0.02 to 0.2, ten times that with --adaptive (%(default)s)")
     add("--adaptive", action="store_true", help="ASAM: climb in units of each weight")
+    add("--climb", choices=["process", "joint", "micro-batch"], default="process",
+        help="whose gradient SAM climbs along: that of each process of torchrun, the joint one of all processes, or "
+             "that of each batch of --accumulate (%(default)s)")
     add("--epochs", type=number(int, low=1, high=10**6), default=10, metavar="N",
         help="passes over the training images (%(default)s)")
     add("--batch-size", type=number(int, low=1, high=10**6), default=32, metavar="N",
-        help="images a forward pass (%(default)s)")
+        help="images a forward pass and process (%(default)s)")
     add("--accumulate", type=number(int, low=1, high=10**6), default=1, metavar="N",
         help="batches a step (%(default)s)")
     add("--lr", type=number(float, low=0, high=1e30), default=3e-5, metavar="X",
@@ -96,6 +112,7 @@ def main(argv=None):
     # After the arguments, so that --help and typing errors answer at once.
     import math
     import time
+    from contextlib import nullcontext
     from datetime import timedelta
     from itertools import islice
 
@@ -106,7 +123,7 @@ def main(argv=None):
 
     from common.files import write_text
     from datasets import images, shapes
-    from engine import run_folder
+    from engine import distributed, run_folder
     from engine.device import autocast, loader_workers, pick_device
     from engine.inference import predict
     from engine.randomness import ShuffledBatches, random_state, seed_everything, set_random_state
@@ -117,19 +134,26 @@ def main(argv=None):
 
     settings = {name: str(value) if isinstance(value, (Path, SaveEvery)) else value
                 for name, value in vars(args).items()}
-    device = pick_device(args.device)
+    settings["processes"] = distributed.world_size()
+    first = distributed.rank() == 0  # alone it writes and reports
+    device = distributed.own_device(pick_device(args.device))
     saved = run_folder.find_run(args.output, args.resume)
     if saved:
         run_folder.check_settings(settings, saved["settings"])
         if saved["resume"]["epoch"] == args.epochs:
-            print(f"{args.output} is finished: {args.epochs} epochs. Raise --epochs to train on.")
+            if first:
+                print(f"{args.output} is finished: {args.epochs} epochs. Raise --epochs to train on.")
             return 0
     elif args.resume:
         remark(f"{args.output} holds no last.pt: starting anew")
+    distributed.connect(device)
     seed_everything(args.seed)
 
     # Data
-    data = shapes.write_dataset(DEMO_DATA) if args.data == "demo" else Path(args.data)
+    if args.data == "demo":
+        data = distributed.one_after_the_other(lambda: shapes.write_dataset(DEMO_DATA))
+    else:
+        data = Path(args.data)
     folder = images.read_training_folder(data / "train", data / "classes.txt", args.skip_bad)
     fingerprint = folder.fingerprint()
     if saved and saved["resume"]["images"] != fingerprint:
@@ -147,30 +171,36 @@ def main(argv=None):
         remark(told)
     model.to(device).train()
     preprocessing = vit.preprocessing(model)
+    trained = distributed.parallel(model)
+    if not first:
+        seed_everything(args.seed + distributed.rank())  # so that dropout differs between processes
 
     # Loaders. Their own generators keep the global random stream free for the model.
     workers = loader_workers(args.workers)
     loading = {"num_workers": workers, "pin_memory": device.type == "cuda", "persistent_workers": workers > 0}
-    batches = ShuffledBatches(len(fit.names), args.batch_size, args.seed)
+    batches = ShuffledBatches(len(fit.names), args.batch_size, args.seed,
+                              distributed.rank(), distributed.world_size())
     fit_loader = DataLoader(
-        images.ImageDataset(fit.root, fit.names, fit.targets,
+        images.ImageDataset(fit.root, fit.names + fit.names[:1], fit.targets + [NO_TARGET],
                             images.training_transform(preprocessing), args.seed),
         batch_sampler=batches, generator=torch.Generator(), **loading)
+    own_names, own_targets = (part[distributed.rank()::distributed.world_size()]
+                              for part in (held_out.names, held_out.targets))
     held_out_loader = DataLoader(
-        images.ImageDataset(held_out.root, held_out.names, held_out.targets,
-                            images.evaluation_transform(preprocessing)),
-        batch_size=args.batch_size, generator=torch.Generator(), **loading) if held_out.names else None
+        images.ImageDataset(held_out.root, own_names, own_targets, images.evaluation_transform(preprocessing)),
+        batch_size=args.batch_size, generator=torch.Generator(), **loading) if own_names else None
 
     # Optimization
     base_class, options = {"adam": (torch.optim.Adam, {}), "adamw": (torch.optim.AdamW, {}),
                            "sgd": (torch.optim.SGD, {"momentum": 0.9})}[args.optimizer]
     if args.sam:
-        optimizer = SAM(model.parameters(), base_class, rho=args.rho, adaptive=args.adaptive, lr=args.lr, **options)
-        base_optimizer = optimizer.base_optimizer
+        optimizer = SAM(model.parameters(), base_class, rho=args.rho, adaptive=args.adaptive, model=trained,
+                        synchronised=args.climb == "joint", lr=args.lr, **options)
     else:
-        optimizer = base_optimizer = base_class(model.parameters(), lr=args.lr, **options)
+        optimizer = base_class(model.parameters(), lr=args.lr, **options)
     steps_per_epoch = math.ceil(len(batches) / args.accumulate)
     total_steps = args.epochs * steps_per_epoch
+    images_per_step = args.batch_size * distributed.world_size() * args.accumulate
     schedule = warmup_cosine(total_steps, int(WARMUP * total_steps))
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
 
@@ -182,7 +212,7 @@ def main(argv=None):
         epoch, history, best, done = resume["epoch"], resume["history"], resume["best"], resume["done"]
         optimizer.load_state_dict(resume["optimizer"])
         scaler.load_state_dict(resume["scaler"])
-        set_random_state(resume["random"])
+        set_random_state(resume["random"][distributed.rank()])
 
     description = run_folder.describe_run(settings)
 
@@ -201,22 +231,39 @@ def main(argv=None):
             raise stopped("the weights are")
 
     def save_last():
+        """All processes call it together."""
         state = {"images": fingerprint, "epoch": epoch, "history": history, "best": best, "done": done,
-                 "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "random": random_state()}
-        run_folder.save_checkpoint({**checkpoint(), "resume": state}, args.output / run_folder.LAST)
-        write_text(args.output / run_folder.CONFIG, description)
+                 "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+                 "random": distributed.gathered(random_state())}
+        if first:
+            run_folder.save_checkpoint({**checkpoint(), "resume": state}, args.output / run_folder.LAST)
+            write_text(args.output / run_folder.CONFIG, description)
 
-    def forward_backward(group):
-        """Add the gradient of the mean loss over a group of batches. Returns (summed loss, correct, images)."""
-        size, loss_sum, correct = sum(len(targets) for _, targets in group), 0.0, 0
-        for inputs, targets in group:
-            with autocast(device, args.precision):
-                logits = model(inputs)
-                loss = F.cross_entropy(logits.float(), targets, reduction="sum")
-            scaler.scale(loss / size).backward()
-            loss_sum += loss.item()
-            correct += (logits.argmax(1) == targets).sum().item()
-        return loss_sum, correct, size
+    def closure_over(group, size):
+        """What a step calls, twice with SAM: the gradient of the loss over a group of batches, divided by `size`.
+
+        Its return value is (summed loss, correct) over all processes.
+        """
+        calls = 0
+
+        def closure():
+            nonlocal calls
+            calls += 1
+            optimizer.zero_grad()
+            totals = torch.zeros(2, dtype=torch.float64, device=device)
+            for inputs, targets in distributed.averaging_last(trained, group):
+                with autocast(device, args.precision):
+                    logits = trained(inputs)
+                    loss = F.cross_entropy(logits.float(), targets, ignore_index=NO_TARGET, reduction="sum")
+                scaler.scale(loss * distributed.world_size() / size).backward()
+                totals += torch.stack([loss.detach(), (logits.argmax(1) == targets).sum()])
+            loss, correct = distributed.summed(totals).tolist()
+            # in fp16 a gradient that overflowed spoils the climb, and the scaler will skip the step
+            if not math.isfinite(loss) and (calls == 1 or not scaler.is_enabled()):
+                raise NotFinite(climbed=calls > 1)
+            return loss, correct
+
+        return closure
 
     def groups_of(batches, size):
         batches = iter(batches)
@@ -224,15 +271,16 @@ def main(argv=None):
             yield group
 
     name = f"SAM({args.optimizer})" if args.sam else args.optimizer
-    print(f"{args.arch}, {name}, {args.precision} on {device.type}: {len(fit.names)} images to train on, "
-          f"{len(held_out.names)} held out, {len(folder.labels)} classes -> {args.output}")
+    if first:
+        print(f"{args.arch}, {name}, {args.precision} on {device.type}: {len(fit.names)} images to train on, "
+              f"{len(held_out.names)} held out, {len(folder.labels)} classes -> {args.output}")
 
     images_before = epoch * len(fit.names) + done["images"]
-    bar = tqdm(total=args.epochs * len(fit.names), initial=images_before, unit=" images", disable=None,
-               dynamic_ncols=True)
+    bar = tqdm(total=args.epochs * len(fit.names), initial=images_before, unit=" images",
+               disable=None if first else True, dynamic_ncols=True)
     run_started = time.monotonic()
     last_save, steps_since_save = run_started, 0
-    curves = drawing_curves(history, args.output / run_folder.CURVES)
+    curves = drawing_curves(history, args.output / run_folder.CURVES) if first else nullcontext()
     with images.explaining_bad_images(folder.root, folder.names), curves, bar:
         while epoch < args.epochs:
             bar.set_description(f"epoch {epoch + 1}/{args.epochs}")
@@ -241,24 +289,25 @@ def main(argv=None):
             for group in groups_of(fit_loader, args.accumulate):
                 group = [(inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True))
                          for inputs, targets in group]
-                loss, correct, size = forward_backward(group)
-                finite = math.isfinite(loss)
-                if args.sam and finite:
-                    optimizer.first_step(zero_grad=True)
-                    climbed_loss, _, _ = forward_backward(group)
-                    optimizer.restore()
-                    # in fp16 a gradient that overflowed spoils the climb: the scaler will skip the step
-                    finite = math.isfinite(climbed_loss) or scaler.is_enabled()
-                if not finite:
-                    if math.isfinite(loss):  # these weights are good, and only the climb from them is not
-                        save_last()
-                    raise stopped("the loss is")
+                size = min(images_per_step, len(fit.names) - done["images"])
                 lr = args.lr * schedule(epoch * steps_per_epoch + done["steps"])
-                for param_group in base_optimizer.param_groups:
+                for param_group in optimizer.param_groups:
                     param_group["lr"] = lr
-                scaler.step(base_optimizer)
+                try:
+                    if not args.sam:
+                        results = [closure_over(group, size)()]
+                        scaler.step(optimizer)
+                    elif args.climb == "micro-batch":
+                        results = optimizer.m_sharpness_step([closure_over([b], size) for b in group], scaler)
+                    else:
+                        results = [optimizer.step(closure_over(group, size), scaler)]
+                except NotFinite as error:
+                    if error.climbed:  # the weights are good, and only the climb from them is not
+                        save_last()
+                    raise stopped("the loss is") from None
                 scaler.update()
                 optimizer.zero_grad()
+                loss, correct = map(sum, zip(*results))
 
                 done = {"steps": done["steps"] + 1, "images": done["images"] + size, "loss": done["loss"] + loss,
                         "correct": done["correct"] + correct, "lr": lr, "seconds": time.monotonic() - epoch_started}
@@ -266,7 +315,8 @@ def main(argv=None):
                                 accuracy=f"{done['correct'] / done['images']:.3f}", refresh=False)
                 bar.update(size)
                 steps_since_save += 1
-                if args.save_every and args.save_every.due(steps_since_save, time.monotonic() - last_save):
+                if args.save_every and distributed.gathered(
+                        args.save_every.due(steps_since_save, time.monotonic() - last_save))[0]:
                     stop_if_spoilt()
                     save_last()
                     last_save, steps_since_save = time.monotonic(), 0
@@ -276,31 +326,42 @@ def main(argv=None):
                    "train_loss": done["loss"] / done["images"], "train_accuracy": done["correct"] / done["images"],
                    "holdout_loss": None, "holdout_accuracy": None,
                    "images_per_second": done["images"] / done["seconds"], "seconds": done["seconds"]}
-            if held_out_loader:
-                logits, targets = predict(model, held_out_loader, device, args.precision)
-                row["holdout_loss"] = F.cross_entropy(logits, targets).item()
-                row["holdout_accuracy"] = (logits.argmax(1) == targets).float().mean().item()
+            if held_out.names:
+                totals = torch.zeros(2, dtype=torch.float64)
+                if held_out_loader:
+                    logits, targets = predict(model, held_out_loader, device, args.precision)
+                    totals += torch.stack([F.cross_entropy(logits, targets, reduction="sum"),
+                                           (logits.argmax(1) == targets).sum()])
+                totals = distributed.summed(totals.to(device)) / len(held_out.names)
+                row["holdout_loss"], row["holdout_accuracy"] = totals.tolist()
             history.append(row)
             epoch += 1
             done = dict.fromkeys(done, 0)
             score = row["holdout_accuracy"] or 0.0
             if score >= best:  # ties go to the later epoch; without a held-out part every epoch ties
                 best = score
-                run_folder.save_checkpoint(checkpoint(), args.output / run_folder.BEST)
-            run_folder.write_metrics(history, args.output)
+                if first:
+                    run_folder.save_checkpoint(checkpoint(), args.output / run_folder.BEST)
+            if first:
+                run_folder.write_metrics(history, args.output)
             save_last()
             last_save, steps_since_save = time.monotonic(), 0
 
+            if not first:
+                continue
             pace = (time.monotonic() - run_started) / max(1, epoch * len(fit.names) - images_before)
             bar.write(f"epoch {epoch}/{args.epochs}  loss {row['train_loss']:.3f}  accuracy {row['train_accuracy']:.3f}"
-                      + (f"  held out {row['holdout_accuracy']:.3f}" if held_out_loader else "")
+                      + (f"  held out {row['holdout_accuracy']:.3f}" if held_out.names else "")
                       + f"  {row['images_per_second']:.0f} images/s"
                       + f"  {timedelta(seconds=round(pace * (args.epochs - epoch) * len(fit.names)))} left")
 
+    distributed.disconnect()
+    if not first:
+        return 0
     chosen = f"epoch {max(history, key=lambda row: (row['holdout_accuracy'], row['epoch']))['epoch']}" \
-        if held_out_loader else "the last epoch"
+        if held_out.names else "the last epoch"
     print(f"done: {args.output / run_folder.BEST} holds {chosen}"
-          + (f", accuracy {best:.3f} on the part held out" if held_out_loader else ""))
+          + (f", accuracy {best:.3f} on the part held out" if held_out.names else ""))
     return 0
 
 

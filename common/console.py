@@ -4,6 +4,7 @@ import argparse
 import functools
 import math
 import operator
+import os
 import sys
 from pathlib import Path
 
@@ -44,8 +45,9 @@ def picture_file(text):
 
 
 def remark(text):
-    """Tell the user something that does not stop the work."""
-    print(f"note: {text}", file=sys.stderr)
+    """Tell the user something that does not stop the work. Of several processes under torchrun only the first does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {text}", file=sys.stderr)
 
 
 def reports_errors(main):

@@ -22,5 +22,9 @@ def autocast(device, precision):
 
 
 def loader_workers(number):
-    """The number of processes that load images: `number`, or one for each core that we may use, at most 8, for None."""
-    return min(8, len(os.sched_getaffinity(0))) if number is None else number
+    """The number of processes that load images: `number`, or one for each core that we may use, at most 8, for None.
+
+    Processes that torchrun started on this machine share its cores.
+    """
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, min(8, cores)) if number is None else number

@@ -33,11 +33,15 @@ def set_random_state(state):
 class ShuffledBatches(torch.utils.data.Sampler):
     """The batches of an epoch, as lists of (epoch, index): an order that depends on (seed, epoch) alone.
 
+    `processes` of them share each `processes * batch_size` images of that order; `process` is the number of this one.
+    Index `size` stands for no image, where the last images of an epoch do not suffice for all.
+
     `epoch` is set before each epoch, and `start`, the number of its batches to leave out, to go on in the middle.
     """
 
-    def __init__(self, size, batch_size, seed):
-        self.size, self.batch_size, self.seed = size, batch_size, seed
+    def __init__(self, size, batch_size, seed, process=0, processes=1):
+        self.size, self.batch_size, self.seed = size, batch_size * processes, seed
+        self.process, self.processes = process, processes
         self.epoch, self.start = 0, 0
 
     def __len__(self):
@@ -46,4 +50,5 @@ class ShuffledBatches(torch.utils.data.Sampler):
     def __iter__(self):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size).tolist()
         for first in range(self.start * self.batch_size, self.size, self.batch_size):
-            yield [(self.epoch, index) for index in order[first:first + self.batch_size]]
+            share = order[first:first + self.batch_size][self.process::self.processes]
+            yield [(self.epoch, index) for index in share or [self.size]]

@@ -84,5 +84,5 @@ def check_settings(settings, saved):
         before = saved.get(name)
         more_epochs = name == "epochs" and value >= before
         if name not in HARMLESS and value != before and not more_epochs:
-            flag = f"--{name.replace('_', '-')}"
+            flag = "the number of processes" if name == "processes" else f"--{name.replace('_', '-')}"
             raise BadInput(f"--resume: {flag} is {value} now and was {before} before: pass the same, or start a new run")

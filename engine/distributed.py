@@ -1,0 +1,73 @@
+"""Several processes that train one model together, as torchrun starts them. For a process alone all of this is free."""
+
+import contextlib
+import os
+
+import torch
+import torch.distributed as dist
+
+
+def world_size():
+    """The number of processes."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def rank():
+    """The number of this process, from 0. Process 0 alone writes and reports."""
+    return int(os.environ.get("RANK", 0))
+
+
+def own_device(device):
+    """This process's own GPU where `device` is one: they are numbered on each machine."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if device.type == "cuda" else device
+
+
+def connect(device):
+    """Connect the processes: by NCCL between GPUs, by gloo otherwise."""
+    if world_size() > 1:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def disconnect():
+    """The opposite, at the end of the work. Not after an error: it would wait for the others."""
+    if world_size() > 1:
+        dist.destroy_process_group()
+
+
+def parallel(model):
+    """The model, in DistributedDataParallel where there are several processes: backward averages their gradients."""
+    return model if world_size() == 1 else torch.nn.parallel.DistributedDataParallel(model)
+
+
+def averaging_last(model, batches):
+    """The batches of a pass, one after the other; only the backward of the last one averages the gradients."""
+    *others, last = batches
+    for batch in others:
+        with model.no_sync() if world_size() > 1 else contextlib.nullcontext():
+            yield batch
+    yield last
+
+
+def summed(tensor):
+    """The sum of the tensors of all processes."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gathered(value):
+    """The values of all processes, as a list in the order of their ranks."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def one_after_the_other(work):
+    """Call `work` in process 0, then in the others, which find done what the first one did; returns its value."""
+    value = work() if rank() == 0 else None
+    gathered(None)
+    return value if rank() == 0 else work()
