@@ -118,7 +118,8 @@ def test_each_script_answers_as_a_process_of_its_own(script, tmp_path):
 def commands(text):
     """The lines of a text that call one of the scripts, joined where they go on."""
     text = text.replace("\\\n", " ")
-    return [shlex.split(line) for line in re.findall(r"^\s*python (p1_\w+\.py .*|-m .*)$", text, re.MULTILINE)]
+    start = r"^\s*(?:python|torchrun --nproc-per-node \d+)"
+    return [shlex.split(line) for line in re.findall(start + r" (p1_\w+\.py .*|-m .*)$", text, re.MULTILINE)]
 
 
 @pytest.mark.parametrize("source", ["README.md", "demo.sh", *SCRIPTS])

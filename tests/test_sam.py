@@ -1,8 +1,13 @@
 """SAM against equations written out here, and against what users of other implementations have run into."""
 
+import ast
 import copy
 import math
+import shutil
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import timm
@@ -12,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from sam import SAM
 
+ROOT = Path(__file__).resolve().parents[1]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 BASES = [(torch.optim.Adam, {"lr": 1e-2}), (torch.optim.AdamW, {"lr": 1e-2}),
          (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9})]
@@ -631,6 +637,46 @@ def test_a_compiled_model_takes_the_same_steps(backend):
     assert_close(model, snapshot(plain), 1e-6)
 
 
+class Kernels(torch.utils._python_dispatch.TorchDispatchMode):
+    """Names of the operations that ran, without those that only make a view."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view:
+            self.names.append(func.overloadpacket.__name__)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_the_climb_takes_a_few_multi_tensor_calls_and_never_waits_for_the_device(adaptive):
+    kernels = {}
+    for depth in (2, 20):
+        model = nn.Sequential(*[nn.Linear(5, 5) for _ in range(depth)])
+        optimizer = SAM(model.parameters(), torch.optim.SGD, adaptive=adaptive, lr=0.1, model=model)
+        model(torch.randn(2, 5)).sum().backward()
+        with Kernels() as seen:
+            optimizer.first_step()
+            optimizer.restore()
+        kernels[depth] = seen.names
+    assert kernels[2] == kernels[20] and len(kernels[2]) < 30
+    assert "_foreach_norm" in kernels[2] and "_local_scalar_dense" not in kernels[2]  # what .item() would be
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_the_climb_never_waits_for_a_gpu():
+    model = network(torch.float32, "cuda")
+    optimizer = SAM(model.parameters(), torch.optim.SGD, lr=0.1, model=model)
+    batch = batches(1, torch.float32, "cuda")[0]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        optimizer.step(closure_for(model, optimizer, batch))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def peak_memory(work):
     """Bytes allocated at the most while `work` ran, over those at its start."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
@@ -663,3 +709,20 @@ def test_the_extra_memory_is_one_copy_of_the_parameters(adaptive):
         work()  # whatever is allocated once for all
         optimizer.zero_grad()
         assert peak_memory(work) / size == pytest.approx(copies, abs=0.03)
+
+
+def test_the_recipe_of_the_readme_runs_with_sam_py_alone(tmp_path):
+    section = (ROOT / "README.md").read_text().split("## SAM alone")[1]
+    recipe = section.split("```python\n")[1].split("```")[0]
+    assert len(recipe.splitlines()) <= 20
+    (tmp_path / "recipe.py").write_text(recipe)
+    shutil.copy(ROOT / "sam.py", tmp_path)
+    result = subprocess.run([sys.executable, "recipe.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert float(result.stdout.split("accuracy ")[1]) > 0.95
+
+
+def test_sam_py_is_one_short_file_that_imports_torch_alone():
+    source = (ROOT / "sam.py").read_text()
+    assert len(source.splitlines()) < 300
+    modules = {name.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import) for name in node.names}
+    assert modules == {"contextlib", "torch"} and "from " not in [line[:5] for line in source.splitlines()]

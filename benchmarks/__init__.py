@@ -1,0 +1,1 @@
+"""Comparisons of two things in one run, printed as ratios."""
