@@ -41,8 +41,8 @@ Both passes draw the same random numbers, and buffers such as BatchNorm's statis
 Without a scaler, `optimizer.second_step(zero_grad=True)` stands for all that follows the clipping. As with any torch
 optimizer, it is a scaler that skips what is not finite. The climb does not depend on the scale of the loss.
 
-**Several micro-batches a step**, under DistributedDataParallel too, with `SAM(..., model=ddp)`. A backward pass averages
-the gradients of all processes unless `no_sync` is held, and only that of the last micro-batch should:
+**Several micro-batches a step**, under DistributedDataParallel too, with `SAM(..., model=ddp)`. A backward pass
+averages the gradients of all processes unless `no_sync` is held, and only that of the last micro-batch should:
 
     def closure():
         optimizer.zero_grad()
