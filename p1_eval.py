@@ -3,6 +3,10 @@
     python p1_eval.py p1_data/val pred.csv --checkpoint runs/headline/best.pt --json result.json
     python p1_eval.py p1_data/val --checkpoint runs/headline/best.pt --expect 0.942
 
+On four GPUs of a machine, with the same result:
+
+    torchrun --nproc-per-node 4 p1_eval.py p1_data/val pred.csv --checkpoint runs/headline/best.pt
+
 IMAGES is a folder; names may be anything. Files named {class}_{id}.jpg, or in subfolders named by class, are scored if
 the checkpoint knows the class. CSV gets one row an image, sorted by name: `filename,label`. The model runs in fp32.
 
@@ -43,7 +47,7 @@ def get_args_parser():
     add("--expect", type=number(float, low=0, high=1), metavar="ACC", help="the accuracy that must come out")
     add("--tolerance", type=number(float, low=0, high=1), default=0.005, metavar="X", help="how closely (%(default)s)")
     add("--batch-size", type=number(int, low=1, high=10**6), default=64, metavar="N",
-        help="images at a time; more need more memory (%(default)s)")
+        help="images at a time and process; more need more memory (%(default)s)")
     add("--workers", type=number(int, low=0, high=256), metavar="N",
         help="processes that load images (one a core, at most 8)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto",
@@ -86,12 +90,13 @@ def main(argv=None):
     from tqdm import tqdm
 
     from datasets import images
+    from engine import distributed
     from engine.device import loader_workers, pick_device
     from engine.inference import predict
     from engine.run_folder import CONFIG
     from models.vit import open_checkpoint
 
-    device = pick_device(args.device)
+    device = distributed.own_device(pick_device(args.device))
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32 on a GPU, too
     checkpoint = open_checkpoint(args.checkpoint)
     names = images.usable_files(args.images, args.skip_bad)
@@ -103,16 +108,25 @@ def main(argv=None):
     if args.expect is not None and not labelled:
         raise BadInput(f"--expect {args.expect}: no image in {args.images} carries a label that the checkpoint knows")
 
-    transform = images.evaluation_transform(checkpoint.preprocessing)
-    loader = DataLoader(
-        images.ImageDataset(args.images, names, [0] * len(names), transform), batch_size=args.batch_size,
-        num_workers=loader_workers(args.workers), pin_memory=device.type == "cuda")
-    with images.explaining_bad_images(args.images, names):
-        logits, _ = predict(checkpoint.model.to(device), loader, device,
-                            progress=lambda batches: tqdm(batches, unit=" batches", disable=None))
-    if not torch.isfinite(logits).all():
+    distributed.connect(device)
+    first = distributed.rank() == 0  # alone it writes and reports
+    own_names, own = distributed.share(names), []
+    dataset = images.ImageDataset(args.images, own_names, [0] * len(own_names),
+                                  images.evaluation_transform(checkpoint.preprocessing))
+    with images.explaining_bad_images(args.images, names), distributed.noticing_lost_processes():
+        if own_names:  # there may be fewer images than processes
+            loader = DataLoader(dataset, batch_size=args.batch_size, num_workers=loader_workers(args.workers),
+                                pin_memory=device.type == "cuda")
+            logits, _ = predict(checkpoint.model.to(device), loader, device, progress=lambda batches: tqdm(
+                batches, unit=" batches", disable=None if first else True))
+            own = list(zip(logits.argmax(1).tolist(), logits.isfinite().all(1).tolist()))
+        indices, finite = zip(*distributed.joined(own))
+    distributed.disconnect()
+    if not all(finite):
         raise BadInput(f"{args.checkpoint}: its weights give outputs that are not finite: it is damaged")
-    predicted = [checkpoint.labels[index] for index in logits.argmax(1)]
+    if not first:
+        return 0
+    predicted = [checkpoint.labels[index] for index in indices]
 
     result = score(predicted, true, checkpoint)
     predictions, scores = as_csv(names, predicted), json.dumps(result, indent=2, ensure_ascii=False) + "\n"

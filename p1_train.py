@@ -16,14 +16,18 @@ On four GPUs of a machine, of which each takes `--batch-size` images:
 
 `--data DIR` holds `train/`, with files named {class}_{id}.jpg or one subfolder a class, and perhaps `classes.txt`, one
 name a line. A part of `train/` is held out to choose the best epoch; `val/` is never read: that is for p1_eval.py.
+
+A run that was stopped or killed goes on with the same command and `--resume`, and ends with the same weights, bit for
+bit, as one that was not. Exit code: 0; 2 for bad input; 3 if it stopped at a loss that is not finite, or because another
+process failed; 130 and 143 after SIGINT and SIGTERM, saved.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from common.console import ArgumentParser, number, remark, reports_errors
-from common.errors import BadInput, TrainingStopped
+from common.console import ArgumentParser, SaveEvery, number, remark, reports_errors
+from common.errors import BadInput, Interrupted, TrainingStopped
 
 DEMO_DATA = Path(__file__).resolve().parent / "data" / "demo"
 WARMUP = 0.1  # of all steps
@@ -31,26 +35,7 @@ NO_TARGET = -100  # what cross_entropy ignores
 
 
 class NotFinite(ArithmeticError):
-    """A loss is inf or NaN; `climbed` if it is that of SAM's second pass, while the first one was finite."""
-
-    def __init__(self, climbed):
-        super().__init__(climbed)
-        self.climbed = climbed
-
-
-class SaveEvery:
-    """`--save-every`: `200` counts steps, `60s` seconds."""
-
-    def __init__(self, text):
-        self.text, self.in_seconds = text, text.endswith("s")
-        self.count = number(float if self.in_seconds else int, above=0)(text.removesuffix("s"))
-
-    def __str__(self):
-        return self.text
-
-    def due(self, steps, seconds):
-        """Whether it is time to save, so many steps and seconds after the last save."""
-        return (seconds if self.in_seconds else steps) >= self.count
+    """A loss is inf or NaN."""
 
 
 def get_args_parser():
@@ -88,8 +73,12 @@ def get_args_parser():
     add("--lr", type=number(float, low=0, high=1e30), default=3e-5, metavar="X",
         help="peak learning rate, between a linear warm-up and a cosine decay: 1e-5 to 3e-4 for pretrained weights, "
              "3e-4 to 2e-3 from scratch (%(default)s)")
+    add("--ema", type=number(float, above=0, high=0.99999), metavar="DECAY",
+        help="evaluate and keep the exponential average of the weights over about 1 / (1 - DECAY) steps: 0.9 to 0.9999")
     add("--precision", choices=["fp32", "bf16", "fp16"], default="fp32",
         help="number format of the forward and backward pass (%(default)s)")
+    add("--on-nonfinite", choices=["stop", "skip"], default="stop",
+        help="a step whose loss is inf or NaN stops the run, or is left out and counted (%(default)s)")
 
     add = parser.add_argument_group("run").add_argument
     add("--seed", type=number(int, low=0, high=2**32 - 1), default=0, metavar="N",
@@ -98,6 +87,8 @@ def get_args_parser():
         help="processes that load images (one a core, at most 8)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto",
         help="auto is the GPU where there is one")
+    add("--deterministic", action="store_true",
+        help="on a GPU, too, the same seed gives the same bits; slower there, and no difference on the CPU")
     add("--save-every", type=SaveEvery, metavar="N|Ns", help="save every N steps or N seconds too, not only each epoch")
     add("--resume", action="store_true", help="go on from last.pt in --output; start anew if there is none")
     return parser
@@ -111,6 +102,7 @@ def main(argv=None):
 
     # After the arguments, so that --help and typing errors answer at once.
     import math
+    import signal
     import time
     from contextlib import nullcontext
     from datetime import timedelta
@@ -124,12 +116,14 @@ def main(argv=None):
     from common.files import write_text
     from datasets import images, shapes
     from engine import distributed, run_folder
-    from engine.device import autocast, loader_workers, pick_device
+    from engine.device import autocast, compute_deterministically, loader_workers, pick_device
     from engine.inference import predict
-    from engine.randomness import ShuffledBatches, random_state, seed_everything, set_random_state
+    from engine.randomness import ShuffledBatches, seed_everything, seed_step
     from engine.schedule import warmup_cosine
+    from engine.signals import StopSignal, ignore_stop_signals
+    from engine.state import TrainingState
     from models import vit
-    from plots.curves import drawing_curves
+    from plots.curves import draw_curves, drawing_curves
     from sam import SAM
 
     settings = {name: str(value) if isinstance(value, (Path, SaveEvery)) else value
@@ -138,14 +132,20 @@ def main(argv=None):
     first = distributed.rank() == 0  # alone it writes and reports
     device = distributed.own_device(pick_device(args.device))
     saved = run_folder.find_run(args.output, args.resume)
+    if first:
+        run_folder.clean(args.output)
     if saved:
         run_folder.check_settings(settings, saved["settings"])
         if saved["resume"]["epoch"] == args.epochs:
             if first:
+                run_folder.write_metrics(saved["resume"]["history"], args.output)
+                draw_curves(saved["resume"]["history"], args.output / run_folder.CURVES)
                 print(f"{args.output} is finished: {args.epochs} epochs. Raise --epochs to train on.")
             return 0
     elif args.resume:
-        remark(f"{args.output} holds no last.pt: starting anew")
+        remark(f"{args.output} holds no {run_folder.LAST}: starting anew")
+    if args.deterministic:
+        compute_deterministically()
     if device.type == "cpu" and args.precision != "fp32" and torch.backends.cpu.get_cpu_capability() == "AVX2":
         remark(f"this processor has no instructions for {args.precision}: fp32 is many times faster here")
     distributed.connect(device)
@@ -165,34 +165,31 @@ def main(argv=None):
 
     # Model
     if saved:
-        model, told = vit.build(args.arch, len(folder.labels)), None
-        model.load_state_dict(saved["state_dict"])
+        model, told = vit.build(args.arch, len(folder.labels)), None  # its weights come with the rest of the state
     else:
         model, told = vit.create(args.arch, len(folder.labels), args.weights, args.scratch)
     if told:
         remark(told)
     model.to(device).train()
     preprocessing = vit.preprocessing(model)
-    trained = distributed.parallel(model)
-    if not first:
-        seed_everything(args.seed + distributed.rank())  # so that dropout differs between processes
 
     # Loaders. Their own generators keep the global random stream free for the model.
     workers = loader_workers(args.workers)
-    loading = {"num_workers": workers, "pin_memory": device.type == "cuda", "persistent_workers": workers > 0}
+    loading = {"num_workers": workers, "pin_memory": device.type == "cuda", "persistent_workers": workers > 0,
+               "worker_init_fn": ignore_stop_signals}
     batches = ShuffledBatches(len(fit.names), args.batch_size, args.seed,
                               distributed.rank(), distributed.world_size())
     fit_loader = DataLoader(
         images.ImageDataset(fit.root, fit.names + fit.names[:1], fit.targets + [NO_TARGET],
                             images.training_transform(preprocessing), args.seed),
         batch_sampler=batches, generator=torch.Generator(), **loading)
-    own_names, own_targets = (part[distributed.rank()::distributed.world_size()]
-                              for part in (held_out.names, held_out.targets))
+    own_names, own_targets = distributed.share(held_out.names), distributed.share(held_out.targets)
     held_out_loader = DataLoader(
         images.ImageDataset(held_out.root, own_names, own_targets, images.evaluation_transform(preprocessing)),
         batch_size=args.batch_size, generator=torch.Generator(), **loading) if own_names else None
 
     # Optimization
+    trained = distributed.parallel(model)
     base_class, options = {"adam": (torch.optim.Adam, {}), "adamw": (torch.optim.AdamW, {}),
                            "sgd": (torch.optim.SGD, {"momentum": 0.9})}[args.optimizer]
     if args.sam:
@@ -206,40 +203,15 @@ def main(argv=None):
     schedule = warmup_cosine(total_steps, int(WARMUP * total_steps))
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
 
-    # All that a step depends on, besides the weights and the random streams
-    epoch, history, best = 0, [], -1.0
-    done = {"steps": 0, "images": 0, "loss": 0.0, "correct": 0, "lr": 0.0, "seconds": 0.0}  # of this epoch
+    # State
+    state = TrainingState(model, optimizer, scaler, settings, fingerprint, args.ema)
     if saved:
-        resume = saved["resume"]
-        epoch, history, best, done = resume["epoch"], resume["history"], resume["best"], resume["done"]
-        optimizer.load_state_dict(resume["optimizer"])
-        scaler.load_state_dict(resume["scaler"])
-        set_random_state(resume["random"][distributed.rank()])
-
-    description = run_folder.describe_run(settings)
-
-    def checkpoint():
-        return vit.checkpoint(args.arch, model.state_dict(), folder.labels, folder.class_names, preprocessing, settings)
-
-    def stopped(what):
-        last = args.output / run_folder.LAST
-        kept = f"the last good state is in {last}" if last.exists() else "no good state was saved before it"
-        return TrainingStopped(f"{what} not finite in epoch {epoch + 1}, after {done['steps']} steps of it: {kept}; "
-                               "try a smaller --lr")
-
-    def stop_if_spoilt():
-        """Before a save: weights that are not finite must not replace good ones."""
-        if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
-            raise stopped("the weights are")
-
-    def save_last():
-        """All processes call it together."""
-        state = {"images": fingerprint, "epoch": epoch, "history": history, "best": best, "done": done,
-                 "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
-                 "random": distributed.gathered(random_state())}
-        if first:
-            run_folder.save_checkpoint({**checkpoint(), "resume": state}, args.output / run_folder.LAST)
-            write_text(args.output / run_folder.CONFIG, description)
+        state.load_state_dict(saved)
+        del saved  # a second copy of all tensors
+    distributed.check_agreement([fingerprint, state.epoch, state.step])
+    saver = run_folder.Saver(
+        args.output, state, vit.checkpoint_fields(args.arch, folder.labels, folder.class_names, preprocessing),
+        args.save_every)
 
     def closure_over(group, size):
         """What a step calls, twice with SAM: the gradient of the loss over a group of batches, divided by `size`.
@@ -262,7 +234,7 @@ def main(argv=None):
             loss, correct = distributed.summed(totals).tolist()
             # in fp16 a gradient that overflowed spoils the climb, and the scaler will skip the step
             if not math.isfinite(loss) and (calls == 1 or not scaler.is_enabled()):
-                raise NotFinite(climbed=calls > 1)
+                raise NotFinite
             return loss, correct
 
         return closure
@@ -272,29 +244,40 @@ def main(argv=None):
         while group := list(islice(batches, size)):
             yield group
 
+    def save_or_stop(due=False):
+        """In all processes together: save if one is due, and save and end if a signal has come to any of them."""
+        number, due = distributed.largest([stop.number, int(due and first)], device)
+        if number or due:
+            saver.save()
+        if number:
+            raise Interrupted(f"stopped by {signal.Signals(number).name} {run_folder.after(state.epoch, state.step)}: "
+                              f"--resume goes on from {args.output / run_folder.LAST}", number)
+
     name = f"SAM({args.optimizer})" if args.sam else args.optimizer
     if first:
         print(f"{args.arch}, {name}, {args.precision} on {device.type}: {len(fit.names)} images to train on, "
               f"{len(held_out.names)} held out, {len(folder.labels)} classes -> {args.output}")
 
-    images_before = epoch * len(fit.names) + done["images"]
+    images_before = state.epoch * len(fit.names) + min(state.step * images_per_step, len(fit.names))
     bar = tqdm(total=args.epochs * len(fit.names), initial=images_before, unit=" images",
                disable=None if first else True, dynamic_ncols=True)
     run_started = time.monotonic()
-    last_save, steps_since_save = run_started, 0
-    curves = drawing_curves(history, args.output / run_folder.CURVES) if first else nullcontext()
-    with images.explaining_bad_images(folder.root, folder.names), curves, bar:
-        while epoch < args.epochs:
-            bar.set_description(f"epoch {epoch + 1}/{args.epochs}")
-            batches.epoch, batches.start = epoch, done["steps"] * args.accumulate
-            epoch_started = time.monotonic() - done["seconds"]
+    curves = drawing_curves(state.history, args.output / run_folder.CURVES) if first else nullcontext()
+    with StopSignal() as stop, images.explaining_bad_images(folder.root, folder.names), curves, bar, saver.rescuing():
+        while state.epoch < args.epochs:
+            bar.set_description(f"epoch {state.epoch + 1}/{args.epochs}")
+            batches.epoch, batches.start = state.epoch, state.step * args.accumulate
+            totals = state.totals
+            epoch_started = time.monotonic() - totals["seconds"]
             for group in groups_of(fit_loader, args.accumulate):
+                seed_step(args.seed, distributed.rank(), state.epoch, state.step)
                 group = [(inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True))
                          for inputs, targets in group]
-                size = min(images_per_step, len(fit.names) - done["images"])
-                lr = args.lr * schedule(epoch * steps_per_epoch + done["steps"])
+                seen = state.step * images_per_step
+                size = min(images_per_step, len(fit.names) - seen)
+                totals["lr"] = args.lr * schedule(state.epoch * steps_per_epoch + state.step)
                 for param_group in optimizer.param_groups:
-                    param_group["lr"] = lr
+                    param_group["lr"] = totals["lr"]
                 try:
                     if not args.sam:
                         results = [closure_over(group, size)()]
@@ -303,67 +286,63 @@ def main(argv=None):
                         results = optimizer.m_sharpness_step([closure_over([b], size) for b in group], scaler)
                     else:
                         results = [optimizer.step(closure_over(group, size), scaler)]
-                except NotFinite as error:
-                    if error.climbed:  # the weights are good, and only the climb from them is not
-                        save_last()
-                    raise stopped("the loss is") from None
-                scaler.update()
+                    scaler.update()
+                    state.count_step(size, *map(sum, zip(*results)))
+                except NotFinite:
+                    saver.stop_if_spoilt()
+                    told = f"the loss is not finite in step {state.step + 1} of epoch {state.epoch + 1}"
+                    names = [fit.names[index] for index in batches.order()[seen:seen + size]]
+                    if args.on_nonfinite == "stop":
+                        saver.save()
+                        raise TrainingStopped(f"{told}: {saver.kept()}; start a new run with a smaller --lr, or pass "
+                                              "--resume --on-nonfinite skip to leave out this batch:", names) from None
+                    state.count_skipped_step()
+                    bar.write(f"note: {told}: skipped {', '.join(names)}", sys.stderr)
                 optimizer.zero_grad()
-                loss, correct = map(sum, zip(*results))
-
-                done = {"steps": done["steps"] + 1, "images": done["images"] + size, "loss": done["loss"] + loss,
-                        "correct": done["correct"] + correct, "lr": lr, "seconds": time.monotonic() - epoch_started}
-                bar.set_postfix(loss=f"{done['loss'] / done['images']:.3f}",
-                                accuracy=f"{done['correct'] / done['images']:.3f}", refresh=False)
+                totals["seconds"] = time.monotonic() - epoch_started
+                if totals["images"]:
+                    bar.set_postfix(loss=f"{totals['loss'] / totals['images']:.3f}",
+                                    accuracy=f"{totals['correct'] / totals['images']:.3f}", refresh=False)
                 bar.update(size)
-                steps_since_save += 1
-                if args.save_every and distributed.gathered(
-                        args.save_every.due(steps_since_save, time.monotonic() - last_save))[0]:
-                    stop_if_spoilt()
-                    save_last()
-                    last_save, steps_since_save = time.monotonic(), 0
+                save_or_stop(saver.due())
 
-            stop_if_spoilt()
-            row = {"epoch": epoch + 1, "lr": done["lr"],
-                   "train_loss": done["loss"] / done["images"], "train_accuracy": done["correct"] / done["images"],
-                   "holdout_loss": None, "holdout_accuracy": None,
-                   "images_per_second": done["images"] / done["seconds"], "seconds": done["seconds"]}
+            saver.stop_if_spoilt()
+            counted = totals["images"] or math.nan  # all steps may have been skipped
+            row = {"epoch": state.epoch + 1, "lr": totals["lr"],
+                   "train_loss": totals["loss"] / counted, "train_accuracy": totals["correct"] / counted,
+                   "holdout_loss": None, "holdout_accuracy": None, "skipped_steps": totals["skipped_steps"],
+                   "images_per_second": totals["images"] / totals["seconds"], "seconds": totals["seconds"]}
             if held_out.names:
-                totals = torch.zeros(2, dtype=torch.float64)
+                sums = torch.zeros(2, dtype=torch.float64)
                 if held_out_loader:
-                    logits, targets = predict(model, held_out_loader, device, args.precision)
-                    totals += torch.stack([F.cross_entropy(logits, targets, reduction="sum"),
-                                           (logits.argmax(1) == targets).sum()])
-                totals = distributed.summed(totals.to(device)) / len(held_out.names)
-                row["holdout_loss"], row["holdout_accuracy"] = totals.tolist()
-            history.append(row)
-            epoch += 1
-            done = dict.fromkeys(done, 0)
-            score = row["holdout_accuracy"] or 0.0
-            if score >= best:  # ties go to the later epoch; without a held-out part every epoch ties
-                best = score
-                if first:
-                    run_folder.save_checkpoint(checkpoint(), args.output / run_folder.BEST)
-            if first:
-                run_folder.write_metrics(history, args.output)
-            save_last()
-            last_save, steps_since_save = time.monotonic(), 0
+                    logits, targets = predict(state.scored, held_out_loader, device, args.precision,
+                                              stop.until_it_comes)
+                    sums += torch.stack([F.cross_entropy(logits, targets, reduction="sum"),
+                                         (logits.argmax(1) == targets).sum()])
+                sums = distributed.summed(sums.to(device)) / len(held_out.names)
+                row["holdout_loss"], row["holdout_accuracy"] = sums.tolist()
+                save_or_stop()  # before the row counts: a signal cut the evaluation short
+            if state.finish_epoch(row, score=row["holdout_accuracy"] or 0.0):
+                saver.save_best()
+            saver.save_metrics()
+            saver.save()
 
             if not first:
                 continue
-            pace = (time.monotonic() - run_started) / max(1, epoch * len(fit.names) - images_before)
-            bar.write(f"epoch {epoch}/{args.epochs}  loss {row['train_loss']:.3f}  accuracy {row['train_accuracy']:.3f}"
+            pace = (time.monotonic() - run_started) / max(1, state.epoch * len(fit.names) - images_before)
+            bar.write(f"epoch {state.epoch}/{args.epochs}  loss {row['train_loss']:.3f}  "
+                      f"accuracy {row['train_accuracy']:.3f}"
                       + (f"  held out {row['holdout_accuracy']:.3f}" if held_out.names else "")
                       + f"  {row['images_per_second']:.0f} images/s"
-                      + f"  {timedelta(seconds=round(pace * (args.epochs - epoch) * len(fit.names)))} left")
+                      + f"  {timedelta(seconds=round(pace * (args.epochs - state.epoch) * len(fit.names)))} left")
 
     distributed.disconnect()
     if not first:
         return 0
-    chosen = f"epoch {max(history, key=lambda row: (row['holdout_accuracy'], row['epoch']))['epoch']}" \
+    chosen = f"epoch {max(state.history, key=lambda row: (row['holdout_accuracy'], row['epoch']))['epoch']}" \
         if held_out.names else "the last epoch"
     print(f"done: {args.output / run_folder.BEST} holds {chosen}"
-          + (f", accuracy {best:.3f} on the part held out" if held_out.names else ""))
+          + (f", accuracy {state.best:.3f} on the part held out" if held_out.names else ""))
     return 0
 
 

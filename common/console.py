@@ -8,14 +8,14 @@ import os
 import sys
 from pathlib import Path
 
-from common.errors import BadInput, TrainingStopped
+from common.errors import BadInput, Interrupted
 
 
 class ArgumentParser(argparse.ArgumentParser):
     """argparse, with its errors in the one-line form of the others."""
 
     def error(self, message):
-        print(f"error: {message} (try --help)", file=sys.stderr)
+        complain(f"error: {message} (try --help)")
         raise SystemExit(2)
 
 
@@ -36,6 +36,21 @@ def number(kind, low=None, high=None, above=None):
     return parse
 
 
+class SaveEvery:
+    """An argparse type for `--save-every`: `200` counts steps, `60s` seconds."""
+
+    def __init__(self, text):
+        self.text, self.in_seconds = text, text.endswith("s")
+        self.count = number(float if self.in_seconds else int, above=0)(text.removesuffix("s"))
+
+    def __str__(self):
+        return self.text
+
+    def due(self, steps, seconds):
+        """Whether it is time to save, so many steps and seconds after the last save."""
+        return (seconds if self.in_seconds else steps) >= self.count
+
+
 def picture_file(text):
     """An argparse type: the Path of a picture, in a format that matplotlib writes."""
     path = Path(text)
@@ -50,6 +65,25 @@ def remark(text):
         print(f"note: {text}", file=sys.stderr)
 
 
+def complain(*lines):
+    """Print why the work ends. What several processes under torchrun have to say alike, the first of them says."""
+    text = "\n  ".join(lines)
+    if os.environ.get("WORLD_SIZE", "1") == "1" or _first_to_say(text):
+        print(text, file=sys.stderr)
+
+
+def _first_to_say(text):
+    from datetime import timedelta
+
+    from torch.distributed import TCPStore
+
+    try:  # the store through which torchrun's processes meet: it counts
+        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timedelta(seconds=5))
+        return store.add(text, 1) == 1
+    except (KeyError, RuntimeError):  # not torchrun's, or gone
+        return True
+
+
 def reports_errors(main):
     """Decorate a script's `main(argv)`: it returns the exit code and prints errors of the user's as one line."""
 
@@ -58,23 +92,23 @@ def reports_errors(main):
         try:
             return main(argv) or 0
         except BadInput as error:
-            print(f"error: {error}", *error.details, sep="\n  ", file=sys.stderr)
-            return 2
-        except TrainingStopped as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 3
+            complain(f"error: {error}", *error.details)
+            return error.exit_code
         except OSError as error:
             # disk full, no permission, a file where a folder should be: the system's own words name the file
             where = f": {error.filename}" if error.filename else ""
-            print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+            complain(f"error: {error.strerror or error}{where}")
             return 2
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError":  # torch's; its name alone, so that --help need not import it
                 raise
-            print("error: the GPU's memory is full: pass a smaller --batch-size, or --device cpu", file=sys.stderr)
+            complain("error: the GPU's memory is full: pass a smaller --batch-size, or --device cpu")
             return 2
+        except Interrupted as error:
+            complain(str(error))
+            return 128 + error.number
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            complain("interrupted")
             return 130
 
     return wrapped

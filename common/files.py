@@ -1,18 +1,23 @@
 """Files that are written whole or not at all, and tensor files that are read without running code."""
 
 import contextlib
+import glob
 import hashlib
 import os
 import pickle
 import tempfile
+import zipfile
 from pathlib import Path
 
 from common.errors import BadInput
 
 
 @contextlib.contextmanager
-def written_whole(path):
-    """A temporary path beside `path` that takes its place, flushed to disk, when the block ends without an error."""
+def written_whole(path, previous=None):
+    """A temporary path beside `path` that takes its place, flushed to disk, when the block ends without an error.
+
+    The file that was there before becomes `previous` if that is given.
+    """
     path = Path(path)
     if path.is_dir():
         raise BadInput(f"{path} is a folder: name a file")
@@ -27,9 +32,27 @@ def written_whole(path):
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # what open() would have given; mkstemp's files are private
+        if previous and path.exists():
+            path.replace(previous)
         temporary.replace(path)
+        _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder):
+    """Flush the names of a folder's files to disk, where its file system can."""
+    handle = os.open(folder, os.O_RDONLY)
+    with contextlib.suppress(OSError):
+        os.fsync(handle)
+    os.close(handle)
+
+
+def remove_leftovers(path):
+    """Remove the temporary files beside `path` of processes that were killed in `written_whole(path)`."""
+    path = Path(path)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}-????????{path.suffix}"):
+        leftover.unlink(missing_ok=True)
 
 
 def write_text(path, text):
@@ -47,8 +70,8 @@ def sha256(path):
 def read_tensors(path):
     """What a safetensors or torch file holds, on the CPU. The content decides which it is, not the name.
 
-    A torch file is opened with `weights_only=True`, so that nothing in it runs. Raises BadInput for a missing, broken
-    or unsafe file.
+    A torch file is opened with `weights_only=True`, so that nothing in it runs, and the checksums that torch.save put
+    into it are compared, which torch.load does not do. Raises BadInput for a missing, broken or unsafe file.
     """
     import safetensors.torch
     import torch
@@ -57,12 +80,16 @@ def read_tensors(path):
     if not path.is_file():
         raise BadInput(f"{path} {'is not a file' if path.exists() else 'does not exist'}: name a weights file")
     with open(path, "rb") as file:
-        is_safetensors = file.read(9)[8:] == b"{"  # 8 bytes of length, then the JSON header
+        start = file.read(9)
     try:
-        if is_safetensors:
+        if start[8:] == b"{":  # 8 bytes of length, then the JSON header
             return safetensors.torch.load_file(path)
+        if start.startswith(b"PK"):  # a zip archive: torch's format since 1.6
+            with zipfile.ZipFile(path) as archive:
+                if record := archive.testzip():
+                    raise zipfile.BadZipFile(record)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise BadInput(f"{path} is not a weights file: torch's weights-only loader refuses it") from error
     except Exception as error:  # a broken archive raises RuntimeError, EOFError, SafetensorError, ...
-        raise BadInput(f"{path} is cut short or not a weights file: copy it again") from error
+        raise BadInput(f"{path} is damaged or not a weights file: copy it again") from error

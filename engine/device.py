@@ -16,6 +16,15 @@ def pick_device(name):
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def compute_deterministically():
+    """Have torch use only algorithms that give the same bits each time. To be called before the GPU's first work.
+
+    On a GPU some are slower; torch raises a RuntimeError for an operation that has none.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS chooses among its streams' results
+    torch.use_deterministic_algorithms(True)
+
+
 def autocast(device, precision):
     """The context in which the model runs: mixed precision for `bf16` and `fp16`, nothing for `fp32`."""
     return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")

@@ -2,9 +2,12 @@
 
 import contextlib
 import os
+import time
 
 import torch
 import torch.distributed as dist
+
+from common.errors import BadInput
 
 
 def world_size():
@@ -31,8 +34,12 @@ def connect(device):
 
 
 def disconnect():
-    """The opposite, at the end of the work. Not after an error: it would wait for the others."""
+    """The opposite, at the end of the work. Not after an error: it waits for the others."""
     if world_size() > 1:
+        dist.barrier()
+        # gloo's threads let go of the last tensors under a lock, for which they need the GIL; who destroys the group
+        # before that, holding the GIL, waits for the lock for ever (github.com/pytorch/pytorch/issues/56297)
+        time.sleep(0.05)
         dist.destroy_process_group()
 
 
@@ -55,6 +62,51 @@ def summed(tensor):
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+class ProcessLost(BadInput):
+    """Another process has ended while this one waited for it."""
+
+
+@contextlib.contextmanager
+def noticing_lost_processes():
+    """Raise ProcessLost where a connection breaks: torch raises one of its DistErrors there, or what gloo says."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "/gloo/" in str(error):
+            raise ProcessLost("another process of this run has failed") from error
+        raise
+
+
+def check_agreement(value):
+    """Raise BadInput unless all processes call this with the same value, from what they read from the disk."""
+    if any(other != value for other in gathered(value)):
+        raise BadInput("the processes do not read the same images or the same last.pt: put --data and --output on "
+                       "storage that all of them share")
+
+
+def largest(values, device):
+    """The largest of each of some whole numbers over all processes, as a list."""
+    if world_size() == 1:
+        return list(values)
+    tensor = torch.tensor(values, device=device)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor.tolist()
+
+
+def share(items):
+    """This process's share of a list that all have: every `world_size()`-th item."""
+    return items[rank()::world_size()]
+
+
+def joined(own):
+    """The list whose shares the processes hold, in every process."""
+    shares = gathered(own)
+    items = [None] * sum(map(len, shares))
+    for process, part in enumerate(shares):
+        items[process::world_size()] = part
+    return items
 
 
 def gathered(value):

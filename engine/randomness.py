@@ -1,4 +1,4 @@
-"""Random streams: started from one seed, saved and put back, and the order of the images."""
+"""Random streams, each started from numbers that say what it is for, and the order of the images."""
 
 import random
 
@@ -13,21 +13,14 @@ def seed_everything(seed):
     torch.manual_seed(seed)
 
 
-def random_state():
-    """The state of all streams, as values that a checkpoint can hold."""
-    kind, words, *rest = np.random.get_state()
-    return {"python": random.getstate(), "numpy": (kind, words.tolist(), *rest), "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+def seed_step(seed, process, epoch, step):
+    """Start all streams anew for a step of training.
 
-
-def set_random_state(state):
-    """Put all streams where `random_state` found them. A GPU's stream is left alone where the GPUs differ in number."""
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    So what it draws depends on these numbers alone: a run that goes on from its last step needs no stream of before,
+    and no process needs to know those of the others.
+    """
+    words = np.random.SeedSequence([seed, process, epoch, step]).generate_state(1, np.uint64)
+    seed_everything(int(words[0]))
 
 
 class ShuffledBatches(torch.utils.data.Sampler):
@@ -47,8 +40,12 @@ class ShuffledBatches(torch.utils.data.Sampler):
     def __len__(self):
         return -(-self.size // self.batch_size) - self.start
 
+    def order(self):
+        """The indices of all images in the order of this epoch."""
+        return np.random.default_rng([self.seed, self.epoch]).permutation(self.size).tolist()
+
     def __iter__(self):
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size).tolist()
+        order = self.order()
         for first in range(self.start * self.batch_size, self.size, self.batch_size):
             share = order[first:first + self.batch_size][self.process::self.processes]
             yield [(self.epoch, index) for index in share or [self.size]]

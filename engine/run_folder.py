@@ -1,11 +1,13 @@
 """What a training run leaves in its output folder, written whole or not at all.
 
     last.pt  best.pt     checkpoints (models.vit); last.pt also holds what a resume needs, under `resume`
+    previous.pt          the last.pt before that
     metrics.csv          a row an epoch
     config.json          every setting, the versions, the git commit, the command
     curves.png           loss and accuracy over the epochs
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -13,22 +15,19 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from common.errors import BadInput
-from common.files import read_tensors, write_text, written_whole
+from common.errors import BadInput, TrainingStopped
+from common.files import read_tensors, remove_leftovers, write_text, written_whole
+from engine import distributed
 
-LAST, BEST, METRICS, CONFIG, CURVES = "last.pt", "best.pt", "metrics.csv", "config.json", "curves.png"
-HARMLESS = {"resume", "output", "workers", "device", "save_every", "skip_bad"}
-
-
-def save_checkpoint(content, path):
-    """Save a checkpoint; the one before it survives until this one is whole."""
-    with written_whole(path) as temporary, open(temporary, "wb") as file:
-        torch.save(content, file)  # to a file, not a path: then a full disk is an OSError
+LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+METRICS, CONFIG, CURVES = "metrics.csv", "config.json", "curves.png"
+HARMLESS = {"resume", "output", "workers", "device", "save_every", "skip_bad", "on_nonfinite"}
 
 
 def write_metrics(history, folder):
@@ -58,24 +57,44 @@ def describe_run(settings):
 
 
 def find_run(folder, resume):
-    """The content of `last.pt` in an output folder to resume from; None to start anew.
+    """The saved state in an output folder to resume from; None to start anew.
 
-    Raises BadInput for a folder that holds a run already when `resume` is not set.
+    It is `last.pt`, or `previous.pt` where a kill between two renames left that alone. Raises BadInput for a folder that
+    holds a run already when `resume` is not set, and for a damaged file, with the older one that can be used.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"--output {folder} is a file: name a folder")
-    last = folder / LAST
+    last, previous, best = (folder / name for name in (LAST, PREVIOUS, BEST))
     if not resume:
-        if last.exists() or (folder / BEST).exists():
+        if last.exists() or previous.exists() or best.exists():
             raise BadInput(f"--output {folder} holds a run already: pass --resume to go on, or name another folder")
         return None
     if not last.exists():
-        return None
-    saved = read_tensors(last)
+        return _read_state(previous) if previous.exists() else None
+    try:
+        return _read_state(last)
+    except BadInput as error:
+        try:
+            resume = _read_state(previous)["resume"]
+            older = (f"remove it, and --resume goes on from {previous}, which is whole "
+                     f"({after(resume['epoch'], resume['step'])})")
+        except BadInput:
+            older = f"start a new run, with --weights {best} if you like" if best.exists() else "start a new run"
+        raise BadInput(f"{last} is damaged or not a checkpoint that training can go on from: {older}") from error
+
+
+def _read_state(path):
+    saved = read_tensors(path)
     if not isinstance(saved, dict) or "resume" not in saved:
-        raise BadInput(f"{last} is not a checkpoint that training can go on from: remove it or name another folder")
+        raise BadInput(f"{path} is not a checkpoint that training can go on from: remove it or name another folder")
     return saved
+
+
+def clean(folder):
+    """Remove what a run that was killed while it wrote left in its output folder."""
+    for name in (LAST, BEST, METRICS, CONFIG, CURVES):
+        remove_leftovers(Path(folder) / name)
 
 
 def check_settings(settings, saved):
@@ -86,3 +105,98 @@ def check_settings(settings, saved):
         if name not in HARMLESS and value != before and not more_epochs:
             flag = "the number of processes" if name == "processes" else f"--{name.replace('_', '-')}"
             raise BadInput(f"--resume: {flag} is {value} now and was {before} before: pass the same, or start a new run")
+
+
+def save_checkpoint(content, path, previous=None):
+    """Save a checkpoint; the one before it survives until this one is whole, and then as `previous` if that is given.
+
+    Raises BadInput where it cannot be written, as on a full disk.
+    """
+    try:
+        with written_whole(path, previous) as temporary, open(temporary, "wb") as file:
+            torch.save(content, file)  # to a file, not a path: then a full disk is an OSError
+    except (OSError, RuntimeError) as error:
+        reason = error if isinstance(error, OSError) else error.__context__  # torch ends its archive all the same
+        if not isinstance(reason, OSError):
+            raise
+        before = "; the one before it is whole: mend that, and --resume goes on from there" if path.exists() else ""
+        raise BadInput(f"{path} cannot be saved: {reason.strerror or reason}{before}") from error
+
+
+class Saver:
+    """Saves the state of a run in its output folder, and knows where it last did.
+
+    All processes of a run have one and call it alike; the first process alone writes.
+
+    Args:
+        folder: the output folder; made at the first save.
+        state: an `engine.state.TrainingState`.
+        fields: what checkpoints hold besides the state: all that evaluation needs to build the model again.
+        every: a `common.console.SaveEvery`, when `due` says yes; None for never.
+    """
+
+    def __init__(self, folder, state, fields, every=None):
+        self.folder, self.state, self.fields, self.every = Path(folder), state, fields, every
+        self.config = describe_run(state.settings)
+        self._saved()
+
+    def _saved(self):
+        self.position, self.time, self.steps = self._position(), time.monotonic(), 0
+
+    def _position(self):
+        return self.state.epoch, self.state.step
+
+    def due(self):
+        """To be asked once after each step: whether `every` wants a save now."""
+        self.steps += 1
+        return self.every is not None and self.every.due(self.steps, time.monotonic() - self.time)
+
+    def save(self):
+        """Save the state as `last.pt`, unless it is there already. Raises TrainingStopped as `stop_if_spoilt` does."""
+        if self.position == self._position():
+            return
+        self.stop_if_spoilt()
+        if distributed.rank() == 0:
+            save_checkpoint({**self.fields, **self.state.state_dict()}, self.folder / LAST, self.folder / PREVIOUS)
+            write_text(self.folder / CONFIG, self.config)
+        self._saved()
+
+    def save_best(self):
+        """Save the weights that evaluation uses as `best.pt`."""
+        if distributed.rank() == 0:
+            save_checkpoint({**self.fields, "settings": self.state.settings,
+                             "state_dict": self.state.scored.state_dict()}, self.folder / BEST)
+
+    def save_metrics(self):
+        """Save the history as `metrics.csv`."""
+        if distributed.rank() == 0:
+            write_metrics(self.state.history, self.folder)
+
+    def stop_if_spoilt(self):
+        """Raise TrainingStopped if the weights are not finite: they must not replace good ones."""
+        if not self.state.is_finite():
+            raise TrainingStopped(f"the weights are not finite {after(*self._position())}: {self.kept()}; "
+                                  "start a new run with a smaller --lr")
+
+    def kept(self):
+        """Words for where the last good state is."""
+        if self.position == (0, 0):
+            return "no good state was saved before it"
+        return f"the last good state, {after(*self.position)}, is in {self.folder / LAST}"
+
+    @contextlib.contextmanager
+    def rescuing(self):
+        """Save and raise TrainingStopped if the block ends because another process has."""
+        try:
+            with distributed.noticing_lost_processes():
+                yield
+        except distributed.ProcessLost as error:
+            self.save()
+            last = self.folder / LAST
+            kept = f"--resume goes on from {last}" if last.exists() else "nothing was saved yet"
+            raise TrainingStopped(f"{error}: {kept}") from error
+
+
+def after(epoch, step):
+    """Words for a state with `epoch` epochs done and `step` steps of the next one."""
+    return f"after step {step} of epoch {epoch + 1}" if step else f"after epoch {epoch}"

@@ -168,10 +168,10 @@ def create(arch, num_classes=None, weights=None, scratch=False):
 # Checkpoints -------------------------------------------------------------------------------------------------------
 
 
-def checkpoint(arch, state_dict, labels, class_names, preprocessing, settings):
-    """The dict described at the top of this file."""
+def checkpoint_fields(arch, labels, class_names, preprocessing):
+    """The dict described at the top of this file, all but `settings` and `state_dict`."""
     return {"format": 1, "arch": arch, "labels": list(labels), "class_names": list(class_names),
-            "preprocessing": preprocessing, "settings": settings, "state_dict": state_dict}
+            "preprocessing": preprocessing}
 
 
 @dataclass

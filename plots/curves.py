@@ -9,7 +9,7 @@ from common.files import written_whole
 
 
 def draw_curves(history, path):
-    """Draw `history` (one dict an epoch, as in metrics.csv) to a picture file."""
+    """Draw `history` (one dict an epoch, as in metrics.csv) to a picture file, written whole or not at all."""
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     epochs = [row["epoch"] for row in history]
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy")):
@@ -22,7 +22,8 @@ def draw_curves(history, path):
         axes.grid(alpha=0.3)
         axes.legend()
         axes.set_ylim(bottom=0, top=1.02 if quantity == "accuracy" else None)
-    figure.savefig(path, dpi=200)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=200)
 
 
 @contextlib.contextmanager
@@ -32,5 +33,4 @@ def drawing_curves(history, path):
         yield
     finally:
         if history:
-            with written_whole(path) as temporary:
-                draw_curves(history, temporary)
+            draw_curves(history, path)

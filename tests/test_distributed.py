@@ -1,24 +1,29 @@
 """Two gloo processes on this machine."""
 
 import contextlib
-import csv
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from conftest import TRAIN
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
+from training import largest_difference, metrics, same, weights
 
-import p1_train
+from engine import run_folder
 from sam import SAM
 
+ROOT = Path(__file__).resolve().parents[1]
 STEPS, MICRO_BATCHES = 5, 3
 
 
@@ -155,48 +160,95 @@ def test_an_overflow_in_one_process_is_skipped_in_all(results):
         assert scale == 512
 
 
-ROOT = Path(__file__).resolve().parents[1]
-SETTINGS = ["--arch", "test_vit", "--scratch", "--device", "cpu", "--workers", "0", "--lr", "1e-2", "--epochs", "2",
-            "--optimizer", "sgd", "--sam", "--rho", "0.2"]
+# p1_train.py and p1_eval.py ----------------------------------------------------------------------------------------
 
 
-def run(data, output, *arguments, processes):
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(torchrun if processes > 1 else []), ROOT / "p1_train.py", "--data", data,
-               "--output", output, *SETTINGS, *arguments]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-def last(output):
-    with open(output / "metrics.csv") as file:
-        return torch.load(output / "last.pt", weights_only=True)["state_dict"], list(csv.DictReader(file))
-
-
-def test_p1_train_under_torchrun_equals_one_process_with_the_same_global_batch(shapes, tmp_path):
-    """27 images to fit, 12 a step in micro-batches of 2, the last one a single image: process 1 has no part in it."""
-    data = shutil.copytree(shapes, tmp_path / "data")
+@pytest.fixture(scope="module")
+def pairs(shapes, tmp_path_factory):
+    """What tests/train_in_pairs.py leaves. 27 images to fit, 12 a step: in its last micro-batch, of a single image,
+    process 1 has no part."""
+    folder = tmp_path_factory.mktemp("pairs")
+    shutil.copytree(shapes, folder / "data")
     for name in ("0_0.jpg", "1_0.jpg"):
-        (data / "train" / name).unlink()
-    said = run(data, tmp_path / "two", "--climb", "joint", "--batch-size", 1, "--accumulate", 6, processes=2)
-    assert said.count("27 images to train on, 3 held out") == said.count("epoch 1/2") == said.count("done:") == 1
-    run(data, tmp_path / "one", "--batch-size", 12, processes=1)
-    (two, rows), (one, expected) = last(tmp_path / "two"), last(tmp_path / "one")
-    assert max((two[key] - one[key]).abs().max().item() for key in one) < 1e-5
+        (folder / "data" / "train" / name).unlink()
+    (folder / "one image").mkdir()
+    shutil.copy(shapes / "val" / "0_0.jpg", folder / "one image")
+    subprocess.run([sys.executable, "-m", "tests.train_in_pairs", folder / "data", folder], cwd=ROOT, timeout=300, check=True)
+    return folder
+
+
+def codes(pairs, name):
+    """The exit codes, by run and process, and what they printed together."""
+    return json.loads((pairs / "codes.json").read_text())[name], (pairs / f"{name}.log").read_text()
+
+
+@pytest.mark.parametrize("case, tolerance", [("sgd", 1e-5), ("sam", 1e-5), ("adam64", 1e-8)])
+def test_two_processes_train_as_one_with_the_same_global_batch(pairs, case, tolerance):
+    said = codes(pairs, f"{case} two")[1]
+    assert said.count("27 images to train on, 3 held out") == said.count("epoch 1/2") == said.count("done:") == 1, said
+    two, one = weights(pairs / f"{case} two"), weights(pairs / f"{case} one")
+    assert one["head.weight"].dtype == (torch.float64 if case == "adam64" else torch.float32)
+    assert largest_difference(two, one) < tolerance
+    rows, expected = metrics(pairs / f"{case} two"), metrics(pairs / f"{case} one")
     assert [row["epoch"] for row in rows] == ["1", "2"]
     for row, other in zip(rows, expected, strict=True):
-        assert float(row["train_loss"]) == pytest.approx(float(other["train_loss"]), rel=1e-5)
+        for name in ("train_loss", "holdout_loss"):
+            assert float(row[name]) == pytest.approx(float(other[name]), rel=1e-5)
         for name in ("train_accuracy", "holdout_accuracy", "lr"):
             assert float(row[name]) == pytest.approx(float(other[name]))
 
 
-def test_p1_train_under_torchrun_climbs_by_process_in_fp16_with_accumulation(shapes, tmp_path, capsys):
-    arguments = ["--precision", "fp16", "--batch-size", 2, "--accumulate", 2, "--save-every", "1s"]
-    run(shapes, tmp_path / "run", *arguments, processes=2)
-    weights, rows = last(tmp_path / "run")
-    assert all(value.isfinite().all() for value in weights.values()) and len(rows) == 2
-    assert p1_train.main(["--data", str(shapes), "--output", str(tmp_path / "run"), *SETTINGS, *map(str, arguments),
-                          "--resume"]) == 2
-    assert "the number of processes is 1 now and was 2 before" in capsys.readouterr().err
+def test_a_lost_process_stops_the_other_with_its_state_saved_and_both_resume_exactly(pairs):
+    """In fp16, with SAM, averaged weights and loading processes."""
+    (lost, resumed), said = codes(pairs, "lost")
+    assert lost == [3, -signal.SIGKILL] and resumed == [0, 0], said
+    assert said.count("error: ") == 1 and f"--resume goes on from {pairs}/lost/last.pt" in said and "Traceback" not in said
+    for name in ("last.pt", "best.pt"):
+        assert same(weights(pairs / "lost", name), weights(pairs / "straight", name))
+    assert torch.load(pairs / "lost" / "previous.pt", weights_only=True)["resume"]["epoch"] == 1
+    assert len(metrics(pairs / "lost")) == 2
+
+
+def test_another_number_of_processes_is_refused(pairs):
+    (together, alone), said = codes(pairs, "straight")
+    assert together == [0, 0] and alone == [2] and "the number of processes is 1 now and was 2 before" in said
+
+
+def test_an_error_of_one_process_ends_both_and_is_said_once(pairs):
+    (ends,), said = codes(pairs, "bad")
+    assert ends == [3, 2] and "another process of this run has failed: nothing was saved yet" in said, said
+    assert said.count("train_in_pairs.py: not an image") == 1 and "Traceback" not in said, said
+    (ends,), said = codes(pairs, "typing error")
+    assert ends == [2, 2] and "--holdout" in said
+
+
+@pytest.mark.parametrize("name, images", [("val", 16), ("few", 1)])
+def test_two_processes_evaluate_as_one(pairs, name, images):
+    assert [codes(pairs, f"eval {name} {number}")[0] for number in ("two", "one")] == [[[0, 0]], [[0]]]
+    for kind in ("csv", "json"):
+        content = (pairs / f"{name} two.{kind}").read_bytes()
+        assert content == (pairs / f"{name} one.{kind}").read_bytes()
+    assert json.loads(content)["images"] == images
+    assert codes(pairs, f"eval {name} two")[1].count("accuracy ") == 1
+
+
+def environment(process):
+    return Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+
+
+def test_under_torchrun_a_killed_process_ends_the_other(shapes, tmp_path):
+    output = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, ROOT / "p1_train.py",
+               "--data", shapes, "--output", output, *TRAIN, "--epochs", 1000, "--batch-size", 4]
+    torchrun = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                                env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while not (output / "last.pt").exists():
+        assert torchrun.poll() is None, torchrun.stderr.read()
+        time.sleep(0.05)
+    ranks = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+    victim, = [process for process in ranks if b"RANK=1" in environment(process)]
+    os.kill(int(victim), signal.SIGKILL)
+    _, said = torchrun.communicate(timeout=30)
+    assert torchrun.returncode == 1 and not any(Path(f"/proc/{process}").exists() for process in ranks)
+    assert f"error: another process of this run has failed: --resume goes on from {output}/last.pt" in said
+    assert run_folder.find_run(output, resume=True)["resume"]["epoch"] >= 1

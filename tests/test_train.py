@@ -1,14 +1,11 @@
-import csv
-import errno
 import json
 import math
-import os
 import shutil
 
 import pytest
 import torch
-from conftest import TRAIN
 from PIL import Image
+from training import largest_difference, metrics, same, train, weights
 
 import p1_train
 from datasets import images
@@ -17,29 +14,9 @@ from engine.randomness import ShuffledBatches
 from engine.schedule import warmup_cosine
 
 
-def train(data, output, *arguments):
-    return p1_train.main(["--data", str(data), "--output", str(output), *TRAIN, *map(str, arguments)])
-
-
-def weights(output, name="last.pt"):
-    return torch.load(output / name, weights_only=True)["state_dict"]
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-
-
-def largest_difference(one, other):
-    return max((one[key] - other[key]).abs().max().item() for key in one)
-
-
-def metrics(output):
-    with open(output / "metrics.csv") as file:
-        return list(csv.DictReader(file))
-
-
 def test_a_run_leaves_what_the_contract_says(run, shapes):
-    assert {path.name for path in run.iterdir()} == {"last.pt", "best.pt", "metrics.csv", "config.json", "curves.png"}
+    assert {path.name for path in run.iterdir()} == {"last.pt", "previous.pt", "best.pt", "metrics.csv", "config.json",
+                                                     "curves.png"}
     rows = metrics(run)
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert all(0 <= float(row["holdout_accuracy"]) <= 1 and float(row["train_loss"]) > 0 for row in rows)
@@ -75,58 +52,6 @@ def test_the_same_seed_gives_the_same_weights_with_any_number_of_workers(run, sh
     assert not same(weights(run), weights(tmp_path / "other"))
 
 
-@pytest.mark.parametrize("flags", [["--sam"], ["--optimizer", "adam"], ["--optimizer", "sgd", "--sam", "--accumulate", "2"]])
-def test_a_run_killed_in_the_middle_of_an_epoch_resumes_as_if_nothing_had_happened(shapes, tmp_path, monkeypatch, flags):
-    settings = ["--epochs", 2, "--save-every", 1, *flags]
-    assert train(shapes, tmp_path / "straight", *settings) == 0
-
-    class Killed(BaseException):
-        pass
-
-    save, saves = run_folder.save_checkpoint, []
-
-    def save_then_die(content, path):
-        save(content, path)
-        saves.append(path.name)
-        if path.name == "last.pt" and saves.count("last.pt") in (1, 5):  # in the middle of each epoch
-            raise Killed
-
-    monkeypatch.setattr(run_folder, "save_checkpoint", save_then_die)
-    resume = []
-    while True:
-        try:
-            code = train(shapes, tmp_path / "killed", *settings, *resume)
-            break
-        except Killed:
-            resume = ["--resume"]
-    assert code == 0 and resume
-    for name in ("last.pt", "best.pt"):
-        assert same(weights(tmp_path / "straight", name), weights(tmp_path / "killed", name))
-    timeless = [[{key: value for key, value in row.items() if key not in ("seconds", "images_per_second")} for row in rows]
-                for rows in (metrics(tmp_path / "straight"), metrics(tmp_path / "killed"))]
-    assert timeless[0] == timeless[1]
-
-
-def test_resume_says_what_it_does(run, shapes, tmp_path, capsys):
-    shutil.copytree(run, tmp_path / "run")
-    assert train(shapes, tmp_path / "run", "--epochs", 2, "--sam") == 2
-    assert "--resume" in capsys.readouterr().err
-    assert train(shapes, tmp_path / "run", "--epochs", 2, "--sam", "--resume") == 0
-    assert "is finished" in capsys.readouterr().out
-    assert train(shapes, tmp_path / "run", "--epochs", 3, "--sam", "--resume", "--rho", "0.1") == 2
-    assert "--rho is 0.1 now and was 0.05 before" in capsys.readouterr().err
-    assert train(shapes, tmp_path / "run", "--epochs", 3, "--sam", "--resume", "--workers", 1) == 0
-    assert [row["epoch"] for row in metrics(tmp_path / "run")] == ["1", "2", "3"]
-    data = shutil.copytree(shapes, tmp_path / "data")
-    assert train(data, tmp_path / "grown", "--epochs", 1) == 0
-    shutil.copy(data / "train" / "0_0.jpg", data / "train" / "0_99.jpg")
-    assert train(data, tmp_path / "grown", "--epochs", 2, "--resume") == 2
-    assert "holds other images" in capsys.readouterr().err
-    (tmp_path / "empty").mkdir()
-    assert train(shapes, tmp_path / "empty", "--epochs", 1, "--resume") == 0
-    assert "starting anew" in capsys.readouterr().err
-
-
 def test_accumulated_batches_are_one_big_batch(shapes, tmp_path):
     settings = ["--epochs", 1, "--optimizer", "sgd", "--sam", "--holdout", 0]
     assert train(shapes, tmp_path / "big", *settings, "--batch-size", 12) == 0
@@ -159,7 +84,7 @@ def test_val_is_never_read(shapes, tmp_path):
 def test_the_best_epoch_is_the_last_one_with_the_highest_score(shapes, tmp_path, monkeypatch):
     scores = iter([0.25, 0.75, 0.75, 0.5])
 
-    def predict(model, loader, device, precision):
+    def predict(model, loader, device, precision, progress):
         share = next(scores)
         logits = torch.zeros(4, 4)
         logits[torch.arange(4), [0 if i < share * 4 else 1 for i in range(4)]] = 1
@@ -167,7 +92,7 @@ def test_the_best_epoch_is_the_last_one_with_the_highest_score(shapes, tmp_path,
 
     kept, save = [], run_folder.save_checkpoint
     monkeypatch.setattr("engine.inference.predict", predict)
-    monkeypatch.setattr(run_folder, "save_checkpoint", lambda content, path: (kept.append(path.name), save(content, path)))
+    monkeypatch.setattr(run_folder, "save_checkpoint", lambda content, path, *previous: (kept.append(path.name), save(content, path, *previous)))
     assert train(shapes, tmp_path / "run", "--epochs", 4, "--optimizer", "adam") == 0
     assert kept == ["best.pt", "last.pt", "best.pt", "last.pt", "best.pt", "last.pt", "last.pt"]
 
@@ -186,37 +111,6 @@ def test_mixed_precision_trains(shapes, tmp_path, precision, flags):
     assert train(shapes, tmp_path / "full", *arguments) == 0
     losses = [float(metrics(tmp_path / name)[1]["train_loss"]) for name in ("mixed", "full")]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
-
-
-@pytest.mark.parametrize("flags", [["--optimizer", "sgd"], ["--optimizer", "sgd", "--sam"]])
-def test_what_is_not_finite_stops_the_run_with_the_last_good_state(run, shapes, tmp_path, capsys, monkeypatch, flags):
-    arguments = ["--epochs", 3, "--save-every", 1, *flags]
-    assert train(shapes, tmp_path / "run", "--lr", "1e30", *arguments) == 3
-    assert "the loss is not finite in epoch 1, after 1 steps of it: the last good state is in" in capsys.readouterr().err
-    saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
-    assert saved["resume"]["done"]["steps"] == 1 and all(value.isfinite().all() for value in saved["state_dict"].values())
-
-    step = torch.optim.SGD.step
-
-    def spoil(self, *args, **kwargs):
-        step(self, *args, **kwargs)
-        steps.append(None)
-        if len(steps) == 8:  # the last step of the second epoch
-            self.param_groups[0]["params"][0].data.fill_(math.inf)
-
-    steps = []
-    monkeypatch.setattr(torch.optim.SGD, "step", spoil)
-    assert train(shapes, tmp_path / "spoilt", "--epochs", 3, *flags) == 3
-    assert "the weights are not finite in epoch 2, after 4 steps" in capsys.readouterr().err
-    saved = torch.load(tmp_path / "spoilt" / "last.pt", weights_only=True)
-    assert saved["resume"]["epoch"] == 1 and all(value.isfinite().all() for value in saved["state_dict"].values())
-    assert all(value.isfinite().all() for value in weights(tmp_path / "spoilt", "best.pt").values())
-    monkeypatch.undo()
-
-    torch.save({key: value * math.nan for key, value in weights(run).items()}, tmp_path / "nan.pt")
-    arguments = ["--data", str(shapes), "--output", str(tmp_path / "nan"), "--weights", str(tmp_path / "nan.pt")]
-    assert p1_train.main([*arguments, *[flag for flag in TRAIN if flag != "--scratch"], *flags]) == 3
-    assert "no good state was saved" in capsys.readouterr().err and not (tmp_path / "nan").exists()
 
 
 def test_learning_rate_schedule():
@@ -277,24 +171,6 @@ def test_the_real_model_learns_real_photos(real_data, tmp_path):
                           "--holdout", "0", "--workers", "2", "--device", "cpu"]) == 0
     rows = metrics(tmp_path / "run")
     assert float(rows[-1]["train_accuracy"]) > 0.9 > float(rows[0]["train_accuracy"])
-
-
-def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(run, shapes, tmp_path, monkeypatch, capsys):
-    shutil.copytree(run, tmp_path / "run")
-    before = (tmp_path / "run" / "last.pt").read_bytes()
-
-    def full(content, file):
-        file.write(b"x" * 1000)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(torch, "save", full)
-    assert train(shapes, tmp_path / "run", "--epochs", 3, "--sam", "--resume") == 2
-    assert capsys.readouterr().err.splitlines()[-1] == "error: No space left on device"
-    assert (tmp_path / "run" / "last.pt").read_bytes() == before
-    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
-    monkeypatch.undo()
-    with pytest.raises(OSError), open("/dev/full", "wb") as file:  # what torch itself does on a full disk
-        torch.save({"weights": torch.zeros(10_000_000)}, file)
 
 
 def test_a_machine_without_git_trains(shapes, tmp_path, monkeypatch):

@@ -106,7 +106,7 @@ def test_scratch_is_random_and_needs_no_weights():
 def test_files_that_do_not_fit_are_refused_by_name(weights, tmp_path):
     with pytest.raises(BadInput, match="does not fit vit_tiny_patch16_224.*--arch that it was made for"):
         vit.create("vit_tiny_patch16_224", 5, weights)
-    torch.save(vit.checkpoint("test_vit", safetensors.torch.load_file(weights), [], [], {}, {}), tmp_path / "ours.pt")
+    torch.save({**vit.checkpoint_fields("test_vit", [], [], {}), "settings": {}, "state_dict": safetensors.torch.load_file(weights)}, tmp_path / "ours.pt")
     with pytest.raises(BadInput, match="it was made for test_vit"):
         vit.create("deit_tiny_patch16_224", 5, tmp_path / "ours.pt")
     with pytest.raises(BadInput, match="does not exist"):

@@ -1,0 +1,61 @@
+"""SIGINT and SIGTERM while training: the step is finished and saved before the process ends."""
+
+import atexit
+import multiprocessing
+import os
+import signal
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignal:
+    """Inside this context SIGINT and SIGTERM do not end the process. A second one does, at once.
+
+    `number` is that of the signal that came, 0 before.
+    """
+
+    def __init__(self):
+        self.number = 0
+
+    def __enter__(self):
+        self._handlers = {number: signal.signal(number, self._note) for number in STOPPING}
+        atexit.register(_end_children)
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, frame):
+        self.number = number
+        for each in STOPPING:
+            signal.signal(each, signal.SIG_DFL)
+        if os.environ.get("RANK", "0") == "0":
+            # not print: the signal may have come in the middle of one
+            name = signal.Signals(number).name
+            os.write(2, f"\nnote: {name}: finishing the step and saving; once more stops at once\n".encode())
+
+    def until_it_comes(self, batches):
+        """The batches of a loader; after a signal the one in work is the last."""
+        for batch in batches:
+            yield batch
+            if self.number:
+                return
+
+
+def ignore_stop_signals(worker):
+    """The `worker_init_fn` of a DataLoader: a signal to the whole group of processes must not end the workers.
+
+    They end when the loader does, or within 5 seconds when the process that they load for has died.
+    """
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    if os.getppid() != multiprocessing.parent_process().pid:
+        os._exit(1)  # it has died already, and the worker's own watch, which begins now, would take another for it
+
+
+def _end_children():
+    """At exit: multiprocessing would wait for workers that a traceback keeps alive and that ignore its SIGTERM."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler calls a killed worker an error
+    for child in multiprocessing.active_children():
+        child.kill()

@@ -1,0 +1,84 @@
+"""The state of a training run: all that its next step depends on."""
+
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+class TrainingState:
+    """What a run saves and goes on from, bit for bit, in the middle of an epoch too.
+
+    Attributes:
+        model, optimizer, scaler: as they are trained.
+        average: the model with exponentially averaged weights, None without `ema`. After each step
+            average = ema * average + (1 - ema) * weights; it begins with the weights after the first one.
+        settings: of the run, as plain values.
+        images: a checksum of the training images.
+        epoch, step: epochs done; steps done of the next one. They are the position in the data as well, since the order
+            of the images depends on (seed, epoch) alone (`engine.randomness.ShuffledBatches`).
+        totals: sums over the steps done of this epoch.
+        history: a row an epoch, as in metrics.csv.
+        best: the highest score of an epoch; -1 before the first one.
+
+    Random streams need no place here: each step starts them from (seed, process, epoch, step), see
+    `engine.randomness.seed_step`, and each image from (seed, epoch, index). The learning rate follows from the position.
+    """
+
+    def __init__(self, model, optimizer, scaler, settings, images, ema=None):
+        self.model, self.optimizer, self.scaler = model, optimizer, scaler
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
+        self.settings, self.images = settings, images
+        self.epoch, self.step, self.history, self.best = 0, 0, [], -1.0
+        self._clear_totals()
+
+    def _clear_totals(self):
+        self.totals = {"images": 0, "loss": 0.0, "correct": 0.0, "lr": 0.0, "seconds": 0.0, "skipped_steps": 0}
+
+    @property
+    def scored(self):
+        """The model that evaluation uses: the averaged one where there is one."""
+        return self.average.module if self.average else self.model
+
+    def count_step(self, images, loss, correct):
+        """Count a step that has been taken; `loss` and `correct` are sums over its `images`."""
+        self.step += 1
+        for name, value in (("images", images), ("loss", loss), ("correct", correct)):
+            self.totals[name] += value
+        if self.average:
+            self.average.update_parameters(self.model)
+
+    def count_skipped_step(self):
+        """Count a step that was not taken."""
+        self.step += 1
+        self.totals["skipped_steps"] += 1
+
+    def finish_epoch(self, row, score):
+        """End the epoch with its row of the history. Returns whether it is the best so far; ties go to the later one."""
+        self.history.append(row)
+        self.epoch, self.step = self.epoch + 1, 0
+        self._clear_totals()
+        if score < self.best:
+            return False
+        self.best = score
+        return True
+
+    def is_finite(self):
+        """Whether all weights are finite."""
+        return all(parameter.isfinite().all() for parameter in self.model.parameters())
+
+    def state_dict(self):
+        """`state_dict`, the weights; `settings`; and `resume`, all else."""
+        return {"state_dict": self.model.state_dict(), "settings": self.settings, "resume": {
+            "images": self.images, "epoch": self.epoch, "step": self.step, "totals": self.totals,
+            "history": self.history, "best": self.best,
+            "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+            "average": self.average.state_dict() if self.average else None}}
+
+    def load_state_dict(self, saved):
+        """Put back what `state_dict` returned. The settings stay those of now: see `run_folder.check_settings`."""
+        self.model.load_state_dict(saved["state_dict"])
+        resume = saved["resume"]
+        self.optimizer.load_state_dict(resume["optimizer"])
+        self.scaler.load_state_dict(resume["scaler"])
+        if self.average:
+            self.average.load_state_dict(resume["average"])
+        for name in ("epoch", "step", "totals", "history", "best"):
+            setattr(self, name, resume[name])

@@ -1,0 +1,30 @@
+"""What several test files do with training runs."""
+
+import csv
+
+import torch
+from conftest import TRAIN
+
+import p1_train
+
+
+def train(data, output, *arguments):
+    """The exit code of a short run of p1_train.py."""
+    return p1_train.main(["--data", str(data), "--output", str(output), *TRAIN, *map(str, arguments)])
+
+
+def weights(output, name="last.pt"):
+    return torch.load(output / name, weights_only=True)["state_dict"]
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def largest_difference(one, other):
+    return max((one[key] - other[key]).abs().max().item() for key in one)
+
+
+def metrics(output):
+    with open(output / "metrics.csv") as file:
+        return list(csv.DictReader(file))
