@@ -321,7 +321,7 @@ def main(argv=None):
                                          (logits.argmax(1) == targets).sum()])
                 sums = distributed.summed(sums.to(device)) / len(held_out.names)
                 row["holdout_loss"], row["holdout_accuracy"] = sums.tolist()
-                save_or_stop()  # before the row counts: a signal cut the evaluation short
+                save_or_stop()  # before the row counts: a signal may have cut the evaluation short
             if state.finish_epoch(row, score=row["holdout_accuracy"] or 0.0):
                 saver.save_best()
             saver.save_metrics()

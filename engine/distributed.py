@@ -3,6 +3,7 @@
 import contextlib
 import os
 import time
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -45,7 +46,11 @@ def disconnect():
 
 def parallel(model):
     """The model, in DistributedDataParallel where there are several processes: backward averages their gradients."""
-    return model if world_size() == 1 else torch.nn.parallel.DistributedDataParallel(model)
+    if world_size() == 1:
+        return model
+    # of the class token, whose gradient comes as a strided view: it costs one small copy
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    return torch.nn.parallel.DistributedDataParallel(model)
 
 
 def averaging_last(model, batches):

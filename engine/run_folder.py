@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from common.errors import BadInput, TrainingStopped
+from common.errors import BadImage, BadInput, TrainingStopped
 from common.files import read_tensors, remove_leftovers, write_text, written_whole
 from engine import distributed
 
@@ -186,10 +186,17 @@ class Saver:
 
     @contextlib.contextmanager
     def rescuing(self):
-        """Save and raise TrainingStopped if the block ends because another process has."""
+        """Save before the block ends because an image could not be read, or because another process has ended.
+
+        For the latter it raises TrainingStopped. A first image that cannot be read leaves no run behind.
+        """
         try:
             with distributed.noticing_lost_processes():
                 yield
+        except BadImage:
+            if self.position != (0, 0):
+                self.save()
+            raise
         except distributed.ProcessLost as error:
             self.save()
             last = self.folder / LAST

@@ -107,6 +107,29 @@ def test_resuming_a_finished_run_only_completes_what_a_kill_at_its_end_left_out(
     assert (tmp_path / "run" / "last.pt").read_bytes() == (run / "last.pt").read_bytes()
 
 
+def test_an_image_that_cannot_be_read_for_a_while_costs_nothing(run, shapes, tmp_path, capsys, monkeypatch):
+    """It goes missing before the second batch of the second epoch, as on a network drive."""
+    data = shutil.copytree(shapes, tmp_path / "data")
+    get, loaded = images.ImageDataset.__getitem__, []
+
+    def losing_one(self, key):
+        if self.seed is not None and key[0] == 1:
+            loaded.append(data / "train" / self.names[key[1]])
+            if len(loaded) == 9:
+                loaded[-1].rename(tmp_path / "away.jpg")
+        return get(self, key)
+
+    monkeypatch.setattr(images.ImageDataset, "__getitem__", losing_one)
+    assert train(data, tmp_path / "run", "--epochs", 2, "--sam") == 2
+    assert f"{loaded[-1].name}: " in capsys.readouterr().err
+    saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert (saved["resume"]["epoch"], saved["resume"]["step"]) == (1, 1)
+    monkeypatch.undo()
+    (tmp_path / "away.jpg").rename(loaded[-1])
+    assert train(data, tmp_path / "run", "--epochs", 2, "--sam", "--resume") == 0
+    assert same(weights(tmp_path / "run"), weights(run))
+
+
 def test_other_images_are_refused(shapes, tmp_path, capsys):
     data = shutil.copytree(shapes, tmp_path / "data")
     assert train(data, tmp_path / "grown", "--epochs", 1) == 0
