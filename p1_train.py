@@ -136,9 +136,10 @@ def main(argv=None):
         run_folder.clean(args.output)
     if saved:
         run_folder.check_settings(settings, saved["settings"])
+        if first:
+            run_folder.mend(args.output, saved)
         if saved["resume"]["epoch"] == args.epochs:
             if first:
-                run_folder.write_metrics(saved["resume"]["history"], args.output)
                 draw_curves(saved["resume"]["history"], args.output / run_folder.CURVES)
                 print(f"{args.output} is finished: {args.epochs} epochs. Raise --epochs to train on.")
             return 0
@@ -250,6 +251,7 @@ def main(argv=None):
         if number or due:
             saver.save()
         if number:
+            distributed.gathered(None)  # the end of one process makes torchrun end the others, which may still be saving
             raise Interrupted(f"stopped by {signal.Signals(number).name} {run_folder.after(state.epoch, state.step)}: "
                               f"--resume goes on from {args.output / run_folder.LAST}", number)
 
@@ -322,10 +324,11 @@ def main(argv=None):
                 sums = distributed.summed(sums.to(device)) / len(held_out.names)
                 row["holdout_loss"], row["holdout_accuracy"] = sums.tolist()
                 save_or_stop()  # before the row counts: a signal may have cut the evaluation short
-            if state.finish_epoch(row, score=row["holdout_accuracy"] or 0.0):
+            is_best = state.finish_epoch(row, score=row["holdout_accuracy"] or 0.0)
+            saver.save()
+            if is_best:
                 saver.save_best()
             saver.save_metrics()
-            saver.save()
 
             if not first:
                 continue
@@ -339,8 +342,7 @@ def main(argv=None):
     distributed.disconnect()
     if not first:
         return 0
-    chosen = f"epoch {max(state.history, key=lambda row: (row['holdout_accuracy'], row['epoch']))['epoch']}" \
-        if held_out.names else "the last epoch"
+    chosen = f"epoch {state.best_epoch}" if held_out.names else "the last epoch"
     print(f"done: {args.output / run_folder.BEST} holds {chosen}"
           + (f", accuracy {state.best:.3f} on the part held out" if held_out.names else ""))
     return 0

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from common.errors import BadInput, Interrupted
+from common.processes import first_to, is_lost_process
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -59,6 +60,14 @@ def picture_file(text):
     return path
 
 
+def image_size(text):
+    """An argparse type: the (height, width) of an image, from `384` or `224x336`."""
+    sides = [number(int, low=1, high=10**5)(side) for side in text.split("x")]
+    if len(sides) > 2:
+        raise argparse.ArgumentTypeError(f"{text} is not a size such as 384 or 224x336")
+    return sides[0], sides[-1]
+
+
 def remark(text):
     """Tell the user something that does not stop the work. Of several processes under torchrun only the first does."""
     if os.environ.get("RANK", "0") == "0":
@@ -68,20 +77,8 @@ def remark(text):
 def complain(*lines):
     """Print why the work ends. What several processes under torchrun have to say alike, the first of them says."""
     text = "\n  ".join(lines)
-    if os.environ.get("WORLD_SIZE", "1") == "1" or _first_to_say(text):
+    if first_to(text):
         print(text, file=sys.stderr)
-
-
-def _first_to_say(text):
-    from datetime import timedelta
-
-    from torch.distributed import TCPStore
-
-    try:  # the store through which torchrun's processes meet: it counts
-        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timedelta(seconds=5))
-        return store.add(text, 1) == 1
-    except (KeyError, RuntimeError):  # not torchrun's, or gone
-        return True
 
 
 def reports_errors(main):
@@ -100,6 +97,9 @@ def reports_errors(main):
             complain(f"error: {error.strerror or error}{where}")
             return 2
         except RuntimeError as error:
+            if is_lost_process(error):
+                complain("error: another process of this run has failed")
+                return 3
             if type(error).__name__ != "OutOfMemoryError":  # torch's; its name alone, so that --help need not import it
                 raise
             complain("error: the GPU's memory is full: pass a smaller --batch-size, or --device cpu")

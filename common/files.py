@@ -36,6 +36,9 @@ def written_whole(path, previous=None):
             path.replace(previous)
         temporary.replace(path)
         _flush_folder(path.parent)
+    except OSError as error:
+        error.filename = str(path)  # a write, as to a full disk, names no file, and else it is the temporary one
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

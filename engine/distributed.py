@@ -8,7 +8,8 @@ import warnings
 import torch
 import torch.distributed as dist
 
-from common.errors import BadInput
+from common.errors import BadInput, TrainingStopped
+from common.processes import is_lost_process
 
 
 def world_size():
@@ -35,9 +36,10 @@ def connect(device):
 
 
 def disconnect():
-    """The opposite, at the end of the work. Not after an error: it waits for the others."""
+    """The opposite, at the end of the work. Not after an error: it waits for the others, as long as they live."""
     if world_size() > 1:
-        dist.barrier()
+        with contextlib.suppress(ProcessLost), noticing_lost_processes():
+            dist.barrier()
         # gloo's threads let go of the last tensors under a lock, for which they need the GIL; who destroys the group
         # before that, holding the GIL, waits for the lock for ever (github.com/pytorch/pytorch/issues/56297)
         time.sleep(0.05)
@@ -69,19 +71,19 @@ def summed(tensor):
     return tensor
 
 
-class ProcessLost(BadInput):
+class ProcessLost(TrainingStopped):
     """Another process has ended while this one waited for it."""
 
 
 @contextlib.contextmanager
 def noticing_lost_processes():
-    """Raise ProcessLost where a connection breaks: torch raises one of its DistErrors there, or what gloo says."""
+    """Raise ProcessLost where a connection to another process breaks."""
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "/gloo/" in str(error):
-            raise ProcessLost("another process of this run has failed") from error
-        raise
+        if not is_lost_process(error):
+            raise
+        raise ProcessLost("another process of this run has failed") from error
 
 
 def check_agreement(value):

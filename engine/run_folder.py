@@ -21,8 +21,10 @@ from pathlib import Path
 
 import torch
 
+from common.console import remark
 from common.errors import BadImage, BadInput, TrainingStopped
 from common.files import read_tensors, remove_leftovers, write_text, written_whole
+from common.processes import first_to
 from engine import distributed
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
@@ -92,9 +94,33 @@ def _read_state(path):
 
 
 def clean(folder):
-    """Remove what a run that was killed while it wrote left in its output folder."""
+    """Remove the half-written files that a run which was killed left in its output folder."""
     for name in (LAST, BEST, METRICS, CONFIG, CURVES):
         remove_leftovers(Path(folder) / name)
+
+
+def mend(folder, saved):
+    """Bring best.pt and metrics.csv in line with the saved state, which a kill may have left ahead of them.
+
+    Where best.pt is of another epoch than the state says, and the state itself no longer holds that epoch's weights,
+    the state's `best` is set back, so that the best epoch to come takes its place.
+    """
+    folder, resume = Path(folder), saved["resume"]
+    if resume["history"]:
+        write_metrics(resume["history"], folder)
+    if resume["best_epoch"] == resume["epoch"] > 0 == resume["step"]:
+        average = resume["average"] or {}
+        weights = {key.removeprefix("module."): value for key, value in average.items() if key.startswith("module.")}
+        save_checkpoint({**{key: value for key, value in saved.items() if key != "resume"}, "epoch": resume["epoch"],
+                         "state_dict": weights or saved["state_dict"]}, folder / BEST)
+    elif resume["best_epoch"]:
+        try:
+            epoch = read_tensors(folder / BEST).get("epoch")
+        except BadInput:
+            epoch = None
+        if epoch != resume["best_epoch"]:
+            remark(f"{folder / BEST} is not that of epoch {resume['best_epoch']}, the best so far: an epoch to come replaces it")
+            resume["best"] = -1.0
 
 
 def check_settings(settings, saved):
@@ -119,7 +145,8 @@ def save_checkpoint(content, path, previous=None):
         reason = error if isinstance(error, OSError) else error.__context__  # torch ends its archive all the same
         if not isinstance(reason, OSError):
             raise
-        before = "; the one before it is whole: mend that, and --resume goes on from there" if path.exists() else ""
+        last = path.with_name(LAST)
+        before = f"; {last} is whole: mend that, and --resume goes on from there" if last.exists() else ""
         raise BadInput(f"{path} cannot be saved: {reason.strerror or reason}{before}") from error
 
 
@@ -157,15 +184,17 @@ class Saver:
             return
         self.stop_if_spoilt()
         if distributed.rank() == 0:
-            save_checkpoint({**self.fields, **self.state.state_dict()}, self.folder / LAST, self.folder / PREVIOUS)
-            write_text(self.folder / CONFIG, self.config)
+            self._write()
         self._saved()
 
+    def _write(self):
+        write_text(self.folder / CONFIG, self.config)
+        save_checkpoint({**self.fields, **self.state.state_dict()}, self.folder / LAST, self.folder / PREVIOUS)
+
     def save_best(self):
-        """Save the weights that evaluation uses as `best.pt`."""
+        """Save the weights that evaluation uses as `best.pt`, after `save`: `mend` does it where a kill came between."""
         if distributed.rank() == 0:
-            save_checkpoint({**self.fields, "settings": self.state.settings,
-                             "state_dict": self.state.scored.state_dict()}, self.folder / BEST)
+            save_checkpoint({**self.fields, **self.state.best_weights()}, self.folder / BEST)
 
     def save_metrics(self):
         """Save the history as `metrics.csv`."""
@@ -182,13 +211,18 @@ class Saver:
         """Words for where the last good state is."""
         if self.position == (0, 0):
             return "no good state was saved before it"
-        return f"the last good state, {after(*self.position)}, is in {self.folder / LAST}"
+        return f"the last good state, {after(*self.position)}, is in {self._newest()}"
+
+    def _newest(self):
+        last = self.folder / LAST
+        return last if last.exists() else self.folder / PREVIOUS  # as `find_run` does
 
     @contextlib.contextmanager
     def rescuing(self):
         """Save before the block ends because an image could not be read, or because another process has ended.
 
-        For the latter it raises TrainingStopped. A first image that cannot be read leaves no run behind.
+        For the latter, which one of the processes that are left does, it raises ProcessLost. Where nothing was saved
+        before, an image that cannot be read leaves no run behind, so that a new one may go without it.
         """
         try:
             with distributed.noticing_lost_processes():
@@ -198,10 +232,12 @@ class Saver:
                 self.save()
             raise
         except distributed.ProcessLost as error:
-            self.save()
-            last = self.folder / LAST
-            kept = f"--resume goes on from {last}" if last.exists() else "nothing was saved yet"
-            raise TrainingStopped(f"{error}: {kept}") from error
+            epoch, step = self._position()
+            if (epoch, step) != (0, 0) and first_to(f"save epoch {epoch}, step {step}"):
+                self.stop_if_spoilt()
+                self._write()
+            kept = f"--resume goes on {after(epoch, step)}" if epoch or step else "nothing was saved yet"
+            raise distributed.ProcessLost(f"{error}: {kept}") from error
 
 
 def after(epoch, step):

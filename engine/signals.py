@@ -11,7 +11,8 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 class StopSignal:
     """Inside this context SIGINT and SIGTERM do not end the process. A second one does, at once.
 
-    `number` is that of the signal that came, 0 before.
+    Under torchrun a second one is ignored, too: when one process has ended, torchrun sends SIGTERM to the others, which
+    may still be saving, and kills them after 30 seconds by itself. `number` is that of the signal that came, 0 before.
     """
 
     def __init__(self):
@@ -28,12 +29,13 @@ class StopSignal:
 
     def _note(self, number, frame):
         self.number = number
+        under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
         for each in STOPPING:
-            signal.signal(each, signal.SIG_DFL)
+            signal.signal(each, signal.SIG_IGN if under_torchrun else signal.SIG_DFL)
         if os.environ.get("RANK", "0") == "0":
+            more = "" if under_torchrun else "; once more stops at once"
             # not print: the signal may have come in the middle of one
-            name = signal.Signals(number).name
-            os.write(2, f"\nnote: {name}: finishing the step and saving; once more stops at once\n".encode())
+            os.write(2, f"\nnote: {signal.Signals(number).name}: finishing the step and saving{more}\n".encode())
 
     def until_it_comes(self, batches):
         """The batches of a loader; after a signal the one in work is the last."""

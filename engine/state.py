@@ -11,12 +11,12 @@ class TrainingState:
         average: the model with exponentially averaged weights, None without `ema`. After each step
             average = ema * average + (1 - ema) * weights; it begins with the weights after the first one.
         settings: of the run, as plain values.
-        images: a checksum of the training images.
+        images: a checksum of the names of the training images.
         epoch, step: epochs done; steps done of the next one. They are the position in the data as well, since the order
             of the images depends on (seed, epoch) alone (`engine.randomness.ShuffledBatches`).
         totals: sums over the steps done of this epoch.
         history: a row an epoch, as in metrics.csv.
-        best: the highest score of an epoch; -1 before the first one.
+        best, best_epoch: the highest score of an epoch, -1 before the first one, and the number of that epoch, from 1.
 
     Random streams need no place here: each step starts them from (seed, process, epoch, step), see
     `engine.randomness.seed_step`, and each image from (seed, epoch, index). The learning rate follows from the position.
@@ -26,7 +26,7 @@ class TrainingState:
         self.model, self.optimizer, self.scaler = model, optimizer, scaler
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
         self.settings, self.images = settings, images
-        self.epoch, self.step, self.history, self.best = 0, 0, [], -1.0
+        self.epoch, self.step, self.history, self.best, self.best_epoch = 0, 0, [], -1.0, 0
         self._clear_totals()
 
     def _clear_totals(self):
@@ -57,18 +57,22 @@ class TrainingState:
         self._clear_totals()
         if score < self.best:
             return False
-        self.best = score
+        self.best, self.best_epoch = score, self.epoch
         return True
 
     def is_finite(self):
         """Whether all weights are finite."""
         return all(parameter.isfinite().all() for parameter in self.model.parameters())
 
+    def best_weights(self):
+        """What evaluation wants of this state: the `epoch` done and the `state_dict` of `scored`."""
+        return {"epoch": self.epoch, "settings": self.settings, "state_dict": self.scored.state_dict()}
+
     def state_dict(self):
         """`state_dict`, the weights; `settings`; and `resume`, all else."""
         return {"state_dict": self.model.state_dict(), "settings": self.settings, "resume": {
             "images": self.images, "epoch": self.epoch, "step": self.step, "totals": self.totals,
-            "history": self.history, "best": self.best,
+            "history": self.history, "best": self.best, "best_epoch": self.best_epoch,
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average else None}}
 
@@ -80,5 +84,5 @@ class TrainingState:
         self.scaler.load_state_dict(resume["scaler"])
         if self.average:
             self.average.load_state_dict(resume["average"])
-        for name in ("epoch", "step", "totals", "history", "best"):
+        for name in ("epoch", "step", "totals", "history", "best", "best_epoch"):
             setattr(self, name, resume[name])

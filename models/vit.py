@@ -1,4 +1,4 @@
-"""timm Vision Transformers: built by name, their weights, their preprocessing, and the checkpoint format.
+"""timm's VisionTransformer, Beit and Eva models: built by name, their weights, preprocessing, and the checkpoint format.
 
 A checkpoint is a dict saved by torch and read with `weights_only=True`:
 
@@ -16,38 +16,55 @@ so that plain timm loads it too: `timm.create_model(arch, num_classes=len(labels
 import difflib
 import threading
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import timm
 import timm.data
 import torch
-from timm.models import clean_state_dict
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models import beit, clean_state_dict, eva, vision_transformer
 
 from common.errors import BadInput
 from common.files import read_tensors
 
 FIELDS = {"format", "arch", "labels", "class_names", "preprocessing", "settings", "state_dict"}
+# class -> timm's conversions of its weights from older layouts and other grid sizes; DeiT's class is a VisionTransformer
+CONVERSIONS = {
+    vision_transformer.VisionTransformer: partial(vision_transformer.checkpoint_filter_fn, adapt_layer_scale=True),
+    beit.Beit: beit.checkpoint_filter_fn,
+    eva.Eva: eva.checkpoint_filter_fn,
+}
 HUB_PATIENCE = 4  # seconds until a hub that does not answer counts as unreachable
 
 
 def build(arch, num_classes=None):
-    """The timm VisionTransformer `arch`, randomly initialised, with `num_classes` outputs (its own number if None).
+    """The timm model `arch`, randomly initialised, with `num_classes` outputs (its own number if None).
 
     Raises BadInput for a name that timm does not know, with the nearest ones, and for another kind of model.
     """
     if not timm.is_model(arch):
-        near = difflib.get_close_matches(arch, timm.list_models(module=["vision_transformer", "deit"]), n=3)
+        near = difflib.get_close_matches(arch, timm.list_models(module=["vision_transformer", "deit", "beit", "eva"]), n=3)
         raise BadInput(f"--arch {arch}: timm has no such model" + (f"; did you mean {', '.join(near)}?" if near else ""))
     try:
         model = timm.create_model(arch, **({} if num_classes is None else {"num_classes": num_classes}))
     except RuntimeError as error:  # an unknown pretrained tag
         known = timm.list_models(f"{arch.partition('.')[0]}.*", pretrained=True)
         raise BadInput(f"--arch {arch}: timm knows no such weights; it has {', '.join(known) or 'none'}") from error
-    if not isinstance(model, VisionTransformer):
-        raise BadInput(f"--arch {arch} is a {type(model).__name__}: name a timm VisionTransformer, "
+    if not isinstance(model, tuple(CONVERSIONS)):
+        raise BadInput(f"--arch {arch} is a {type(model).__name__}: name a timm VisionTransformer, Beit or Eva, "
                        "such as vit_base_patch16_224")
     return model
+
+
+def set_image_size(model, size):
+    """Make the model take images of `size` (height, width): its position embedding is resampled as timm does.
+
+    Raises BadInput where the patches do not divide it.
+    """
+    patch = model.patch_embed.patch_size
+    if any(side % step for side, step in zip(size, patch)):
+        raise BadInput(f"--image-size {size[0]}x{size[1]}: each side must be a multiple of the patch, {patch[0]}x{patch[1]}")
+    model.set_input_size(img_size=tuple(size))
 
 
 def preprocessing(model):
@@ -73,7 +90,8 @@ def load_weights(model, arch, path, adopt_head=False):
         raise BadInput(f"{path} holds no state dict: pass a timm weights file or a checkpoint of p1_train.py")
     hint = f"it was made for {made_for}" if isinstance(made_for, str) else "name the --arch that it was made for"
     try:
-        weights = checkpoint_filter_fn(clean_state_dict(content), model, adapt_layer_scale=True)
+        convert = next(convert for kind, convert in CONVERSIONS.items() if isinstance(model, kind))
+        weights = convert(clean_state_dict(content), model)
     except (RuntimeError, ValueError, AssertionError) as error:  # tensors that its conversions cannot reshape
         raise BadInput(f"{path} does not fit {arch}: {hint}") from error
 
@@ -169,7 +187,7 @@ def create(arch, num_classes=None, weights=None, scratch=False):
 
 
 def checkpoint_fields(arch, labels, class_names, preprocessing):
-    """The dict described at the top of this file, all but `settings` and `state_dict`."""
+    """The dict described at the top of this file, all but `settings` and `state_dict`, which belong to the run's state."""
     return {"format": 1, "arch": arch, "labels": list(labels), "class_names": list(class_names),
             "preprocessing": preprocessing}
 
@@ -179,7 +197,7 @@ class Checkpoint:
     """A checkpoint, opened: the model has the weights and is in evaluation mode."""
 
     path: Path
-    model: VisionTransformer
+    model: torch.nn.Module
     arch: str
     labels: list
     class_names: list

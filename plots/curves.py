@@ -9,7 +9,9 @@ from common.files import written_whole
 
 
 def draw_curves(history, path):
-    """Draw `history` (one dict an epoch, as in metrics.csv) to a picture file, written whole or not at all."""
+    """Draw `history` (one dict an epoch, as in metrics.csv) to a picture file, written whole or not at all; none for no epoch."""
+    if not history:
+        return
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     epochs = [row["epoch"] for row in history]
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy")):
@@ -28,9 +30,11 @@ def draw_curves(history, path):
 
 @contextlib.contextmanager
 def drawing_curves(history, path):
-    """Draw what `history` holds when the block ends, however it ends."""
+    """Draw what `history` holds when the block ends, however it ends. An error of the block comes before one of these."""
     try:
         yield
-    finally:
-        if history:
+    except BaseException:
+        with contextlib.suppress(OSError):
             draw_curves(history, path)
+        raise
+    draw_curves(history, path)

@@ -198,15 +198,26 @@ def test_two_processes_train_as_one_with_the_same_global_batch(pairs, case, tole
             assert float(row[name]) == pytest.approx(float(other[name]))
 
 
-def test_a_lost_process_stops_the_other_with_its_state_saved_and_both_resume_exactly(pairs):
-    """In fp16, with SAM, averaged weights and loading processes."""
-    (lost, resumed), said = codes(pairs, "lost")
-    assert lost == [3, -signal.SIGKILL] and resumed == [0, 0], said
-    assert said.count("error: ") == 1 and f"--resume goes on from {pairs}/lost/last.pt" in said and "Traceback" not in said
-    for name in ("last.pt", "best.pt"):
-        assert same(weights(pairs / "lost", name), weights(pairs / "straight", name))
-    assert torch.load(pairs / "lost" / "previous.pt", weights_only=True)["resume"]["epoch"] == 1
-    assert len(metrics(pairs / "lost")) == 2
+@pytest.mark.parametrize("name, ends, told", [
+    ("lost 1", [3, -signal.SIGKILL], "error: another process of this run has failed: --resume goes on after step 2 of epoch 1"),
+    ("lost 0", [-signal.SIGKILL, 3], "error: another process of this run has failed: --resume goes on after step 2 of epoch 1"),
+    ("stopped 1", [143, 143], "stopped by SIGTERM after step 2 of epoch 1: --resume goes on from"),
+    ("stopped both", [143, 143], "stopped by SIGTERM after step 2 of epoch 1: --resume goes on from"),
+])
+def test_lost_and_stopped_processes_leave_a_state_from_which_both_resume_exactly(pairs, name, ends, told):
+    """With SAM, averaged weights and loading processes."""
+    (ended, resumed), said = codes(pairs, name)
+    assert ended == ends and resumed == [0, 0], said
+    assert said.count(told) == 1 and "Traceback" not in said, said
+    for file in ("last.pt", "best.pt"):
+        assert same(weights(pairs / name, file), weights(pairs / "straight", file))
+    assert torch.load(pairs / name / "previous.pt", weights_only=True)["resume"]["epoch"] == 1
+    assert len(metrics(pairs / name)) == 2
+
+
+def test_a_process_lost_before_the_first_step_is_one_line(pairs):
+    (ends,), said = codes(pairs, "lost early")
+    assert ends == [3, -signal.SIGKILL] and "error: another process of this run has failed" in said and "Traceback" not in said, said
 
 
 def test_another_number_of_processes_is_refused(pairs):
@@ -250,5 +261,5 @@ def test_under_torchrun_a_killed_process_ends_the_other(shapes, tmp_path):
     os.kill(int(victim), signal.SIGKILL)
     _, said = torchrun.communicate(timeout=30)
     assert torchrun.returncode == 1 and not any(Path(f"/proc/{process}").exists() for process in ranks)
-    assert f"error: another process of this run has failed: --resume goes on from {output}/last.pt" in said
+    assert "error: another process of this run has failed: --resume goes on after " in said
     assert run_folder.find_run(output, resume=True)["resume"]["epoch"] >= 1

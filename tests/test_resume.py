@@ -96,7 +96,7 @@ def test_resume_says_what_it_does(run, shapes, tmp_path, capsys):
 def test_resuming_a_finished_run_only_completes_what_a_kill_at_its_end_left_out(run, shapes, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run")
     before = (run / "metrics.csv").read_text()
-    for name in ("metrics.csv", "curves.png"):
+    for name in ("metrics.csv", "curves.png"):  # config.json comes before last.pt
         (tmp_path / "run" / name).unlink()
     (tmp_path / "run" / ".last.pt-abcd_123.pt").write_bytes(b"half")
     (tmp_path / "run" / ".notes").write_text("the user's")
@@ -128,6 +128,63 @@ def test_an_image_that_cannot_be_read_for_a_while_costs_nothing(run, shapes, tmp
     (tmp_path / "away.jpg").rename(loaded[-1])
     assert train(data, tmp_path / "run", "--epochs", 2, "--sam", "--resume") == 0
     assert same(weights(tmp_path / "run"), weights(run))
+
+
+def test_best_is_mended_after_a_kill_before_it(shapes, tmp_path, monkeypatch):
+    """The scores of the epochs are given; a kill comes between last.pt and best.pt of the second one, or of the third."""
+    class Killed(BaseException):
+        pass
+
+    for ema in ([], ["--ema", 0.5]):
+        for killed, score_after in ((2, 0.25), (3, 0.25), (3, 0.75)):
+            output = tmp_path / f"{killed} {score_after} {len(ema)}"
+            scores, saves, save = iter([0.25, 0.5, 0.75]), [], run_folder.save_checkpoint
+
+            def dying(content, path, *previous):
+                if path.name == "best.pt":
+                    saves.append(None)
+                    if len(saves) == killed:
+                        raise Killed
+                save(content, path, *previous)
+
+            def predict(model, loader, *args):
+                share = next(scores)
+                logits = torch.eye(4)[[0 if i < share * 4 else 1 for i in range(4)]]
+                return logits, torch.zeros(4, dtype=torch.long)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(run_folder, "save_checkpoint", dying)
+                patch.setattr("engine.inference.predict", predict)
+                with pytest.raises(Killed):
+                    train(shapes, output, "--epochs", 3, "--holdout", 0.12, *ema)
+            assert torch.load(output / "best.pt", weights_only=True)["epoch"] == killed - 1
+            expected = torch.load(output / "last.pt", weights_only=True)
+            (output / "metrics.csv").unlink()
+            scores = iter([score_after])
+            with monkeypatch.context() as patch:
+                patch.setattr("engine.inference.predict", predict)
+                assert train(shapes, output, "--epochs", 3, "--holdout", 0.12, "--resume", *ema) == 0
+            best = torch.load(output / "best.pt", weights_only=True)
+            assert best["epoch"] == (killed if killed == 3 or score_after < 0.5 else 3)
+            assert len(metrics(output)) == 3
+            average = expected["resume"]["average"]
+            kept = {key[7:]: value for key, value in average.items() if key[:7] == "module."} if ema else expected["state_dict"]
+            assert same(best["state_dict"], kept) and "resume" not in best
+
+
+def test_a_best_that_is_not_the_runs_own_is_replaced(run, shapes, tmp_path, capsys):
+    folder = shutil.copytree(run, tmp_path / "run")
+    assert train(shapes, folder, "--epochs", 3, "--sam", "--resume") == 0
+    best = torch.load(folder / "best.pt", weights_only=True)
+    torch.save({**best, "epoch": 7}, folder / "best.pt")
+    capsys.readouterr()
+    assert train(shapes, folder, "--epochs", 4, "--sam", "--resume") == 0
+    output = capsys.readouterr()
+    resume = torch.load(folder / "last.pt", weights_only=True)["resume"]
+    if best["epoch"] < 3:
+        assert "best.pt is not that of epoch" in output.err
+        assert torch.load(folder / "best.pt", weights_only=True)["epoch"] == resume["best_epoch"] == 4
+    assert f"holds epoch {torch.load(folder / 'best.pt', weights_only=True)['epoch']}" in output.out
 
 
 def test_other_images_are_refused(shapes, tmp_path, capsys):
@@ -202,7 +259,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(run, shapes, tm
     monkeypatch.setattr(torch, "save", full)
     assert train(shapes, folder, "--epochs", 3, "--sam", "--resume") == 2
     message = capsys.readouterr().err.splitlines()[-1]
-    assert message.startswith(f"error: {folder}/last.pt cannot be saved: No space left on device; the one before it is whole")
+    assert message.startswith(f"error: {folder}/last.pt cannot be saved: No space left on device; {folder}/last.pt is whole")
     assert (folder / "last.pt").read_bytes() == before
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
     monkeypatch.undo()
@@ -210,19 +267,24 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(run, shapes, tm
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
-def test_a_disk_that_is_really_full(run, shapes, tmp_path, capsys):
+@pytest.mark.parametrize("free", [2_000_000, 100_000, 0])  # bytes: enough for a part of last.pt, for curves.png, for nothing
+def test_a_disk_that_is_really_full(run, shapes, tmp_path, capsys, free):
     disk = tmp_path / "disk"
     disk.mkdir()
-    needed = sum(path.stat().st_size for path in run.iterdir())
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={needed + 2_000_000}", "tmpfs", disk], check=False).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk], check=False).returncode:
         pytest.skip("this machine does not let root mount")
     try:
         shutil.copytree(run, disk / "run")
+        with open(disk / "filler", "wb", buffering=0) as filler:
+            filler.write(bytes(max(0, shutil.disk_usage(disk).free - free)))
         before = (disk / "run" / "last.pt").read_bytes()
         assert train(shapes, disk / "run", "--epochs", 3, "--sam", "--resume") == 2
         message = capsys.readouterr().err.splitlines()[-1]
-        assert "cannot be saved: No space left on device; the one before it is whole" in message
+        assert message.startswith("error: ") and "No space left on device" in message and str(disk / "run") in message
+        if free:
+            assert f"{disk}/run/last.pt cannot be saved: No space left on device; {disk}/run/last.pt is whole" in message
         assert (disk / "run" / "last.pt").read_bytes() == before and run_folder.find_run(disk / "run", resume=True)
+        assert not list((disk / "run").glob(".*"))
     finally:
         subprocess.run(["umount", disk], check=True)
 
@@ -251,20 +313,25 @@ def test_a_signal_finishes_the_step_and_saves(run, shapes, tmp_path, capfd, monk
     assert same(weights(tmp_path / "run"), weights(run)) and same(weights(tmp_path / "run", "best.pt"), weights(run, "best.pt"))
 
 
-def test_a_signal_cuts_the_evaluation_short(run, shapes, tmp_path, monkeypatch):
-    def interrupt(self, batches):
-        for batch in batches:
-            os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
-            assert self.number
-            return
+def test_a_signal_cuts_the_evaluation_short(shapes, tmp_path, monkeypatch):
+    """6 images are held out, one a batch; the signal comes with the second one."""
+    settings = ["--epochs", 1, "--holdout", 0.2, "--batch-size", 1]
+    assert train(shapes, tmp_path / "straight", *settings) == 0
+    get, evaluated = images.ImageDataset.__getitem__, []
 
-    monkeypatch.setattr("engine.signals.StopSignal.until_it_comes", interrupt)
-    assert train(shapes, tmp_path / "run", "--epochs", 2, "--sam") == 143
-    assert not (tmp_path / "run" / "metrics.csv").exists()
-    monkeypatch.undo()
-    assert train(shapes, tmp_path / "run", "--epochs", 2, "--sam", "--resume") == 0
-    assert same(weights(tmp_path / "run", "best.pt"), weights(run, "best.pt"))
+    def interrupting(self, key):
+        if self.seed is None:
+            evaluated.append(key)
+            if len(evaluated) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return get(self, key)
+
+    monkeypatch.setattr(images.ImageDataset, "__getitem__", interrupting)
+    assert train(shapes, tmp_path / "run", *settings) == 143
+    assert len(evaluated) == 2 and not (tmp_path / "run" / "metrics.csv").exists()
+    assert train(shapes, tmp_path / "run", *settings, "--resume") == 0
+    assert len(evaluated) == 2 + 6
+    assert same(weights(tmp_path / "run", "best.pt"), weights(tmp_path / "straight", "best.pt"))
 
 
 def training_process(data, output, *arguments):

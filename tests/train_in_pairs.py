@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -35,16 +36,26 @@ def in_float64():
     images.ImageDataset.__getitem__ = doubled
 
 
-def die_in_the_middle_of_an_epoch(rank):
-    """Process 1 is killed after the second step, before it can tell process 0 so."""
-    count = TrainingState.count_step
+def signal_after_two_steps(number, ranks):
+    """Send a signal to these processes, each from itself, before it can tell the other of its second step."""
+    def prepare(rank):
+        count = TrainingState.count_step
 
-    def counting(self, *args):
-        count(self, *args)
-        if rank == 1 and self.step == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
+        def counting(self, *args):
+            count(self, *args)
+            if rank in ranks and (self.epoch, self.step) == (0, 2):
+                os.kill(os.getpid(), number)
 
-    TrainingState.count_step = counting
+        TrainingState.count_step = counting
+        save = torch.save
+        torch.save = lambda *args: (time.sleep(1), save(*args))  # process 1 must not end before process 0 has saved
+
+    return prepare
+
+
+def die_after_connecting(rank):
+    if rank == 1:
+        torch.nn.parallel.DistributedDataParallel.__init__ = lambda self, model: os.kill(os.getpid(), signal.SIGKILL)
 
 
 def fail_on_one_image(rank):
@@ -73,10 +84,13 @@ def main(data, output):
             run(f"{name} {'two' if pair else 'one'}", *flags, pair=pair,
                 prepare=lambda rank: in_float64() if name == "adam64" else None)
 
-    own = ["--optimizer", "adam", "--sam", "--climb", "process", "--precision", "fp16", "--ema", "0.8", "--workers", "1"]
+    own = ["--optimizer", "adam", "--sam", "--climb", "process", "--ema", "0.8", "--workers", "1"]
     run("straight", *own)
-    run("lost", *own, prepare=die_in_the_middle_of_an_epoch)
-    run("lost", *own, "--resume")
+    for name, number, ranks in (("lost 1", signal.SIGKILL, [1]), ("lost 0", signal.SIGKILL, [0]),
+                                ("stopped 1", signal.SIGTERM, [1]), ("stopped both", signal.SIGTERM, [0, 1])):
+        run(name, *own, prepare=signal_after_two_steps(number, ranks))
+        run(name, *own, "--resume")
+    run("lost early", prepare=die_after_connecting)
     run("straight", *own, "--resume", *TWO[:4], pair=False)
     run("bad", prepare=fail_on_one_image)
     run("typing error", "--holdout", "2")
