@@ -12,7 +12,7 @@ def first_to(text):
     from torch.distributed import TCPStore
 
     try:  # the store through which they meet: it counts
-        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timedelta(seconds=5))
+        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timedelta(seconds=2))
         return store.add(text, 1) == 1
     except (KeyError, RuntimeError):  # not torchrun's, or gone
         return True

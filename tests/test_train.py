@@ -94,7 +94,7 @@ def test_the_best_epoch_is_the_last_one_with_the_highest_score(shapes, tmp_path,
     monkeypatch.setattr("engine.inference.predict", predict)
     monkeypatch.setattr(run_folder, "save_checkpoint", lambda content, path, *previous: (kept.append(path.name), save(content, path, *previous)))
     assert train(shapes, tmp_path / "run", "--epochs", 4, "--optimizer", "adam") == 0
-    assert kept == ["best.pt", "last.pt", "best.pt", "last.pt", "best.pt", "last.pt", "last.pt"]
+    assert kept == ["last.pt", "best.pt", "last.pt", "best.pt", "last.pt", "best.pt", "last.pt"]
 
 
 def test_without_a_held_out_part_the_last_epoch_is_the_best(shapes, tmp_path):
