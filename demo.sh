@@ -22,7 +22,7 @@ step "Draw what the models have learned"
 python p1_viz_posembed.py --checkpoint runs/demo/pretrained/best.pt runs/demo/scratch/best.pt \
     --output runs/demo/figures/posembed.png
 python p1_viz_attn.py data/demo/val/2_0.jpg data/demo/val/5_1.jpg data/demo/val/8_2.jpg \
-    --checkpoint runs/demo/pretrained/best.pt --output-dir runs/demo/figures
+    --checkpoint runs/demo/pretrained/best.pt --output-dir runs/demo/figures --sheet --masks data/demo/masks/val --occlusion
 
 step "Done. Look at"
 ls -1 runs/demo/*/curves.png runs/demo/figures/*.png runs/demo/pred.csv runs/demo/result.json

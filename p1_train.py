@@ -49,7 +49,7 @@ def get_args_parser():
 
     model = parser.add_argument_group("model")
     model.add_argument("--arch", default="vit_base_patch16_224", metavar="NAME",
-                       help="any timm VisionTransformer (%(default)s)")
+                       help="any VisionTransformer, Beit or Eva of timm (%(default)s)")
     start = model.add_mutually_exclusive_group()
     start.add_argument("--weights", type=Path, metavar="FILE", help="pretrained weights instead of timm's from the hub")
     start.add_argument("--scratch", action="store_true", help="start from random weights")

@@ -1,35 +1,63 @@
-"""Draw where the last layer's [CLS] token looks, mean over its heads, over the photo.
+"""Draw where a [CLS] token looks, over the photo: by default that of the last layer, mean over its heads.
 
-    python p1_viz_attn.py 26_5064.jpg 29_4718.jpg 31_4838.jpg --checkpoint runs/headline/best.pt --output-dir figures
-    python p1_viz_attn.py photos --arch vit_base_patch16_224 --output-dir figures
+    python p1_viz_attn.py 26_5064.jpg 29_4718.jpg 31_4838.jpg --checkpoint runs/headline/best.pt --output-dir figures --sheet
+    python p1_viz_attn.py photos --arch vit_base_patch16_224 --output-dir figures --blocks all --heads --format pdf
+    python p1_viz_attn.py photos --checkpoint runs/headline/best.pt --output-dir figures --masks trimaps --occlusion
 
 For each image (folders count as the images in them) STEM.png shows the photo, the map, and the map over exactly the
-pixels that the model saw. STEM.npz holds `attention` (H, W), softmax(q k^T / sqrt(d)) from [CLS] to the patches, and
-`attention_per_head` (heads, H, W). With --all also every row of every layer as bytes: `attention_all` (layers, heads,
-N, N) times `attention_all_scale` (layers, heads) is the attention.
+pixels that the model saw. STEM.npz holds the arrays:
+
+    attention (H, W), attention_per_head (heads, H, W)   softmax(q k^T / sqrt(d)) from [CLS] to the patches
+    rollout (H, W)                                       with --rollout
+    attention_blocks (layers, heads, H, W)               with --blocks all
+    attention_all (layers, heads, N, N) as bytes         with --all; times attention_all_scale (layers, heads) it is
+                                                         every row of every layer
+    share_on_object, share_of_area, peak_on_object       with --masks
+    occlusion (rows of share removed, probability without the most attended patches, without random ones); probability
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from common.console import ArgumentParser, number, reports_errors
+from common.console import ArgumentParser, image_size, number, reports_errors
 from common.errors import BadInput
+
+SHEET = "contact_sheet"
+MOST_ON_A_SHEET = 40
 
 
 def get_args_parser():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help="image files and folders")
+    add = parser.add_argument
+    add("images", type=Path, nargs="+", metavar="IMAGES", help="image files and folders")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", type=Path, metavar="FILE", help="of p1_train.py")
     source.add_argument("--arch", metavar="NAME", help="a timm name, with timm's weights")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="a weights file for --arch")
-    parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="is created")
-    parser.add_argument("--all", action="store_true", help="also store all layers, heads and tokens")
-    parser.add_argument("--batch-size", type=number(int, low=1, high=10**6), default=16, metavar="N",
-                        help="images at a time (%(default)s)")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto",
-                        help="auto is the GPU where there is one")
+    add("--weights", type=Path, metavar="FILE", help="a weights file for --arch")
+    add("--output-dir", type=Path, required=True, metavar="DIR", help="is created")
+    add("--format", choices=["png", "pdf", "svg"], default="png", help="of the pictures (%(default)s)")
+    add("--image-size", type=image_size, metavar="N|HxW", help="show the model images of this size (its own)")
+    add("--batch-size", type=number(int, low=1, high=10**6), default=16, metavar="N", help="images at a time (%(default)s)")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto is the GPU where there is one")
+
+    add = parser.add_argument_group("what is drawn").add_argument
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--block", type=int, default=-1, metavar="N", help="of this block: 0 is the first, -1 the last")
+    which.add_argument("--blocks", choices=["all"], help="a row for each block")
+    which.add_argument("--rollout", action="store_true",
+                       help="attention rollout: how [CLS] reaches the patches through all blocks")
+    add("--heads", action="store_true", help="each head by itself")
+    add("--interpolation", choices=["bilinear", "nearest"], default="bilinear",
+        help="of the overlay: smooth, or one colour a patch (%(default)s)")
+    add("--sheet", action="store_true", help=f"also {SHEET}.png: all photos below one another, in the order given")
+    add("--all", action="store_true", help="also store all layers, heads and tokens")
+
+    add = parser.add_argument_group("what it means").add_argument
+    add("--masks", type=Path, metavar="DIR", help="trimaps of Oxford-IIIT Pet or masks that are 0 on the background, named "
+        "STEM.png: print the share of attention on the object, against the share of area that it covers")
+    add("--occlusion", action="store_true",
+        help="print how far the probability falls without the most attended patches, against random ones")
     return parser
 
 
@@ -38,6 +66,8 @@ def main(argv=None):
     args = get_args_parser().parse_args(argv)
     if args.weights and not args.arch:
         raise BadInput("--weights belongs to --arch; a --checkpoint has its own")
+    if args.rollout and args.heads:
+        raise BadInput("--rollout mixes the heads: leave --heads out")
 
     # After the arguments, so that --help and typing errors answer at once.
     import numpy as np
@@ -45,24 +75,20 @@ def main(argv=None):
 
     from common.files import written_whole
     from datasets import images
+    from datasets.masks import find_mask, load_mask, patch_cover
     from engine.device import pick_device
     from models import vit
-    from models.attention import attention_maps, cls_to_patch
-    from plots.attention import draw_attention
+    from models.attention import attention_maps, cls_to_patch, patch_grid, peaks_on, rollout, share_on
+    from models.occlusion import occlusion
+    from plots.attention import LABEL, Seen, draw_heads, draw_rows
 
     device = pick_device(args.device)
-    paths = []
-    for path in args.images:
-        if path.is_dir():
-            paths += [path / name for name in images.list_files(path)]
-        elif path.exists():
-            paths.append(path)
-        else:
-            raise BadInput(f"{path} does not exist: name image files or folders")
-    first = {}
-    for path in paths:
-        if first.setdefault(path.stem, path) != path:
-            raise BadInput(f"{first[path.stem]} and {path} would both become {path.stem}.png: rename one")
+    paths = find_images(args.images, images)
+    if args.sheet and len(paths) > MOST_ON_A_SHEET:
+        raise BadInput(f"--sheet: {len(paths)} photos do not fit on one sheet: name at most {MOST_ON_A_SHEET}")
+    if args.sheet and SHEET in {path.stem for path in paths}:
+        raise BadInput(f"--sheet would take the name of {SHEET}.{args.format}, the figure of one of the photos: rename it")
+    masks = {path: find_mask(args.masks, path.stem) for path in paths} if args.masks else {}
     bad = images.undecodable("", paths)  # before the first figure is drawn
     if bad:
         raise images.bad_files("", bad, len(paths), remedy="mend them or leave them out")
@@ -74,34 +100,107 @@ def main(argv=None):
         model, _ = vit.create(args.arch, weights=args.weights)
         preprocessing = vit.preprocessing(model)
         names = [f"class {i}" for i in range(model.num_classes)]
+    if args.occlusion and not names:
+        raise BadInput(f"--occlusion: {args.checkpoint or args.arch} predicts no classes: leave it out")
+    if args.image_size:
+        vit.set_image_size(model, args.image_size)
+        preprocessing = {**preprocessing, "input_size": [3, *args.image_size]}
     model.eval().to(device)
     transform = images.evaluation_transform(preprocessing)
+    every = range(len(model.blocks)) if args.all or args.blocks or args.rollout else ()
+    label = "attention rollout from [CLS] to each patch" if args.rollout else LABEL
 
+    sheet, on_object, occluded = [], [], []
     for start in range(0, len(paths), args.batch_size):
         batch = paths[start:start + args.batch_size]
         photos = [images.load_image(path) for path in batch]
         inputs = torch.stack([transform(photo) for photo in photos]).to(device)
-        logits, maps = attention_maps(model, inputs, range(len(model.blocks)) if args.all else (-1,))
-        per_head = cls_to_patch(maps[-1], model).cpu().numpy()
+        logits, (*maps, chosen) = attention_maps(model, inputs, (*every, args.block))
+        grid = patch_grid(model, inputs)
+        shown = cls_to_patch(chosen, model, grid).cpu()
         probabilities = logits.float().softmax(1).cpu()
         for i, (path, photo) in enumerate(zip(batch, photos)):
-            arrays = {"attention": per_head[i].mean(0), "attention_per_head": per_head[i]}
+            seen = Seen(np.asarray(photo), images.crop_box(photo.size, preprocessing))
+            arrays = {"attention": shown[i].mean(0).numpy(), "attention_per_head": shown[i].numpy()}
+            drawn, title = arrays["attention"], path.stem
+            if args.rollout:
+                drawn = arrays["rollout"] = cls_to_patch(rollout([m[i:i + 1] for m in maps]), model, grid)[0].cpu().numpy()
+            if args.blocks:
+                arrays["attention_blocks"] = np.stack([cls_to_patch(m[i], model, grid).cpu().numpy() for m in maps])
             if args.all:
                 weights = torch.stack([layer[i] for layer in maps]).cpu().numpy()
                 scale = weights.max((2, 3)) / 255
                 arrays["attention_all"] = np.rint(weights / scale[:, :, None, None]).astype(np.uint8)
                 arrays["attention_all_scale"] = scale
-            title = path.stem
-            if len(names):
+            if names:
                 probability, index = probabilities[i].max(0)
                 title += f": {names[index]}, probability {probability:.2f}"
+            if args.masks:
+                inside, outside = (torch.from_numpy(patch_cover(mask, seen.box, grid))
+                                   for mask in load_mask(masks[path], photo.size))
+                share, area = (value.item() for value in share_on(torch.from_numpy(drawn), inside, outside))
+                peak, chance = peaks_on(torch.from_numpy(drawn), inside)
+                arrays.update(share_on_object=share, share_of_area=area, peak_on_object=peak)
+                on_object.append((share, area, peak, chance))
+                title += f"\nattention on the object {share:.0%}, area {area:.0%}"
+                print(f"{path.stem}: {share:.1%} of the attention on the object, which covers {area:.1%} of the area; "
+                      f"peak {'on or beside it' if peak else 'elsewhere'}")
+            if args.occlusion:
+                arrays["probability"], falls = occlusion(model, inputs[i], torch.from_numpy(drawn))
+                arrays["occlusion"] = np.array(falls)
+                occluded.append((arrays["probability"], arrays["occlusion"]))
+                print(f"{path.stem}: probability {arrays['probability']:.3f}; " + "; ".join(map(in_words, falls)))
             with written_whole(args.output_dir / f"{path.stem}.npz") as temporary:
                 np.savez_compressed(temporary, **arrays)
-            with written_whole(args.output_dir / f"{path.stem}.png") as temporary:
-                draw_attention(np.asarray(photo), arrays["attention"], images.crop_box(photo.size, preprocessing),
-                               title, temporary)
+            with written_whole(args.output_dir / f"{path.stem}.{args.format}") as temporary:
+                per_block = [(f"block {block}", arrays["attention_blocks"][block]) for block in every] \
+                    if args.blocks else [("", arrays["attention_per_head"])]
+                if args.heads:
+                    draw_heads(seen, per_block, title, temporary, args.interpolation)
+                elif args.blocks:
+                    draw_rows([(seen, heads.mean(0), name) for name, heads in per_block], temporary, args.interpolation,
+                              heading=title, compressed=True)
+                else:
+                    draw_rows([(seen, drawn, title)], temporary, args.interpolation, label)
+            if args.sheet:
+                sheet.append((seen, drawn, title.replace(": ", "\n", 1)))
+    if args.sheet:
+        with written_whole(args.output_dir / f"{SHEET}.{args.format}") as temporary:
+            draw_rows(sheet, temporary, args.interpolation, label)
+
+    if on_object:
+        share, area, peak, chance = np.mean(on_object, 0)
+        print(f"mean of {len(on_object)}: {share:.1%} of the attention on the object, which covers {area:.1%} of the area; "
+              f"peak on or beside it in {peak:.1%} (by chance {chance:.1%})")
+    if occluded:
+        probability = np.mean([whole for whole, _ in occluded])
+        falls = np.mean([rows for _, rows in occluded], 0)
+        print(f"mean of {len(occluded)}: probability {probability:.3f}; " + "; ".join(map(in_words, falls)))
     print(f"{len(paths)} image{'s' * (len(paths) > 1)} drawn to {args.output_dir}")
     return 0
+
+
+def find_images(given, images):
+    """The paths of the images named by files and folders, in their order. BadInput for a missing one and equal stems."""
+    paths = []
+    for path in given:
+        if path.is_dir():
+            paths += [path / name for name in images.list_files(path)]
+        elif path.exists():
+            paths.append(path)
+        else:
+            raise BadInput(f"{path} does not exist: name image files or folders")
+    first = {}
+    for path in paths:
+        if first.setdefault(path.stem, path) != path:
+            raise BadInput(f"{first[path.stem]} and {path} would both have the figure of {path.stem}: rename one")
+    return paths
+
+
+def in_words(fall):
+    """A row of `models.occlusion.occlusion` for the screen."""
+    share, attended, random = fall
+    return f"{attended:.3f} without the {share:.0%} most attended patches, {random:.3f} without random ones"
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
-"""Draw the cosine similarity of every position embedding with all others.
+"""Draw the cosine similarity of every position embedding with all others, and print what it shows as numbers.
 
     python p1_viz_posembed.py --checkpoint runs/headline/best.pt --output figures/posembed.png
-    python p1_viz_posembed.py --arch vit_base_patch16_224 --output figures/pretrained.pdf
+    python p1_viz_posembed.py --arch vit_base_patch16_224 --image-size 384 --output figures/pretrained.pdf
     python p1_viz_posembed.py --checkpoint runs/a/best.pt runs/b/best.pt --output figures/both.png
 
 The map in row i, column j compares the patch there with all patches. Several checkpoints or names stand side by side.
 FILE.npz holds the arrays: `similarity` (H, W, H, W), then `similarity_1`, `similarity_2`, ...
+
+Printed, and drawn below: the mean similarity to the patches of the same row, of the same column and elsewhere, and the
+share of patches whose most similar other patch is one of their 8 neighbours; each beside 100 random embeddings.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from common.console import ArgumentParser, picture_file, reports_errors
+from common.console import ArgumentParser, image_size, picture_file, reports_errors
 from common.errors import BadInput
 
 
@@ -22,6 +25,8 @@ def get_args_parser():
     source.add_argument("--checkpoint", type=Path, nargs="+", action="extend", metavar="FILE", help="of p1_train.py")
     source.add_argument("--arch", nargs="+", action="extend", metavar="NAME", help="timm names, with timm's weights")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="a weights file for the one --arch")
+    parser.add_argument("--image-size", type=image_size, metavar="N|HxW",
+                        help="resample the embedding for images of this size, as timm does (the model's own)")
     parser.add_argument("--output", type=picture_file, required=True, metavar="FILE", help="a .png, .pdf or .svg file")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto",
                         help="auto is the GPU where there is one")
@@ -40,7 +45,7 @@ def main(argv=None):
     from common.files import written_whole
     from engine.device import pick_device
     from models import vit
-    from models.attention import position_similarity
+    from models.attention import position_similarity, position_statistics, random_statistics
     from plots.posembed import draw_similarities
 
     device = pick_device(args.device)
@@ -54,17 +59,33 @@ def main(argv=None):
     similarities = []
     for name, model in zip(args.checkpoint or args.arch, models):
         try:
-            similarities.append(position_similarity(model.to(device)).cpu().numpy())
+            if args.image_size:
+                vit.set_image_size(model, args.image_size)
+            similarities.append(position_similarity(model.to(device)).cpu())
         except BadInput as error:
             raise BadInput(f"{name}: {error}") from error
+    statistics = [position_statistics(similarity) for similarity in similarities]
+    random = random_statistics(*similarities[0].shape[:2], models[0].embed_dim)
+    similarities = [similarity.numpy() for similarity in similarities]
 
     arrays = {"similarity" if i == 0 else f"similarity_{i}": similarity for i, similarity in enumerate(similarities)}
     with written_whole(args.output.with_suffix(".npz")) as temporary:
         np.savez_compressed(temporary, **arrays)
     with written_whole(args.output) as temporary:
-        draw_similarities(similarities, titles, temporary)
+        draw_similarities(similarities, statistics, random, titles, temporary)
+    print("same row  same column  elsewhere  nearest one adjacent")
+    for values, title in zip(statistics, titles):
+        print(as_row(values), title.replace("\n", " "))
+    print(as_row({name: draws.mean() for name, draws in random.items()}), f"mean of {len(random['same_row'])} random embeddings")
+    print(as_row({name: draws.max() for name, draws in random.items()}), "highest of them")
     print(f"{args.output} and {args.output.with_suffix('.npz')}")
     return 0
+
+
+def as_row(values):
+    """The numbers of `position_statistics` as a line of the printed table."""
+    return (f"{values['same_row']:8.3f}  {values['same_column']:11.3f}  {values['elsewhere']:9.3f}  "
+            f"{values['nearest_adjacent']:20.1%} ")
 
 
 if __name__ == "__main__":

@@ -1,38 +1,126 @@
-"""An attention map over its photo."""
+"""Attention maps over their photos."""
+
+from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 DIMMED = 0.35  # brightness of what the model did not see
+LABEL = "attention of [CLS] to each patch"
 
 
-def draw_attention(photo, attention, box, heading, path):
-    """Draw the photo, the attention of its patches, and the one laid over the other, to a picture file.
+@dataclass
+class Seen:
+    """A photo, uint8 (height, width, 3), and the (left, top, right, bottom) of what the model saw, in its pixels."""
 
-    `photo` is uint8 (height, width, 3), `attention` (H, W) with any scale, `box` the (left, top, right, bottom) of what
-    the model saw, in photo pixels: the map covers exactly that, and what was cropped away is dimmed.
+    photo: np.ndarray
+    box: tuple
+
+    def limits(self):
+        """The (left, right) and (bottom, top) that hold both, since padding may reach over the photo's edges."""
+        height, width = self.photo.shape[:2]
+        left, top, right, bottom = self.box
+        return (min(0, left), max(width, right)), (max(height, bottom), min(0, top))
+
+    def aspect(self):
+        """Height by width of the limits."""
+        (left, right), (bottom, top) = self.limits()
+        return (bottom - top) / (right - left)
+
+
+def draw_rows(rows, path, interpolation="bilinear", label=LABEL, heading=None, compressed=False):
+    """Draw rows of a photo, the attention of its patches, and the one laid over the other, to a picture file.
+
+    `rows` are (Seen, attention (H, W) with any scale, title); all share one colour scale. A map covers exactly what the
+    model saw, and what was cropped away is dimmed. `interpolation` of the overlay is `bilinear`, smooth, or `nearest`,
+    one colour a patch; the map alone always shows its patches. `compressed`: on a square-root scale, for rows of very
+    different strength.
     """
-    height, width = photo.shape[:2]
-    left, top, right, bottom = box
-    figure = Figure(figsize=(11, min(8, max(2.6, 3.3 * height / width + 0.9))), layout="constrained")
-    panels = figure.subplots(1, 3)
-    for axes, title in zip(panels, ("photo", "attention of [CLS] to each patch", "over what the model saw")):
-        axes.set_title(title, fontsize=10)
-
-    drawn = {"cmap": "inferno", "vmin": 0, "vmax": attention.max(), "extent": (left, right, bottom, top)}
-    for axes in (panels[0], panels[2]):
-        axes.imshow(photo, extent=(0, width, height, 0))
-    panels[0].add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color="white", linestyle="--"))
-    map_image = panels[1].imshow(attention, interpolation="nearest", **drawn)
-    # where there is no attention the photo shows through
-    panels[2].imshow(attention, interpolation="bilinear", alpha=0.85 * np.sqrt(attention / attention.max()), **drawn)
-    for x, y, across, down in ((0, 0, width, top), (0, bottom, width, height - bottom), (0, top, left, bottom - top),
-                               (right, top, width - right, bottom - top)):
-        if across > 0 and down > 0:
-            panels[2].add_patch(Rectangle((x, y), across, down, color="black", alpha=1 - DIMMED, linewidth=0))
-    for axes in panels:  # after imshow, which sets limits of its own
-        axes.set(xlim=(min(0, left), max(width, right)), ylim=(max(height, bottom), min(0, top)), xticks=[], yticks=[])
-    figure.colorbar(map_image, ax=panels, shrink=0.85, aspect=25, label="attention, mean over heads")
-    figure.suptitle(heading, fontsize=11, parse_math=False)  # a name may hold $
+    size = 1 if len(rows) <= 3 else 0.7
+    heights = [size * min(6.5, max(1.6, 3.3 * seen.aspect())) + 0.35 for seen, _, _ in rows]
+    figure = Figure(figsize=(size * 10 + 1, sum(heights) + 0.4 * bool(heading)), layout="constrained")
+    panels = figure.subplots(len(rows), 3, squeeze=False, height_ratios=heights)
+    norm = _norm([attention for _, attention, _ in rows], compressed)
+    for (seen, attention, title), (photo, alone, over) in zip(rows, panels):
+        _show_photo(photo, seen)
+        left, upper, right, lower = seen.box
+        photo.add_patch(Rectangle((left, upper), right - left, lower - upper, fill=False, color="white", linestyle="--"))
+        photo.set_title(title, fontsize=10, parse_math=False)  # a name may hold $
+        drawn = _show_map(alone, seen, attention, norm, "nearest")
+        _show_photo(over, seen)
+        _show_map(over, seen, attention, norm, interpolation, transparent=True)
+        _dim_unseen(over, seen)
+        for axes in (photo, alone, over):
+            _finish(axes, seen)
+    panels[0][1].set_title("attention", fontsize=10)
+    panels[0][2].set_title("over what the model saw", fontsize=10)
+    figure.colorbar(drawn, ax=panels, shrink=max(0.2, 0.85 / len(rows)), aspect=25, label=label)
+    if heading:
+        figure.suptitle(heading, fontsize=11, parse_math=False)
     figure.savefig(path, dpi=180)
+
+
+def draw_heads(seen, blocks, heading, path, interpolation="bilinear", label=LABEL):
+    """Draw the attention of every head over what the model saw: a row a block, a column a head, one square-root scale.
+
+    `blocks` are (name, attention (heads, H, W)).
+    """
+    heads = max(len(attention) for _, attention in blocks)
+    columns = min(heads, 6) if len(blocks) == 1 else heads  # the heads of a single block may wrap
+    rows = -(-heads // columns) if len(blocks) == 1 else len(blocks)
+    left, upper, right, lower = seen.box
+    side = max(1.0, min(2.2, 14 / columns))
+    size = (side * columns + 1.3, (side * (lower - upper) / (right - left) + 0.25) * rows + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    norm = _norm([attention for _, attention in blocks], compressed=True)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for row, (name, attention) in enumerate(blocks):
+        for head, one in enumerate(attention):
+            axes = panels.flat[row * columns + head]
+            axes.set_axis_on()
+            axes.imshow(seen.photo, extent=(0, seen.photo.shape[1], seen.photo.shape[0], 0))
+            drawn = _show_map(axes, seen, one, norm, interpolation, transparent=True)
+            axes.set(xlim=(left, right), ylim=(lower, upper), xticks=[], yticks=[])
+            if row == 0:
+                axes.set_title(f"head {head}", fontsize=8)
+            if head == 0 and len(blocks) > 1:
+                axes.set_ylabel(name, fontsize=8)
+    figure.colorbar(drawn, ax=panels, shrink=max(0.3, 0.85 / rows**0.5), aspect=25, label=label)
+    figure.suptitle(heading, fontsize=10, parse_math=False)
+    figure.savefig(path, dpi=180)
+
+
+def _show_photo(axes, seen):
+    axes.imshow(seen.photo, extent=(0, seen.photo.shape[1], seen.photo.shape[0], 0))
+
+
+def _norm(maps, compressed):
+    top = max(attention.max() for attention in maps)
+    return PowerNorm(0.5, 0, top) if compressed else Normalize(0, top)
+
+
+def _show_map(axes, seen, attention, norm, interpolation, transparent=False):
+    left, upper, right, lower = seen.box
+    # where there is no attention the photo shows through
+    alpha = 0.85 * np.sqrt(attention / norm.vmax) if transparent else None
+    return axes.imshow(attention, interpolation=interpolation, alpha=alpha, cmap="inferno", norm=norm,
+                       extent=(left, right, lower, upper))
+
+
+def _dim_unseen(axes, seen):
+    height, width = seen.photo.shape[:2]
+    left, upper, right, lower = seen.box
+    for x, y, across, down in ((0, 0, width, upper), (0, lower, width, height - lower),
+                               (0, upper, left, lower - upper), (right, upper, width - right, lower - upper)):
+        if across > 0 and down > 0:
+            axes.add_patch(Rectangle((x, y), across, down, color="black", alpha=1 - DIMMED, linewidth=0))
+
+
+def _finish(axes, seen):
+    """After imshow, which sets limits of its own."""
+    across, down = seen.limits()
+    axes.set(xlim=across, ylim=down, xticks=[], yticks=[])

@@ -1,9 +1,10 @@
-"""The grid of position-embedding similarities."""
+"""The grid of position-embedding similarities, and the numbers behind it."""
 
 import numpy as np
 from matplotlib.figure import Figure
 
 GAP = 1  # cells between neighbouring maps
+KINDS = (("same_row", "same\nrow"), ("same_column", "same\ncolumn"), ("elsewhere", "elsewhere"))
 
 
 def mosaic(similarity):
@@ -14,22 +15,52 @@ def mosaic(similarity):
     return image.reshape(height * (height + GAP), width * (width + GAP))[:-GAP, :-GAP]
 
 
-def draw_similarities(similarities, titles, path):
+def draw_similarities(similarities, statistics, random, titles, path):
     """Draw one mosaic a model, side by side, on one colour scale from -1 to 1, to a png, pdf or svg file.
 
-    `similarities` are arrays (H, W, H, W), `titles` stand above them.
+    `similarities` are arrays (H, W, H, W), `titles` stand above them. Below are the means for patches of one row, one
+    column and elsewhere, and the similarity against distance: `statistics` are dicts as `position_statistics` in
+    models.attention gives them, `random` is one of arrays over draws, drawn as the band from the least to the most.
     """
-    figure = Figure(figsize=(5.2 * len(similarities) + 1, 5.8), layout="constrained")
-    panels = figure.subplots(1, len(similarities), squeeze=False)[0]
+    count = len(similarities)
+    tallest = max(similarity.shape[0] / similarity.shape[1] for similarity in similarities)
+    heights = (min(12, max(3, 4.6 * tallest + 1.2)), 3)
+    figure = Figure(figsize=(5.2 * count + 1, sum(heights)), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=heights)
+    panels = upper.subplots(1, count, squeeze=False)[0]
     for axes, similarity, title in zip(panels, similarities, titles):
         height, width = similarity.shape[:2]
         drawn = axes.imshow(mosaic(similarity), vmin=-1, vmax=1, cmap="viridis", interpolation="nearest")
-        for axis, count, label in ((axes.xaxis, width, "column of the patch"), (axes.yaxis, height, "row of the patch")):
-            shown = range(0, count, 1 if count <= 16 else 2 if count <= 32 else 4)
-            axis.set_ticks([i * (count + GAP) + (count - 1) / 2 for i in shown], [str(i) for i in shown])
+        for axis, patches, label in ((axes.xaxis, width, "column of the patch"), (axes.yaxis, height, "row of the patch")):
+            shown = range(0, patches, 1 if patches <= 16 else 2 if patches <= 32 else 4)
+            axis.set_ticks([i * (patches + GAP) + (patches - 1) / 2 for i in shown], [str(i) for i in shown])
             axis.set_label_text(label)
         axes.tick_params(length=0, labelsize=8)
         axes.spines[:].set_visible(False)
         axes.set_title(title, fontsize=10, parse_math=False)  # a name may hold $
-    figure.colorbar(drawn, ax=panels, aspect=30, pad=0.02, label="cosine similarity of the position embeddings")
-    figure.savefig(path, dpi=250)
+    upper.colorbar(drawn, ax=panels, aspect=30, pad=0.02, label="cosine similarity of the position embeddings")
+
+    means, curve = lower.subplots(1, 2, width_ratios=(1, 1.3))
+    names = [title.replace("\n", " ") for title in titles]
+    bars = 0.8 / count
+    for i, (values, name) in enumerate(zip(statistics, names)):
+        colour = f"C{i}"
+        means.bar(np.arange(3) + (i - (count - 1) / 2) * bars, [values[kind] for kind, _ in KINDS], bars, color=colour)
+        curve.plot(np.arange(1, len(values["by_distance"]) + 1), values["by_distance"], "os^D"[i % 4] + "-", color=colour,
+                   markersize=3, label=name)
+    means.set_xticks(range(3), [label for _, label in KINDS])
+    means.set(ylabel="mean similarity", title="to the other patches of")
+    low, high = (edge([random[kind] for kind, _ in KINDS], axis=1) for edge in (np.min, np.max))
+    means.bar(range(3), high - low, 0.9, low, color="gray", alpha=0.5)
+    low, high = random["by_distance"].min(0), random["by_distance"].max(0)
+    curve.fill_between(np.arange(1, len(low) + 1), low, high, color="gray", alpha=0.5, linewidth=0,
+                       label=f"{len(random['same_row'])} random embeddings")
+    curve.set(xlabel="distance in patches", ylabel="mean similarity", title="by distance")
+    for text in lower.legend(loc="outside lower center", fontsize=8, ncols=1 if count == 1 else 2).get_texts():
+        text.set_parse_math(False)
+    for axes in (means, curve):
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.grid(alpha=0.3, axis="y")
+        axes.tick_params(labelsize=8)
+        axes.title.set_fontsize(10)
+    figure.savefig(path, dpi=220)

@@ -7,7 +7,9 @@ import torch
 
 from common.errors import BadInput
 from models import vit
-from models.attention import attention, attention_maps, cls_to_patch, position_similarity
+from models.attention import (attention_maps, cls_to_patch, patch_grid, peaks_on, position_similarity,
+                              position_statistics, random_statistics, rollout, share_on)
+from models.occlusion import occlusion
 
 WITH_CLS = {  # by their layout of tokens: what precedes the patches in the sequence, and in the position embedding
     "1 and 1": ("test_vit", {}),
@@ -16,7 +18,25 @@ WITH_CLS = {  # by their layout of tokens: what precedes the patches in the sequ
     "5 and 0": ("test_vit", {"reg_tokens": 4, "no_embed_class": True, "qk_norm": True, "init_values": 1e-1}),
     "1 and 0, 15 x 12 patches": ("test_vit", {"no_embed_class": True, "img_size": (240, 192)}),
 }
-WITHOUT_CLS = {"1 register": ("test_vit2", {}), "attention pooling": ("test_vit3", {})}
+PARALLEL = {"block_fn": timm.models.vision_transformer.ParallelScalingBlock, "qkv_bias": False}
+ARCHITECTURES = {  # what each has that others have not
+    **WITH_CLS,
+    "no [CLS], 1 register": ("test_vit2", {}),
+    "attention pooling": ("test_vit3", {}),
+    "patches of 32": ("vit_small_patch32_224", {"depth": 2}),
+    "patches of 14, LayerScale": ("vit_small_patch14_dinov2", {"depth": 2, "img_size": 224}),
+    "patches of 8": ("vit_small_patch8_224", {"depth": 2, "img_size": 112}),
+    "relative positions": ("beit_base_patch16_224", {"depth": 2}),
+    "relative positions shared by blocks": ("beit_base_patch16_224", {
+        "depth": 2, "use_shared_rel_pos_bias": True, "use_rel_pos_bias": False}),
+    "learned and rotary positions, SwiGLU": ("eva02_tiny_patch14_224", {"depth": 2}),
+    "rotary positions, 4 registers": ("vit_small_patch16_dinov3", {"depth": 2}),
+    "parallel branches": ("vit_small_patch16_18x2_224", {"depth": 2}),
+    "parallel block": ("test_vit", {**PARALLEL, "qk_norm": True}),
+    "scaled attention, separate projections": ("eva02_tiny_patch14_224", {
+        "depth": 2, "scale_attn_inner": True, "qkv_fused": False}),
+    "attention with a norm": ("test_vit", {"scale_attn_norm": True}),
+}
 
 
 def random_model(arch, options={}):
@@ -65,7 +85,7 @@ def check_against_weights(model, images, depth, heads):
     logits, (last,) = attention_maps(model, images)
     torch.testing.assert_close(last, expected, rtol=0, atol=1e-5)
     assert torch.equal(logits, model(images))
-    grid = cls_to_patch(last, model)
+    grid = cls_to_patch(last, model, patch_grid(model, images))
     for row, column in ((0, 0), (0, 3), (4, 0), (9, 9)):
         index = 1 + row * model.patch_embed.grid_size[1] + column
         torch.testing.assert_close(grid[:, :, row, column], expected[:, :, 0, index], rtol=0, atol=1e-5)
@@ -88,20 +108,121 @@ def test_the_same_on_the_real_model_and_a_real_photo(real_data):
         check_against_weights(model, images.evaluation_transform(vit.preprocessing(model))(photo)[None], depth=12, heads=3)
 
 
-@pytest.mark.parametrize("layout", [*WITH_CLS, *WITHOUT_CLS])
-def test_the_maps_give_back_what_the_module_puts_out(layout):
-    model = random_model(*{**WITH_CLS, **WITHOUT_CLS}[layout])
-    module, kept = model.blocks[-1].attn, {}
-    module.register_forward_hook(lambda module, args, output: kept.update(tokens=args[0], output=output))
-    _, (first, last) = attention_maps(model, images_for(model), (0, -1))
-    torch.testing.assert_close(last.sum(-1), torch.ones(last.shape[:-1]))
-    with torch.no_grad():
-        assert torch.equal(last, attention(module, kept["tokens"]))
-        value = module.qkv(kept["tokens"]).chunk(3, -1)[2]
-        value = value.reshape(*value.shape[:2], module.num_heads, -1).transpose(1, 2)
-        output = module.proj((last @ value).transpose(1, 2).flatten(2))
-    torch.testing.assert_close(output, kept["output"], rtol=0, atol=1e-5)
+def values_of(module, tokens):
+    """The values (B, heads, N, d) of an attention module of timm for its input."""
+    if getattr(module, "q_bias", None) is not None:
+        qkv = tokens @ module.qkv.weight.T + torch.cat([module.q_bias, module.k_bias, module.v_bias])
+        value = qkv.chunk(3, -1)[2]
+    else:
+        value = module.qkv(tokens).chunk(3, -1)[2] if module.qkv is not None else module.v_proj(tokens)
+    return value.reshape(*value.shape[:2], module.num_heads, -1).transpose(1, 2)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_maps_are_those_of_the_model(name):
+    """They give back what the attention modules put out, and are what timm's own slow path computes."""
+    model = random_model(*ARCHITECTURES[name])
+    inputs, block = images_for(model), model.blocks[-1]
+    modules = [module for module in block.modules() if hasattr(module, "fused_attn")]
+    kept, slow = [], []
+    hooks = [module.register_forward_hook(lambda module, args, output: kept.append((module, args[0], output))) for module in modules]
+    logits, (first, last) = attention_maps(model, inputs, (0, -1))
+    torch.testing.assert_close(last.sum(-1), torch.ones(last.shape[:-1]), rtol=0, atol=1e-5)
+    assert last.dtype == torch.float32 and all(module.fused_attn for module in modules)
     assert first.shape == last.shape and not torch.equal(first, last)
+
+    own = kept[:len(modules)]  # of the model's run; the block's second one comes after it
+    with torch.no_grad():
+        for part, (module, tokens, output) in zip(last.chunk(len(modules), 1), own, strict=True):
+            if hasattr(module, "proj"):
+                mixed = (part @ values_of(module, tokens)).transpose(1, 2).flatten(2)
+                mixed = module.norm(mixed) if hasattr(module, "norm") else mixed
+                mixed = module.proj(mixed)
+            else:  # a block whose attention and MLP stand side by side
+                hidden, _, _, value = module.in_proj(module.in_norm(tokens)).split(module.in_split, -1)
+                hidden = hidden + module.mlp_bias
+                value = value.reshape(*value.shape[:2], module.num_heads, -1).transpose(1, 2)
+                mixed = module.attn_out_proj((part @ value).transpose(1, 2).flatten(2))
+                mixed = tokens + module.ls(mixed + module.mlp_out_proj(module.mlp_act(hidden)))
+            torch.testing.assert_close(mixed, output, rtol=0, atol=1e-5)
+        for hook in hooks:
+            hook.remove()
+        for module in modules:
+            module.fused_attn = False
+            module.attn_drop.register_forward_pre_hook(lambda module, args: slow.append(args[0]))
+        torch.testing.assert_close(model(inputs), logits, rtol=0, atol=1e-4)
+        torch.testing.assert_close(last, torch.cat(slow, 1), rtol=0, atol=1e-5)
+    _, (unfused,) = attention_maps(model, inputs)
+    torch.testing.assert_close(unfused, last, rtol=0, atol=0)
+    assert not any(module.fused_attn for module in modules), "the slow path stays chosen"
+
+
+def test_maps_of_a_batch_are_those_of_its_images():
+    model = random_model("test_vit")
+    inputs = images_for(model, 3)
+    _, (together,) = attention_maps(model, inputs)
+    for i in range(3):
+        torch.testing.assert_close(together[i:i + 1], attention_maps(model, inputs[i:i + 1])[1][0], rtol=0, atol=1e-6)
+
+
+def test_maps_under_autocast_are_those_of_its_queries_and_keys():
+    model = random_model("test_vit")
+    inputs = images_for(model)
+    exact = attention_maps(model, inputs)[1][0]
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, (last,) = attention_maps(model, inputs)
+    assert logits.dtype == torch.bfloat16 and last.dtype == torch.float32
+    torch.testing.assert_close(last.sum(-1), torch.ones(last.shape[:-1]), rtol=0, atol=1e-5)
+    assert 0 < (last - exact).abs().max() < 0.02 * exact.max()
+
+
+@pytest.mark.parametrize("how", ["the model", "in place", "its blocks"])
+def test_a_compiled_model_has_the_same_maps(how):
+    model = random_model("test_vit", {"depth": 2})
+    inputs = images_for(model)
+    logits, (expected,) = attention_maps(model, inputs)
+    compiled = model
+    if how == "the model":
+        compiled = torch.compile(model, backend="aot_eager")
+    elif how == "in place":
+        model.compile(backend="aot_eager")
+    else:
+        for i, block in enumerate(model.blocks):
+            model.blocks[i] = torch.compile(block, backend="aot_eager")
+    with torch.no_grad():
+        compiled(inputs)  # now it is compiled, without hooks
+    again, (last,) = attention_maps(compiled, inputs)
+    assert torch.equal(last, expected) and torch.equal(again, logits)
+
+
+@pytest.mark.parametrize("arch, options, size", [
+    ("vit_tiny_patch16_224", {"depth": 1}, (384, 384)), ("vit_small_patch14_dinov2", {"depth": 1, "img_size": 224}, (518, 280)),
+    ("beit_base_patch16_224", {"depth": 1}, (224, 320)), ("vit_small_patch16_dinov3", {"depth": 1}, (320, 256)),
+    ("deit_tiny_distilled_patch16_224", {"depth": 1}, (192, 320)),
+])
+def test_another_image_size(arch, options, size):
+    model = random_model(arch, options)
+    patch = model.patch_embed.patch_size[0]
+    vit.set_image_size(model, size)
+    inputs = torch.randn(1, 3, *size)
+    _, (last,) = attention_maps(model, inputs)
+    grid = patch_grid(model, inputs)
+    assert grid == (size[0] // patch, size[1] // patch)
+    assert last.shape[-1] == model.num_prefix_tokens + grid[0] * grid[1]
+    assert cls_to_patch(last, model, grid).shape[2:] == grid
+    if model.pos_embed is not None:
+        assert position_similarity(model).shape == (*grid, *grid)
+    with pytest.raises(BadInput, match="multiple of the patch"):
+        vit.set_image_size(model, (size[0] + 1, size[1]))
+
+
+def test_images_of_any_size_where_the_model_takes_them():
+    model = random_model("test_vit", {"dynamic_img_size": True})
+    for size in ((160, 160), (192, 112)):
+        inputs = torch.randn(1, 3, *size)
+        _, (last,) = attention_maps(model, inputs)
+        grid = patch_grid(model, inputs)
+        assert grid == (size[0] // 16, size[1] // 16) and cls_to_patch(last, model, grid).shape == (1, 2, *grid)
 
 
 @pytest.mark.parametrize("layout", WITH_CLS)
@@ -109,8 +230,9 @@ def test_prefix_tokens_are_left_out_of_both_figures(layout):
     model = random_model(*WITH_CLS[layout])
     assert model.forward_features(images_for(model)).shape[1] == model.patch_embed.num_patches + int(layout[0])
     assert model.pos_embed.shape[1] == model.patch_embed.num_patches + int(layout[6])
-    _, (last,) = attention_maps(model, images_for(model))
-    grid = cls_to_patch(last, model)
+    inputs = images_for(model)
+    _, (last,) = attention_maps(model, inputs)
+    grid = cls_to_patch(last, model, patch_grid(model, inputs))
     height, width = model.patch_embed.grid_size
     count = last.shape[-1]
     assert grid.shape == (2, model.blocks[0].attn.num_heads, height, width)
@@ -134,16 +256,85 @@ def test_the_model_comes_back_without_hooks():
 
 def test_what_cannot_be_shown_is_said():
     model = random_model("test_vit3")
-    with pytest.raises(BadInput, match=r"no \[CLS\] token"):
-        cls_to_patch(torch.zeros(1, 3, 101, 101), model)
+    with pytest.raises(BadInput, match=r"no \[CLS\] token.*such as vit_base_patch16_224"):
+        cls_to_patch(torch.zeros(1, 3, 101, 101), model, (10, 10))
     with pytest.raises(BadInput, match="there is no block 9"):
         attention_maps(random_model("test_vit"), torch.zeros(1, 3, 160, 160), (9,))
-    parallel = timm.create_model("vit_tiny_patch16_224", block_fn=timm.models.vision_transformer.ParallelScalingBlock)
-    with pytest.raises(BadInput, match="no plain self-attention"):
-        attention_maps(parallel, torch.zeros(1, 3, 224, 224))
+    with pytest.raises(BadInput, match="subtracts one attention from another"):
+        attention_maps(timm.create_model("test_vit", attn_layer="diff"), torch.zeros(1, 3, 160, 160))
+    for arch, kind in (("vit_small_patch16_dinov3", "rotary"), ("beit_base_patch16_224", "relative")):
+        with pytest.raises(BadInput, match=f"has {kind} positions, and no learned embedding.*vit_base_patch16_224"):
+            position_similarity(timm.create_model(arch, depth=1))
     model.pos_embed = None
-    with pytest.raises(BadInput, match="no learned position embedding"):
+    with pytest.raises(BadInput, match="has no positions"):
         position_similarity(model)
+
+
+def test_rollout_is_the_product_of_the_mixed_maps():
+    maps = [torch.rand(2, 3, 5, 5).softmax(-1) for _ in range(3)]
+    found = rollout(maps)
+    for image in range(2):
+        expected = np.eye(5)
+        for block in maps:
+            expected = (block[image].numpy().mean(0) * 0.5 + np.eye(5) * 0.5) @ expected
+        np.testing.assert_allclose(found[image], expected, atol=1e-6)
+    torch.testing.assert_close(found.sum(-1), torch.ones(2, 5))
+
+
+def test_position_statistics_agree_with_a_loop_over_all_pairs():
+    torch.manual_seed(0)
+    height, width = 3, 5
+    similarity = torch.rand(height, width, height, width)
+    found = position_statistics(similarity)
+    row, column, elsewhere, by_distance, adjacent = [], [], [], {}, []
+    for a in np.ndindex(height, width):
+        others = {b: similarity[a][b].item() for b in np.ndindex(height, width) if b != a}
+        for b, value in others.items():
+            (row if a[0] == b[0] else column if a[1] == b[1] else elsewhere).append(value)
+            by_distance.setdefault(round(math.dist(a, b)), []).append(value)
+        nearest = max(others, key=others.get)
+        adjacent.append(abs(nearest[0] - a[0]) <= 1 and abs(nearest[1] - a[1]) <= 1)
+    assert found["same_row"] == pytest.approx(np.mean(row)) and found["same_column"] == pytest.approx(np.mean(column))
+    assert found["elsewhere"] == pytest.approx(np.mean(elsewhere))
+    assert found["nearest_adjacent"] == pytest.approx(np.mean(adjacent))
+    assert found["by_distance"] == pytest.approx([np.mean(by_distance[d]) for d in range(1, max(by_distance) + 1)])
+
+
+def test_random_embeddings_know_nothing_of_positions():
+    random = random_statistics(6, 6, 64, draws=100)
+    assert all(len(draws) == 100 for draws in random.values())
+    assert all(abs(random[name].mean()) < 0.01 for name in ("same_row", "same_column", "elsewhere"))
+    neighbours = np.mean([(min(i, 1) + 1 + (i < 5)) * (min(j, 1) + 1 + (j < 5)) - 1 for i in range(6) for j in range(6)])
+    assert random["nearest_adjacent"].mean() == pytest.approx(neighbours / 35, rel=0.1)
+
+
+def test_shares_and_peaks():
+    attention = torch.tensor([[[0.1, 0.2, 0.0], [0.4, 0.1, 0.0], [0.0, 0.0, 0.0]]])
+    inside = torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    outside = torch.tensor([[0.0, 0.25, 1.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]])  # a quarter of a patch is a border
+    share, area = share_on(attention, inside, outside)
+    assert share.tolist() == pytest.approx([0.2 / 0.75]) and area.item() == pytest.approx(1.5 / 8.75)
+    assert peaks_on(attention[0], inside) == (True, pytest.approx(6 / 9))  # two rows of three patches
+    assert peaks_on(torch.eye(3).flip(0) * torch.tensor([[1.0], [2.0], [3.0]]), inside)[0] is False
+
+
+def test_occlusion_against_a_model_that_is_known():
+    """Its logit is the sum of the left column's pixels: without that column, it is 0."""
+    class Left(torch.nn.Module):
+        def forward(self, images):
+            score = images[:, 0, :, :4].mean((1, 2))
+            return torch.stack([score, torch.zeros_like(score)], 1)
+
+    image = torch.ones(3, 16, 16)
+    attention = torch.arange(16.0).reshape(4, 4)
+    attention[:, 0] += 100  # the left column, from the bottom up
+    whole, rows = occlusion(Left(), image, attention, shares=(0.125, 0.25, 0.5))
+    probability = [1 / (1 + math.exp(-score)) for score in (1, 0.5, 0)]
+    assert whole == pytest.approx(probability[0])
+    assert [row[0] for row in rows] == [0.125, 0.25, 0.5]
+    assert [row[1] for row in rows] == pytest.approx([probability[1], probability[2], probability[2]])
+    assert all(row[1] < row[2] < whole for row in rows)
+    assert rows[2][2] == pytest.approx(probability[1], abs=0.06), "half of the column is left on average"
 
 
 @pytest.mark.real_data

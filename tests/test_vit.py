@@ -263,3 +263,12 @@ def test_real_weights_load_as_timm_loads_them(real_data):
     assert same(model.state_dict(), expected.state_dict()) and told is None
     model, told = vit.create(name, 37, path)
     assert same(backbone(model), backbone(expected)) and "1000 classes" in told
+
+
+@pytest.mark.parametrize("arch", ["eva02_tiny_patch14_224", "beit_base_patch16_224"])
+def test_the_other_classes_load_their_weights_too(tmp_path, arch):
+    torch.manual_seed(0)
+    model = vit.build(arch, 5)
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    other, told = vit.create(arch, 5, tmp_path / "weights.safetensors")
+    assert told is None and same(model.state_dict(), other.state_dict())

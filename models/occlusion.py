@@ -1,0 +1,32 @@
+"""Does an attention map name the patches that a prediction rests on? Remove them, and see how far it falls."""
+
+import torch
+
+
+@torch.no_grad()
+def occlusion(model, image, attention, shares=(0.1, 0.25, 0.5), draws=10, seed=0):
+    """The predicted probability without the most attended patches, and without as many random ones.
+
+    `image` (3, height, width) is preprocessed, `attention` (H, W) the map of its patches. A patch is removed by setting
+    its pixels to 0, the mean that the preprocessing subtracts. Returns (probability of the whole image, list of
+    (share of patches removed, probability without the most attended, mean probability without random ones)), for the
+    class that the model predicts for the whole image.
+    """
+    height, width = attention.shape
+    count = height * width
+    order = attention.flatten().argsort(descending=True).cpu()
+    generator = torch.Generator().manual_seed(seed)
+    removals = [torch.empty(0, dtype=torch.long)]
+    for share in shares:
+        size = round(share * count)
+        removals += [order[:size], *(torch.randperm(count, generator=generator)[:size] for _ in range(draws))]
+    kept = torch.ones(len(removals), count)
+    for row, removed in zip(kept, removals):
+        row[removed] = 0
+    mask = kept.reshape(-1, 1, height, 1, width, 1)
+    cells = image.reshape(1, 3, height, image.shape[1] // height, width, image.shape[2] // width)
+    logits = torch.cat([model((cells * part.to(image.device)).reshape(-1, *image.shape)) for part in mask.split(16)])
+    probabilities = logits.float().softmax(1)
+    whole, predicted = probabilities[0].max(0)
+    falls = probabilities[1:, predicted].reshape(len(shares), 1 + draws).cpu()
+    return whole.item(), [(share, row[0].item(), row[1:].mean().item()) for share, row in zip(shares, falls)]

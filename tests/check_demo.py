@@ -1,0 +1,46 @@
+"""What the demo must have shown, of the folder runs/demo that demo.sh leaves.
+
+    python -m tests.check_demo
+
+Its fine-tuned model reaches an accuracy of 0.95, and the peak of its attention falls on the object, or on a patch next to
+it, for 90 % of the validation images. Exit code: 0 if so, else 1.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datasets import images
+from datasets.masks import find_mask, load_mask, patch_cover
+from models import vit
+from models.attention import attention_maps, cls_to_patch, patch_grid, peaks_on, share_on
+
+DATA = Path("data/demo")
+RUN = Path("runs/demo")
+
+
+def main():
+    accuracy = json.loads((RUN / "result.json").read_text())["accuracy"]
+    checkpoint = vit.open_checkpoint(RUN / "pretrained" / "best.pt")
+    transform = images.evaluation_transform(checkpoint.preprocessing)
+    found = []
+    for name in images.list_files(DATA / "val"):
+        photo = images.load_image(DATA / "val" / name)
+        inputs = transform(photo)[None]
+        grid = patch_grid(checkpoint.model, inputs)
+        attention = cls_to_patch(attention_maps(checkpoint.model, inputs)[1][0], checkpoint.model, grid)[0].mean(0)
+        box = images.crop_box(photo.size, checkpoint.preprocessing)
+        inside, outside = (torch.from_numpy(patch_cover(mask, box, grid))
+                           for mask in load_mask(find_mask(DATA / "masks" / "val", Path(name).stem), photo.size))
+        found.append([*peaks_on(attention, inside), *(value.item() for value in share_on(attention, inside, outside))])
+    peak, chance, share, area = np.mean(found, 0)
+    print(f"accuracy {accuracy:.4f}; the peak of the attention is on the object or beside it in {peak:.1%} of "
+          f"{len(found)} images (by chance {chance:.1%}); {share:.1%} of the attention is on it, of the area {area:.1%}")
+    return 0 if accuracy >= 0.95 and peak >= 0.9 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
