@@ -2,9 +2,10 @@
 
     python p1_viz_posembed.py --checkpoint runs/headline/best.pt --output figures/posembed.png
     python p1_viz_posembed.py --arch vit_base_patch16_224 --image-size 384 --output figures/pretrained.pdf
-    python p1_viz_posembed.py --checkpoint runs/a/best.pt runs/b/best.pt --output figures/both.png
+    python p1_viz_posembed.py --arch vit_base_patch16_224 --checkpoint runs/headline/best.pt runs/scratch/best.pt \\
+        --output figures/compared.png
 
-The map in row i, column j compares the patch there with all patches. Several checkpoints or names stand side by side.
+The map in row i, column j compares the patch there with all patches. Several names and checkpoints stand side by side.
 FILE.npz holds the arrays: `similarity` (H, W, H, W), then `similarity_1`, `similarity_2`, ...
 
 Printed, and drawn below: the mean similarity to the patches of the same row, of the same column and elsewhere, and the
@@ -18,12 +19,15 @@ from pathlib import Path
 from common.console import ArgumentParser, image_size, picture_file, reports_errors
 from common.errors import BadInput
 
+RANDOM = 100  # embeddings to compare with
+
 
 def get_args_parser():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", type=Path, nargs="+", action="extend", metavar="FILE", help="of p1_train.py")
-    source.add_argument("--arch", nargs="+", action="extend", metavar="NAME", help="timm names, with timm's weights")
+    parser.add_argument("--checkpoint", type=Path, nargs="+", action="extend", default=[], metavar="FILE",
+                        help="of p1_train.py")
+    parser.add_argument("--arch", nargs="+", action="extend", default=[], metavar="NAME",
+                        help="timm names, with timm's weights; they stand before the checkpoints")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="a weights file for the one --arch")
     parser.add_argument("--image-size", type=image_size, metavar="N|HxW",
                         help="resample the embedding for images of this size, as timm does (the model's own)")
@@ -36,7 +40,9 @@ def get_args_parser():
 @reports_errors
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
-    if args.weights and len(args.arch or ()) != 1:
+    if not args.checkpoint and not args.arch:
+        raise BadInput("name a --checkpoint or an --arch")
+    if args.weights and len(args.arch) != 1:
         raise BadInput("--weights belongs to exactly one --arch")
 
     # After the arguments, so that --help and typing errors answer at once.
@@ -49,15 +55,16 @@ def main(argv=None):
     from plots.posembed import draw_similarities
 
     device = pick_device(args.device)
-    if args.checkpoint:
-        opened = [vit.open_checkpoint(path) for path in args.checkpoint]
-        models = [checkpoint.model for checkpoint in opened]
-        titles = [f"{checkpoint.arch}\n{checkpoint.path.parent.name}/{checkpoint.path.name}" for checkpoint in opened]
-    else:
-        models = [vit.create(arch, weights=args.weights)[0] for arch in args.arch]
-        titles = [f"{arch}\n{args.weights.name if args.weights else 'pretrained'}" for arch in args.arch]
+    models, titles = [], []
+    for arch in args.arch:
+        models.append(vit.create(arch, weights=args.weights)[0])
+        titles.append(f"{arch}\n{args.weights.name if args.weights else 'pretrained'}")
+    for path in args.checkpoint:
+        opened = vit.open_checkpoint(path)
+        models.append(opened.model)
+        titles.append(f"{opened.arch}\n{path.parent.name}/{path.name}")
     similarities = []
-    for name, model in zip(args.checkpoint or args.arch, models):
+    for name, model in zip([*args.arch, *args.checkpoint], models):
         try:
             if args.image_size:
                 vit.set_image_size(model, args.image_size)
@@ -65,7 +72,12 @@ def main(argv=None):
         except BadInput as error:
             raise BadInput(f"{name}: {error}") from error
     statistics = [position_statistics(similarity) for similarity in similarities]
-    random = random_statistics(*similarities[0].shape[:2], models[0].embed_dim)
+    random = {}
+    for similarity, model in zip(similarities, models):
+        (height, width), channels = similarity.shape[:2], model.pos_embed.shape[-1]
+        name = f"{RANDOM} random embeddings, {height}x{width} of {channels}"
+        if name not in random:
+            random[name] = random_statistics(height, width, channels, RANDOM)
     similarities = [similarity.numpy() for similarity in similarities]
 
     arrays = {"similarity" if i == 0 else f"similarity_{i}": similarity for i, similarity in enumerate(similarities)}
@@ -76,8 +88,9 @@ def main(argv=None):
     print("same row  same column  elsewhere  nearest one adjacent")
     for values, title in zip(statistics, titles):
         print(as_row(values), title.replace("\n", " "))
-    print(as_row({name: draws.mean() for name, draws in random.items()}), f"mean of {len(random['same_row'])} random embeddings")
-    print(as_row({name: draws.max() for name, draws in random.items()}), "highest of them")
+    for name, draws in random.items():
+        print(as_row({kind: values.mean() for kind, values in draws.items()}), f"mean of {name}")
+        print(as_row({kind: values.max() for kind, values in draws.items()}), "the highest of them")
     print(f"{args.output} and {args.output.with_suffix('.npz')}")
     return 0
 

@@ -20,7 +20,8 @@ def draw_similarities(similarities, statistics, random, titles, path):
 
     `similarities` are arrays (H, W, H, W), `titles` stand above them. Below are the means for patches of one row, one
     column and elsewhere, and the similarity against distance: `statistics` are dicts as `position_statistics` in
-    models.attention gives them, `random` is one of arrays over draws, drawn as the band from the least to the most.
+    models.attention gives them; `random` are such dicts of arrays over draws, by what they are like (a name), each drawn
+    as the band from the least to the most.
     """
     count = len(similarities)
     tallest = max(similarity.shape[0] / similarity.shape[1] for similarity in similarities)
@@ -50,11 +51,12 @@ def draw_similarities(similarities, statistics, random, titles, path):
                    markersize=3, label=name)
     means.set_xticks(range(3), [label for _, label in KINDS])
     means.set(ylabel="mean similarity", title="to the other patches of")
-    low, high = (edge([random[kind] for kind, _ in KINDS], axis=1) for edge in (np.min, np.max))
-    means.bar(range(3), high - low, 0.9, low, color="gray", alpha=0.5)
-    low, high = random["by_distance"].min(0), random["by_distance"].max(0)
-    curve.fill_between(np.arange(1, len(low) + 1), low, high, color="gray", alpha=0.5, linewidth=0,
-                       label=f"{len(random['same_row'])} random embeddings")
+    for name, draws in random.items():
+        values = [draws[kind] for kind, _ in KINDS]
+        low, high = np.min(values, 1), np.max(values, 1)
+        means.bar(range(3), high - low, 0.9, low, color="gray", alpha=0.4)
+        low, high = draws["by_distance"].min(0), draws["by_distance"].max(0)
+        curve.fill_between(np.arange(1, len(low) + 1), low, high, color="gray", alpha=0.4, linewidth=0, label=name)
     curve.set(xlabel="distance in patches", ylabel="mean similarity", title="by distance")
     for text in lower.legend(loc="outside lower center", fontsize=8, ncols=1 if count == 1 else 2).get_texts():
         text.set_parse_math(False)

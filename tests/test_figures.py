@@ -38,7 +38,7 @@ def statistics(value):
 def test_similarities_share_one_scale_and_are_labelled(drawn, tmp_path):
     similarities = [np.full((5, 6, 5, 6), value, np.float32) for value in (0.1, 0.9)]
     random = {name: np.stack([np.add(value, shift) for shift in (-0.01, 0.02)]) for name, value in statistics(0.0).items()}
-    draw_similarities(similarities, [statistics(0.3), statistics(0.4)], random, ["one", "two"], tmp_path / "figure.png")
+    draw_similarities(similarities, [statistics(0.3), statistics(0.4)], {"2 random embeddings": random}, ["one", "two"], tmp_path / "figure.png")
     upper, lower = drawn[0].subfigs
     *panels, bar = upper.axes
     assert [axes.get_title() for axes in panels] == ["one", "two"]
@@ -122,7 +122,7 @@ def test_posembed_writes_the_picture_and_its_array(run, tmp_path, capsys, suffix
     assert p1_viz_posembed.main([*arguments, "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split("  ")[:2] == ["same row", "same column"] and "best.pt" in lines[1] and "last.pt" in lines[2]
-    assert "mean of 100 random embeddings" in lines[3]
+    assert "mean of 100 random embeddings, 10x10 of 64" in lines[3] and len(lines) == 6
     with np.load(output.with_suffix(".npz")) as arrays:
         assert sorted(arrays) == ["similarity", "similarity_1"]
         similarity = arrays["similarity"]
@@ -130,6 +130,15 @@ def test_posembed_writes_the_picture_and_its_array(run, tmp_path, capsys, suffix
     expected = torch.cosine_similarity(embedding[:, None], embedding[None], dim=-1).reshape(10, 10, 10, 10)
     np.testing.assert_allclose(similarity, expected, atol=1e-5)
     assert similarity.dtype == np.float32 and output.stat().st_size > 5000
+
+
+def test_posembed_puts_names_and_checkpoints_side_by_side(run, tmp_path, drawn):
+    torch.save(vit.build("test_vit4", 3).state_dict(), tmp_path / "weights.pt")
+    assert p1_viz_posembed.main(["--checkpoint", str(run / "best.pt"), "--arch", "test_vit4", "--weights",
+                                 str(tmp_path / "weights.pt"), "--output", str(tmp_path / "f.png"), "--device", "cpu"]) == 0
+    assert [axes.get_title() for axes in drawn[0].subfigs[0].axes[:2]] == ["test_vit4\nweights.pt", "test_vit\noutput/best.pt"]
+    labels = [text.get_text() for text in drawn[0].subfigs[1].legends[0].get_texts()]
+    assert labels[2:] == [f"100 random embeddings, 10x10 of {width}" for width in (96, 64)]
 
 
 def test_attn_writes_the_picture_and_its_arrays(run, shapes, tmp_path):
