@@ -20,7 +20,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from common.console import ArgumentParser, image_size, number, reports_errors
+from common.console import ArgumentParser, image_size, number, remark, reports_errors
 from common.errors import BadInput
 
 SHEET = "contact_sheet"
@@ -89,6 +89,7 @@ def main(argv=None):
     if args.sheet and SHEET in {path.stem for path in paths}:
         raise BadInput(f"--sheet would take the name of {SHEET}.{args.format}, the figure of one of the photos: rename it")
     masks = {path: find_mask(args.masks, path.stem) for path in paths} if args.masks else {}
+    refuse_to_overwrite(args.output_dir, args.format, paths, masks.values())
     bad = images.undecodable("", paths)  # before the first figure is drawn
     if bad:
         raise images.bad_files("", bad, len(paths), remedy="mend them or leave them out")
@@ -97,9 +98,11 @@ def main(argv=None):
         opened = vit.open_checkpoint(args.checkpoint)
         model, preprocessing, names = opened.model, opened.preprocessing, opened.class_names
     else:
-        model, _ = vit.create(args.arch, weights=args.weights)
+        model, told = vit.create(args.arch, weights=args.weights)
         preprocessing = vit.preprocessing(model)
-        names = [f"class {i}" for i in range(model.num_classes)]
+        if told:
+            remark(f"{args.weights} has no head for its classes: no prediction is shown")
+        names = [] if told else [f"class {i}" for i in range(model.num_classes)]
     if args.occlusion and not names:
         raise BadInput(f"--occlusion: {args.checkpoint or args.arch} predicts no classes: leave it out")
     if args.image_size:
@@ -107,17 +110,32 @@ def main(argv=None):
         preprocessing = {**preprocessing, "input_size": [3, *args.image_size]}
     model.eval().to(device)
     transform = images.evaluation_transform(preprocessing)
+
+    def covered(path, mask):
+        """The parts of each patch that object and background cover, (H, W) each."""
+        photo = images.load_image(path)
+        box, grid = images.crop_box(photo.size, preprocessing), patch_grid(model, transform(photo)[None])
+        inside, outside = (torch.from_numpy(patch_cover(part, box, grid)) for part in load_mask(mask, photo.size))
+        if not (inside + outside).any():
+            raise BadInput(f"{mask} marks neither object nor background in what the model sees of {path}: leave it out")
+        return inside, outside
+
     every = range(len(model.blocks)) if args.all or args.blocks or args.rollout else ()
-    label = "attention rollout from [CLS] to each patch" if args.rollout else LABEL
+    label = "attention rollout from [CLS] to each patch" if args.rollout else \
+        LABEL if args.block == -1 else f"{LABEL}, block {args.block}"
+    covers = {path: covered(path, mask) for path, mask in masks.items()}  # before the first figure is drawn
 
     sheet, on_object, occluded = [], [], []
     for start in range(0, len(paths), args.batch_size):
         batch = paths[start:start + args.batch_size]
         photos = [images.load_image(path) for path in batch]
         inputs = torch.stack([transform(photo) for photo in photos]).to(device)
-        logits, (*maps, chosen) = attention_maps(model, inputs, (*every, args.block))
         grid = patch_grid(model, inputs)
-        shown = cls_to_patch(chosen, model, grid).cpu()
+        try:
+            logits, (*maps, chosen) = attention_maps(model, inputs, (*every, args.block))
+            shown = cls_to_patch(chosen, model, grid).cpu()
+        except BadInput as error:
+            raise BadInput(f"{args.checkpoint or args.arch}: {error}") from error
         probabilities = logits.float().softmax(1).cpu()
         for i, (path, photo) in enumerate(zip(batch, photos)):
             seen = Seen(np.asarray(photo), images.crop_box(photo.size, preprocessing))
@@ -136,8 +154,7 @@ def main(argv=None):
                 probability, index = probabilities[i].max(0)
                 title += f": {names[index]}, probability {probability:.2f}"
             if args.masks:
-                inside, outside = (torch.from_numpy(patch_cover(mask, seen.box, grid))
-                                   for mask in load_mask(masks[path], photo.size))
+                inside, outside = covers[path]
                 share, area = (value.item() for value in share_on(torch.from_numpy(drawn), inside, outside))
                 peak, chance = peaks_on(torch.from_numpy(drawn), inside)
                 arrays.update(share_on_object=share, share_of_area=area, peak_on_object=peak)
@@ -192,9 +209,18 @@ def find_images(given, images):
             raise BadInput(f"{path} does not exist: name image files or folders")
     first = {}
     for path in paths:
-        if first.setdefault(path.stem, path) != path:
+        if path.stem in first:
             raise BadInput(f"{first[path.stem]} and {path} would both have the figure of {path.stem}: rename one")
+        first[path.stem] = path
     return paths
+
+
+def refuse_to_overwrite(folder, suffix, paths, masks):
+    """Raise BadInput where a figure or its arrays would take the place of one of the photos or masks."""
+    inputs = {path.resolve() for path in (*paths, *masks)}
+    for path in (folder / f"{stem}.{end}" for stem in (SHEET, *(path.stem for path in paths)) for end in (suffix, "npz")):
+        if path.resolve() in inputs:
+            raise BadInput(f"--output-dir {folder}: a figure would overwrite {path.name} there: name another folder")
 
 
 def in_words(fall):

@@ -63,8 +63,9 @@ def main(argv=None):
         opened = vit.open_checkpoint(path)
         models.append(opened.model)
         titles.append(f"{opened.arch}\n{path.parent.name}/{path.name}")
-    similarities = []
+    similarities, grids = [], []
     for name, model in zip([*args.arch, *args.checkpoint], models):
+        grids.append(tuple(model.patch_embed.grid_size))
         try:
             if args.image_size:
                 vit.set_image_size(model, args.image_size)
@@ -73,11 +74,13 @@ def main(argv=None):
             raise BadInput(f"{name}: {error}") from error
     statistics = [position_statistics(similarity) for similarity in similarities]
     random = {}
-    for similarity, model in zip(similarities, models):
-        (height, width), channels = similarity.shape[:2], model.pos_embed.shape[-1]
-        name = f"{RANDOM} random embeddings, {height}x{width} of {channels}"
+    for similarity, model, grid in zip(similarities, models, grids):
+        shown, channels = tuple(similarity.shape[:2]), model.pos_embed.shape[-1]
+        name = f"{RANDOM} random embeddings, {grid[0]}x{grid[1]} of {channels}"
+        if shown != grid:
+            name += f", resampled to {shown[0]}x{shown[1]}"
         if name not in random:
-            random[name] = random_statistics(height, width, channels, RANDOM)
+            random[name] = random_statistics(grid, channels, shown, RANDOM)
     similarities = [similarity.numpy() for similarity in similarities]
 
     arrays = {"similarity" if i == 0 else f"similarity_{i}": similarity for i, similarity in enumerate(similarities)}

@@ -10,7 +10,7 @@ import functools
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.layers import DiffAttention
+from timm.layers import DiffAttention, resample_abs_pos_embed
 from timm.models.vision_transformer import DiffParallelScalingBlock
 from torch.overrides import TorchFunctionMode
 
@@ -84,11 +84,19 @@ def _displacements(height, width):
     return apart, counts
 
 
-def random_statistics(height, width, channels, draws=100, seed=0):
-    """`position_statistics` of `draws` embeddings drawn from a normal distribution, each value as an array (draws, ...)."""
+def random_statistics(grid, channels, shown=None, draws=100, seed=0):
+    """`position_statistics` of `draws` embeddings from a normal distribution, each value as an array (draws, ...).
+
+    They are drawn for the `grid` (H, W) that a model has, and resampled to the grid `shown` as the model's own are:
+    that alone makes neighbours alike.
+    """
     generator = torch.Generator().manual_seed(seed)
-    found = [position_statistics(_cosines(torch.randn(height * width, channels, generator=generator), height, width))
-             for _ in range(draws)]
+    found = []
+    for _ in range(draws):
+        embedding = torch.randn(1, grid[0] * grid[1], channels, generator=generator)
+        if shown and shown != grid:
+            embedding = resample_abs_pos_embed(embedding, shown, grid, num_prefix_tokens=0)
+        found.append(position_statistics(_cosines(embedding[0], *(shown or grid))))
     return {name: np.stack([values[name] for values in found]) for name in found[0]}
 
 

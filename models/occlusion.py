@@ -17,8 +17,8 @@ def occlusion(model, image, attention, shares=(0.1, 0.25, 0.5), draws=10, seed=0
     order = attention.flatten().argsort(descending=True).cpu()
     generator = torch.Generator().manual_seed(seed)
     removals = [torch.empty(0, dtype=torch.long)]
-    for share in shares:
-        size = round(share * count)
+    sizes = [max(1, round(share * count)) for share in shares]
+    for size in sizes:
         removals += [order[:size], *(torch.randperm(count, generator=generator)[:size] for _ in range(draws))]
     kept = torch.ones(len(removals), count)
     for row, removed in zip(kept, removals):
@@ -29,4 +29,4 @@ def occlusion(model, image, attention, shares=(0.1, 0.25, 0.5), draws=10, seed=0
     probabilities = logits.float().softmax(1)
     whole, predicted = probabilities[0].max(0)
     falls = probabilities[1:, predicted].reshape(len(shares), 1 + draws).cpu()
-    return whole.item(), [(share, row[0].item(), row[1:].mean().item()) for share, row in zip(shares, falls)]
+    return whole.item(), [(size / count, row[0].item(), row[1:].mean().item()) for size, row in zip(sizes, falls)]

@@ -61,7 +61,7 @@ def set_image_size(model, size):
 
     Raises BadInput where the patches do not divide it.
     """
-    patch = model.patch_embed.patch_size
+    patch = model.patch_embed.feat_ratio(as_scalar=False)  # of a hybrid: what its convolutions stride over, too
     if any(side % step for side, step in zip(size, patch)):
         raise BadInput(f"--image-size {size[0]}x{size[1]}: each side must be a multiple of the patch, {patch[0]}x{patch[1]}")
     model.set_input_size(img_size=tuple(size))

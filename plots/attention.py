@@ -63,9 +63,10 @@ def draw_rows(rows, path, interpolation="bilinear", label=LABEL, heading=None, c
 
 
 def draw_heads(seen, blocks, heading, path, interpolation="bilinear", label=LABEL):
-    """Draw the attention of every head over what the model saw: a row a block, a column a head, one square-root scale.
+    """Draw the attention of every head: a row a block, a column a head, all on one square-root scale.
 
-    `blocks` are (name, attention (heads, H, W)).
+    `blocks` are (name, attention (heads, H, W)). The heads of a single block lie over what the model saw; those of
+    several are drawn alone, since an even attention, which the first blocks often have, would not show over a photo.
     """
     heads = max(len(attention) for _, attention in blocks)
     columns = min(heads, 6) if len(blocks) == 1 else heads  # the heads of a single block may wrap
@@ -82,8 +83,9 @@ def draw_heads(seen, blocks, heading, path, interpolation="bilinear", label=LABE
         for head, one in enumerate(attention):
             axes = panels.flat[row * columns + head]
             axes.set_axis_on()
-            axes.imshow(seen.photo, extent=(0, seen.photo.shape[1], seen.photo.shape[0], 0))
-            drawn = _show_map(axes, seen, one, norm, interpolation, transparent=True)
+            if len(blocks) == 1:
+                _show_photo(axes, seen)
+            drawn = _show_map(axes, seen, one, norm, interpolation, transparent=len(blocks) == 1)
             axes.set(xlim=(left, right), ylim=(lower, upper), xticks=[], yticks=[])
             if row == 0:
                 axes.set_title(f"head {head}", fontsize=8)

@@ -42,7 +42,8 @@ def draw_similarities(similarities, statistics, random, titles, path):
     upper.colorbar(drawn, ax=panels, aspect=30, pad=0.02, label="cosine similarity of the position embeddings")
 
     means, curve = lower.subplots(1, 2, width_ratios=(1, 1.3))
-    names = [title.replace("\n", " ") for title in titles]
+    names = [f"{title.replace(chr(10), ' ')}: most similar one adjacent for {values['nearest_adjacent']:.0%}"
+             for title, values in zip(titles, statistics)]
     bars = 0.8 / count
     for i, (values, name) in enumerate(zip(statistics, names)):
         colour = f"C{i}"
@@ -56,7 +57,8 @@ def draw_similarities(similarities, statistics, random, titles, path):
         low, high = np.min(values, 1), np.max(values, 1)
         means.bar(range(3), high - low, 0.9, low, color="gray", alpha=0.4)
         low, high = draws["by_distance"].min(0), draws["by_distance"].max(0)
-        curve.fill_between(np.arange(1, len(low) + 1), low, high, color="gray", alpha=0.4, linewidth=0, label=name)
+        curve.fill_between(np.arange(1, len(low) + 1), low, high, color="gray", alpha=0.4, linewidth=0,
+                           label=f"{name}: {draws['nearest_adjacent'].mean():.0%}")
     curve.set(xlabel="distance in patches", ylabel="mean similarity", title="by distance")
     for text in lower.legend(loc="outside lower center", fontsize=8, ncols=1 if count == 1 else 2).get_texts():
         text.set_parse_math(False)

@@ -301,11 +301,13 @@ def test_position_statistics_agree_with_a_loop_over_all_pairs():
 
 
 def test_random_embeddings_know_nothing_of_positions():
-    random = random_statistics(6, 6, 64, draws=100)
+    random = random_statistics((6, 6), 64)
     assert all(len(draws) == 100 for draws in random.values())
     assert all(abs(random[name].mean()) < 0.01 for name in ("same_row", "same_column", "elsewhere"))
     neighbours = np.mean([(min(i, 1) + 1 + (i < 5)) * (min(j, 1) + 1 + (j < 5)) - 1 for i in range(6) for j in range(6)])
     assert random["nearest_adjacent"].mean() == pytest.approx(neighbours / 35, rel=0.1)
+    resampled = random_statistics((6, 6), 64, (12, 12), draws=5)
+    assert resampled["nearest_adjacent"].min() > 0.9, "resampling alone makes neighbours alike"
 
 
 def test_shares_and_peaks():

@@ -32,7 +32,8 @@ def test_the_mosaic_puts_each_map_in_its_place():
 
 
 def statistics(value):
-    return {"same_row": value, "same_column": 0.2, "elsewhere": -0.1, "by_distance": np.array([0.5, 0.1])}
+    return {"same_row": value, "same_column": 0.2, "elsewhere": -0.1, "by_distance": np.array([0.5, 0.1]),
+            "nearest_adjacent": 0.5}
 
 
 def test_similarities_share_one_scale_and_are_labelled(drawn, tmp_path):
@@ -55,7 +56,8 @@ def test_similarities_share_one_scale_and_are_labelled(drawn, tmp_path):
     assert [patch.get_y() for patch in means.containers[2]] == pytest.approx([-0.01, 0.19, -0.11])
     one, two, zero = curve.lines
     assert one.get_xdata().tolist() == [1, 2] and two.get_ydata().tolist() == [0.5, 0.1] and zero.get_ydata() == [0, 0]
-    assert [text.get_text() for text in lower.legends[0].get_texts()] == ["one", "two", "2 random embeddings"]
+    assert [text.get_text() for text in lower.legends[0].get_texts()] == [
+        *(f"{name}: most similar one adjacent for 50%" for name in ("one", "two")), "2 random embeddings: 50%"]
 
 
 def test_the_map_lies_on_the_box_and_the_rest_is_dimmed(drawn, tmp_path):
@@ -112,7 +114,7 @@ def test_heads_stand_side_by_side_and_blocks_below_each_other(drawn, tmp_path):
     draw_heads(seen, [("block 0", maps[:3]), ("block 1", maps[3:6])], "two", tmp_path / "two.png", "nearest")
     shown = [axes for axes in drawn[1].axes[:-1] if axes.images]
     assert [axes.get_ylabel() for axes in shown] == ["block 0", "", "", "block 1", "", ""]
-    assert np.allclose(shown[4].images[1].get_array(), 0.4) and drawn[1].get_suptitle() == "two"
+    assert np.allclose(shown[4].images[0].get_array(), 0.4) and drawn[1].get_suptitle() == "two"
 
 
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
@@ -138,7 +140,8 @@ def test_posembed_puts_names_and_checkpoints_side_by_side(run, tmp_path, drawn):
                                  str(tmp_path / "weights.pt"), "--output", str(tmp_path / "f.png"), "--device", "cpu"]) == 0
     assert [axes.get_title() for axes in drawn[0].subfigs[0].axes[:2]] == ["test_vit4\nweights.pt", "test_vit\noutput/best.pt"]
     labels = [text.get_text() for text in drawn[0].subfigs[1].legends[0].get_texts()]
-    assert labels[2:] == [f"100 random embeddings, 10x10 of {width}" for width in (96, 64)]
+    assert [label.partition(":")[0] for label in labels[2:]] == [
+        f"100 random embeddings, 10x10 of {width}" for width in (96, 64)]
 
 
 def test_attn_writes_the_picture_and_its_arrays(run, shapes, tmp_path):
@@ -218,6 +221,37 @@ def test_attn_draws_what_is_asked_for(run, shapes, tmp_path, drawn, capsys):
     assert arrays["share_on_object"] == pytest.approx(spread[inner].sum() / spread.sum(), abs=0.01)
     assert arrays["occlusion"].shape == (3, 3) and 0 < arrays["probability"] < 1
     assert "0_0: " in said and "mean of 1: " in said and "% of the attention on the object" in said
+
+
+def test_attn_keeps_the_users_files(run, shapes, tmp_path, capsys):
+    Image.open(shapes / "val" / "2_0.jpg").save(tmp_path / "2_0.png")
+    (tmp_path / "masks").mkdir()
+    Image.open(shapes / "masks" / "val" / "2_0.png").save(tmp_path / "masks" / "2_0.png")
+    before = [(tmp_path / name).read_bytes() for name in ("2_0.png", "masks/2_0.png")]
+
+    def draw(*arguments, times=1):
+        return p1_viz_attn.main([*[str(tmp_path / "2_0.png")] * times, "--checkpoint", str(run / "best.pt"), "--device", "cpu",
+                                 *map(str, arguments)])
+
+    for arguments in (["--output-dir", tmp_path],
+                      ["--output-dir", tmp_path / "masks", "--masks", tmp_path / "masks"]):
+        assert draw(*arguments) == 2 and "would overwrite 2_0.png" in capsys.readouterr().err
+    assert draw("--output-dir", tmp_path / "out", times=2) == 2, "the same photo twice"
+    Image.new("L", Image.open(tmp_path / "2_0.png").size, 3).save(tmp_path / "masks" / "2_0.png")
+    assert draw("--output-dir", tmp_path / "out", "--masks", tmp_path / "masks") == 2
+    assert "marks neither object nor background" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert before[0] == (tmp_path / "2_0.png").read_bytes()
+
+
+def test_attn_shows_no_prediction_of_a_head_that_the_weights_lack(shapes, tmp_path, drawn, capsys):
+    weights = {key: value for key, value in vit.build("test_vit").state_dict().items() if not key.startswith("head.")}
+    torch.save(weights, tmp_path / "backbone.pt")
+    arguments = [str(shapes / "val" / "2_0.jpg"), "--arch", "test_vit", "--weights", str(tmp_path / "backbone.pt"),
+                 "--output-dir", str(tmp_path / "out"), "--device", "cpu"]
+    assert p1_viz_attn.main(arguments) == 0
+    assert "no prediction is shown" in capsys.readouterr().err and drawn[0].axes[0].get_title() == "2_0"
+    assert p1_viz_attn.main([*arguments, "--occlusion"]) == 2
+    assert "predicts no classes" in capsys.readouterr().err
 
 
 def bright_seeker():
