@@ -3,16 +3,19 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-GAP = 1  # cells between neighbouring maps
 KINDS = (("same_row", "same\nrow"), ("same_column", "same\ncolumn"), ("elsewhere", "elsewhere"))
 
 
 def mosaic(similarity):
-    """All maps of a similarity (H, W, H, W) as one image, NaN between them: map (i, j) in row i, column j."""
+    """All maps of a similarity (H, W, H, W) as one image, NaN between them: map (i, j) in row i, column j.
+
+    Returns the image, and the number of cells between neighbouring maps: more where the cells get small.
+    """
     height, width = similarity.shape[:2]
-    image = np.full((height, height + GAP, width, width + GAP), np.nan, dtype=np.float32)
+    gap = 1 if max(height, width) <= 16 else 2
+    image = np.full((height, height + gap, width, width + gap), np.nan, dtype=np.float32)
     image[:, :height, :, :width] = similarity.transpose(0, 2, 1, 3)
-    return image.reshape(height * (height + GAP), width * (width + GAP))[:-GAP, :-GAP]
+    return image.reshape(height * (height + gap), width * (width + gap))[:-gap, :-gap], gap
 
 
 def draw_similarities(similarities, statistics, random, titles, path):
@@ -31,10 +34,11 @@ def draw_similarities(similarities, statistics, random, titles, path):
     panels = upper.subplots(1, count, squeeze=False)[0]
     for axes, similarity, title in zip(panels, similarities, titles):
         height, width = similarity.shape[:2]
-        drawn = axes.imshow(mosaic(similarity), vmin=-1, vmax=1, cmap="viridis", interpolation="nearest")
+        image, gap = mosaic(similarity)
+        drawn = axes.imshow(image, vmin=-1, vmax=1, cmap="viridis", interpolation="nearest")
         for axis, patches, label in ((axes.xaxis, width, "column of the patch"), (axes.yaxis, height, "row of the patch")):
             shown = range(0, patches, 1 if patches <= 16 else 2 if patches <= 32 else 4)
-            axis.set_ticks([i * (patches + GAP) + (patches - 1) / 2 for i in shown], [str(i) for i in shown])
+            axis.set_ticks([i * (patches + gap) + (patches - 1) / 2 for i in shown], [str(i) for i in shown])
             axis.set_label_text(label)
         axes.tick_params(length=0, labelsize=8)
         axes.spines[:].set_visible(False)
@@ -42,7 +46,7 @@ def draw_similarities(similarities, statistics, random, titles, path):
     upper.colorbar(drawn, ax=panels, aspect=30, pad=0.02, label="cosine similarity of the position embeddings")
 
     means, curve = lower.subplots(1, 2, width_ratios=(1, 1.3))
-    names = [f"{title.replace(chr(10), ' ')}: most similar one adjacent for {values['nearest_adjacent']:.0%}"
+    names = [f"{title.replace(chr(10), ' ')}\nmost similar one adjacent: {values['nearest_adjacent']:.0%}"
              for title, values in zip(titles, statistics)]
     bars = 0.8 / count
     for i, (values, name) in enumerate(zip(statistics, names)):
@@ -57,8 +61,8 @@ def draw_similarities(similarities, statistics, random, titles, path):
         low, high = np.min(values, 1), np.max(values, 1)
         means.bar(range(3), high - low, 0.9, low, color="gray", alpha=0.4)
         low, high = draws["by_distance"].min(0), draws["by_distance"].max(0)
-        curve.fill_between(np.arange(1, len(low) + 1), low, high, color="gray", alpha=0.4, linewidth=0,
-                           label=f"{name}: {draws['nearest_adjacent'].mean():.0%}")
+        curve.fill_between(np.arange(1, len(low) + 1), low, high, color="gray", alpha=0.4,
+                           label=f"{name}\nmost similar one adjacent: {draws['nearest_adjacent'].mean():.0%}")
     curve.set(xlabel="distance in patches", ylabel="mean similarity", title="by distance")
     for text in lower.legend(loc="outside lower center", fontsize=8, ncols=1 if count == 1 else 2).get_texts():
         text.set_parse_math(False)

@@ -23,8 +23,8 @@ def drawn(monkeypatch):
 
 def test_the_mosaic_puts_each_map_in_its_place():
     similarity = np.random.default_rng(0).uniform(-1, 1, (3, 4, 3, 4)).astype(np.float32)
-    image = mosaic(similarity)
-    assert image.shape == (3 * 4 - 1, 4 * 5 - 1)
+    image, gap = mosaic(similarity)
+    assert gap == 1 and image.shape == (3 * 4 - 1, 4 * 5 - 1)
     for i in range(3):
         for j in range(4):
             assert np.array_equal(image[i * 4:i * 4 + 3, j * 5:j * 5 + 4], similarity[i, j])
@@ -57,7 +57,7 @@ def test_similarities_share_one_scale_and_are_labelled(drawn, tmp_path):
     one, two, zero = curve.lines
     assert one.get_xdata().tolist() == [1, 2] and two.get_ydata().tolist() == [0.5, 0.1] and zero.get_ydata() == [0, 0]
     assert [text.get_text() for text in lower.legends[0].get_texts()] == [
-        *(f"{name}: most similar one adjacent for 50%" for name in ("one", "two")), "2 random embeddings: 50%"]
+        f"{name}\nmost similar one adjacent: 50%" for name in ("one", "two", "2 random embeddings")]
 
 
 def test_the_map_lies_on_the_box_and_the_rest_is_dimmed(drawn, tmp_path):
@@ -140,7 +140,7 @@ def test_posembed_puts_names_and_checkpoints_side_by_side(run, tmp_path, drawn):
                                  str(tmp_path / "weights.pt"), "--output", str(tmp_path / "f.png"), "--device", "cpu"]) == 0
     assert [axes.get_title() for axes in drawn[0].subfigs[0].axes[:2]] == ["test_vit4\nweights.pt", "test_vit\noutput/best.pt"]
     labels = [text.get_text() for text in drawn[0].subfigs[1].legends[0].get_texts()]
-    assert [label.partition(":")[0] for label in labels[2:]] == [
+    assert [label.partition("\n")[0] for label in labels[2:]] == [
         f"100 random embeddings, 10x10 of {width}" for width in (96, 64)]
 
 
