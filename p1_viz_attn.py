@@ -110,12 +110,13 @@ def main(argv=None):
         preprocessing = {**preprocessing, "input_size": [3, *args.image_size]}
     model.eval().to(device)
     transform = images.evaluation_transform(preprocessing)
+    grid = patch_grid(model, preprocessing["input_size"][1:])
 
     def covered(path, mask):
         """The parts of each patch that object and background cover, (H, W) each."""
-        photo = images.load_image(path)
-        box, grid = images.crop_box(photo.size, preprocessing), patch_grid(model, transform(photo)[None])
-        inside, outside = (torch.from_numpy(patch_cover(part, box, grid)) for part in load_mask(mask, photo.size))
+        size = images.load_image(path).size
+        box = images.crop_box(size, preprocessing)
+        inside, outside = (torch.from_numpy(patch_cover(part, box, grid)) for part in load_mask(mask, size))
         if not (inside + outside).any():
             raise BadInput(f"{mask} marks neither object nor background in what the model sees of {path}: leave it out")
         return inside, outside
@@ -130,7 +131,6 @@ def main(argv=None):
         batch = paths[start:start + args.batch_size]
         photos = [images.load_image(path) for path in batch]
         inputs = torch.stack([transform(photo) for photo in photos]).to(device)
-        grid = patch_grid(model, inputs)
         try:
             logits, (*maps, chosen) = attention_maps(model, inputs, (*every, args.block))
             shown = cls_to_patch(chosen, model, grid).cpu()

@@ -179,11 +179,11 @@ def _attention(block, args, kwargs):
     return torch.cat(explicit.maps, 1)
 
 
-def patch_grid(model, images):
-    """The rows and columns of patches that the model cuts `images` (B, 3, height, width) into."""
+def patch_grid(model, size):
+    """The rows and columns of patches that the model cuts images of `size` (height, width) into."""
     embed = model.patch_embed
     if getattr(model, "dynamic_img_size", False):
-        return tuple(embed.dynamic_feat_size(tuple(images.shape[-2:])))
+        return tuple(embed.dynamic_feat_size(tuple(size)))
     return tuple(embed.grid_size)
 
 

@@ -26,12 +26,12 @@ def main():
     accuracy = json.loads((RUN / "result.json").read_text())["accuracy"]
     checkpoint = vit.open_checkpoint(RUN / "pretrained" / "best.pt")
     transform = images.evaluation_transform(checkpoint.preprocessing)
+    grid = patch_grid(checkpoint.model, checkpoint.preprocessing["input_size"][1:])
     found = []
     for name in images.list_files(DATA / "val"):
         photo = images.load_image(DATA / "val" / name)
-        inputs = transform(photo)[None]
-        grid = patch_grid(checkpoint.model, inputs)
-        attention = cls_to_patch(attention_maps(checkpoint.model, inputs)[1][0], checkpoint.model, grid)[0].mean(0)
+        _, (last,) = attention_maps(checkpoint.model, transform(photo)[None])
+        attention = cls_to_patch(last, checkpoint.model, grid)[0].mean(0)
         box = images.crop_box(photo.size, checkpoint.preprocessing)
         inside, outside = (torch.from_numpy(patch_cover(mask, box, grid))
                            for mask in load_mask(find_mask(DATA / "masks" / "val", Path(name).stem), photo.size))

@@ -85,7 +85,7 @@ def check_against_weights(model, images, depth, heads):
     logits, (last,) = attention_maps(model, images)
     torch.testing.assert_close(last, expected, rtol=0, atol=1e-5)
     assert torch.equal(logits, model(images))
-    grid = cls_to_patch(last, model, patch_grid(model, images))
+    grid = cls_to_patch(last, model, patch_grid(model, images.shape[-2:]))
     for row, column in ((0, 0), (0, 3), (4, 0), (9, 9)):
         index = 1 + row * model.patch_embed.grid_size[1] + column
         torch.testing.assert_close(grid[:, :, row, column], expected[:, :, 0, index], rtol=0, atol=1e-5)
@@ -206,7 +206,7 @@ def test_another_image_size(arch, options, size):
     vit.set_image_size(model, size)
     inputs = torch.randn(1, 3, *size)
     _, (last,) = attention_maps(model, inputs)
-    grid = patch_grid(model, inputs)
+    grid = patch_grid(model, inputs.shape[-2:])
     assert grid == (size[0] // patch, size[1] // patch)
     assert last.shape[-1] == model.num_prefix_tokens + grid[0] * grid[1]
     assert cls_to_patch(last, model, grid).shape[2:] == grid
@@ -221,7 +221,7 @@ def test_images_of_any_size_where_the_model_takes_them():
     for size in ((160, 160), (192, 112)):
         inputs = torch.randn(1, 3, *size)
         _, (last,) = attention_maps(model, inputs)
-        grid = patch_grid(model, inputs)
+        grid = patch_grid(model, inputs.shape[-2:])
         assert grid == (size[0] // 16, size[1] // 16) and cls_to_patch(last, model, grid).shape == (1, 2, *grid)
 
 
@@ -232,7 +232,7 @@ def test_prefix_tokens_are_left_out_of_both_figures(layout):
     assert model.pos_embed.shape[1] == model.patch_embed.num_patches + int(layout[6])
     inputs = images_for(model)
     _, (last,) = attention_maps(model, inputs)
-    grid = cls_to_patch(last, model, patch_grid(model, inputs))
+    grid = cls_to_patch(last, model, patch_grid(model, inputs.shape[-2:]))
     height, width = model.patch_embed.grid_size
     count = last.shape[-1]
     assert grid.shape == (2, model.blocks[0].attn.num_heads, height, width)

@@ -19,6 +19,7 @@ from training import metrics, same, train, weights
 
 from datasets import images
 from engine import run_folder
+from engine.randomness import ShuffledBatches
 from engine.state import TrainingState
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -172,19 +173,24 @@ def test_best_is_mended_after_a_kill_before_it(shapes, tmp_path, monkeypatch):
             assert same(best["state_dict"], kept) and "resume" not in best
 
 
-def test_a_best_that_is_not_the_runs_own_is_replaced(run, shapes, tmp_path, capsys):
-    folder = shutil.copytree(run, tmp_path / "run")
-    assert train(shapes, folder, "--epochs", 3, "--sam", "--resume") == 0
-    best = torch.load(folder / "best.pt", weights_only=True)
-    torch.save({**best, "epoch": 7}, folder / "best.pt")
-    capsys.readouterr()
-    assert train(shapes, folder, "--epochs", 4, "--sam", "--resume") == 0
-    output = capsys.readouterr()
-    resume = torch.load(folder / "last.pt", weights_only=True)["resume"]
-    if best["epoch"] < 3:
-        assert "best.pt is not that of epoch" in output.err
-        assert torch.load(folder / "best.pt", weights_only=True)["epoch"] == resume["best_epoch"] == 4
-    assert f"holds epoch {torch.load(folder / 'best.pt', weights_only=True)['epoch']}" in output.out
+def test_a_best_that_is_not_the_runs_own_is_replaced(shapes, tmp_path, capsys, monkeypatch):
+    """The scores of the epochs are given: the first one is the best, but best.pt is another one's."""
+    scores = iter([0.75, 0.25, 0.5, 0.25])
+
+    def predict(model, loader, *args):
+        share = next(scores)
+        return torch.eye(4)[[0 if i < share * 4 else 1 for i in range(4)]], torch.zeros(4, dtype=torch.long)
+
+    monkeypatch.setattr("engine.inference.predict", predict)
+    settings, best = ["--holdout", 0.12], tmp_path / "run" / "best.pt"
+    assert train(shapes, tmp_path / "run", "--epochs", 2, *settings) == 0
+    content = torch.load(best, weights_only=True)
+    assert content["epoch"] == 1
+    torch.save({**content, "epoch": 2}, best)
+    assert train(shapes, tmp_path / "run", "--epochs", 4, *settings, "--resume") == 0
+    said = capsys.readouterr()
+    assert "best.pt is not that of epoch 1, the best so far" in said.err
+    assert torch.load(best, weights_only=True)["epoch"] == 3 and "best.pt holds epoch 3, accuracy 0.500" in said.out
 
 
 def test_other_images_are_refused(shapes, tmp_path, capsys):
@@ -376,42 +382,50 @@ def test_a_second_signal_stops_at_once(shapes, tmp_path):
 
 @pytest.fixture
 def bad_batch(monkeypatch):
-    """Make the loss of the image with the given name NaN; a call without one undoes it."""
-    def spoil(name=None):
-        monkeypatch.undo()
-        if name:
-            get = images.ImageDataset.__getitem__
+    """A function that makes the loss of the image with the given name NaN."""
+    def spoil(name):
+        get = images.ImageDataset.__getitem__
 
-            def with_nan(self, key):
-                image, target = get(self, key)
-                return (image * math.nan if self.seed is not None and self.names[key[1]] == name else image), target
+        def with_nan(self, key):
+            image, target = get(self, key)
+            return (image * math.nan if self.seed is not None and self.names[key[1]] == name else image), target
 
-            monkeypatch.setattr(images.ImageDataset, "__getitem__", with_nan)
+        monkeypatch.setattr(images.ImageDataset, "__getitem__", with_nan)
     return spoil
+
+
+def image_of_step(shapes, step):
+    """The name of an image that a run of 8 a batch and the seed 0 takes in this step of its first epoch."""
+    folder = images.read_training_folder(shapes / "train", shapes / "classes.txt")
+    fit = folder.keep(images.split_held_out(folder.targets, 0.1, 0)[0])
+    return fit.names[ShuffledBatches(len(fit.names), 8, 0).order()[8 * (step - 1) + 1]]
+
+
+def test_a_loss_that_is_not_finite_in_the_first_step_leaves_nothing(shapes, tmp_path, capsys, bad_batch):
+    bad_batch(image_of_step(shapes, 1))
+    assert train(shapes, tmp_path / "run", "--epochs", 1) == 3
+    message = capsys.readouterr().err
+    assert "error: the loss is not finite in step 1 of epoch 1: no good state was saved before it" in message
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("flags", [["--optimizer", "sgd"], ["--optimizer", "sgd", "--sam"], ["--precision", "fp16"]])
 def test_a_loss_that_is_not_finite_stops_with_the_state_before_it_and_may_be_skipped(shapes, tmp_path, capsys, bad_batch, flags):
-    settings = ["--epochs", 2, *flags]
-    bad_batch("1_3.jpg")
+    settings, bad = ["--epochs", 2, *flags], image_of_step(shapes, 3)
+    bad_batch(bad)
     assert train(shapes, tmp_path / "run", *settings) == 3
     message, *names = capsys.readouterr().err.splitlines()[-9:]
-    step = int(message.partition(" in step ")[2].partition(" ")[0])
-    assert message.startswith(f"error: the loss is not finite in step {step} of epoch 1: ") and "  1_3.jpg" in names
-    assert len(names) == 8, "the batch"
-    if step == 1:
-        assert "no good state was saved before it" in message and not (tmp_path / "run").exists()
-    else:
-        saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
-        assert saved["resume"]["step"] == step - 1 and all(value.isfinite().all() for value in saved["state_dict"].values())
-        assert f"the last good state, after step {step - 1} of epoch 1, is in {tmp_path}/run/last.pt" in message
-        before = (tmp_path / "run" / "previous.pt").exists()
-        assert train(shapes, tmp_path / "run", *settings, "--resume") == 3, "the same batch again"
-        assert (tmp_path / "run" / "previous.pt").exists() == before, "the same state is not saved twice"
+    assert message.startswith("error: the loss is not finite in step 3 of epoch 1: the last good state, after step 2 of "
+                              f"epoch 1, is in {tmp_path}/run/last.pt")
+    assert f"  {bad}" in names and len(names) == 8, "the batch"
+    stopped = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert stopped["resume"]["step"] == 2 and not (tmp_path / "run" / "previous.pt").exists()
+    assert train(shapes, tmp_path / "run", *settings, "--resume") == 3, "the same batch again"
+    assert not (tmp_path / "run" / "previous.pt").exists(), "the same state is not saved twice"
     assert train(shapes, tmp_path / "run", *settings, "--resume", "--on-nonfinite", "skip") == 0
     rows = metrics(tmp_path / "run")
-    assert [row["skipped_steps"] for row in rows] == ["1", "1"] and all(float(row["train_loss"]) > 0 for row in rows)
-    assert "1_3.jpg" in capsys.readouterr().err
+    assert [row["skipped_steps"] for row in rows] == ["1", "1"]
+    assert all(math.isfinite(float(row["train_loss"])) for row in rows) and bad in capsys.readouterr().err
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
 
 
