@@ -103,7 +103,7 @@ DEMO_RADIUS = (0.2, 0.3)
 PRETRAIN_RADIUS = (0.15, 0.3)
 
 
-def _mask(name, size, center, radius, tilt):
+def shape_mask(name, size, center, radius, tilt):
     """The anti-aliased mask of a shape, uint8 (height, width)."""
     width, height = size
     canvas = Image.new("L", (width * SUPERSAMPLING, height * SUPERSAMPLING), 0)
@@ -115,7 +115,7 @@ def _mask(name, size, center, radius, tilt):
     return np.asarray(canvas.reduce(SUPERSAMPLING))
 
 
-def _gradient(rng, size, low, high, spread):
+def gradient(rng, size, low, high, spread):
     """A linear gradient between colours about `low` to `high`, in a random direction, float (height, width, 3)."""
     width, height = size
     angle = rng.uniform(0, TAU)
@@ -124,9 +124,9 @@ def _gradient(rng, size, low, high, spread):
     return rng.uniform(low, high, 3) + ramp * rng.uniform(-spread, spread, 3)
 
 
-def _background(rng, size):
+def busy_background(rng, size):
     width, height = size
-    image = _gradient(rng, size, 30, 120, spread=35)
+    image = gradient(rng, size, 30, 120, spread=35)
     blotches = Image.fromarray(rng.normal(0, 1, (6, 6)).astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
     image += np.asarray(blotches)[:, :, None] * rng.normal(0, 16, 3)
     angle, period = rng.uniform(0, TAU), rng.uniform(6, 40)
@@ -159,10 +159,10 @@ def draw_image(name, rng, radius=DEMO_RADIUS):
     radius = rng.uniform(*radius) * side
     reach = 0.45 * side - radius
     center = np.array([width / 2, height / 2]) + rng.uniform(-reach, reach, 2)
-    mask = _mask(name, (width, height), center, radius, rng.uniform(-MAX_TILT, MAX_TILT))
+    mask = shape_mask(name, (width, height), center, radius, rng.uniform(-MAX_TILT, MAX_TILT))
 
-    background = _background(rng, (width, height))
-    surface = _gradient(rng, (width, height), 150, 240, spread=25)
+    background = busy_background(rng, (width, height))
+    surface = gradient(rng, (width, height), 150, 240, spread=25)
     alpha = mask[:, :, None] / 255
     image = alpha * surface + (1 - alpha) * background + rng.normal(0, 6, (height, width, 3))
     return np.clip(image, 0, 255).astype(np.uint8), ((mask > 127) * 255).astype(np.uint8)
@@ -180,30 +180,11 @@ def _write_image(job):
 
 def write_dataset(folder, classes=DEMO_CLASSES, radius=DEMO_RADIUS, train_per_class=100, val_per_class=40, seed=0,
                   processes=2):
-    """Draw a data set into `folder` (layout above) unless the same one is already there. Returns `folder`.
-
-    The set appears under its name only when it is whole. A folder that holds anything else is never overwritten:
-    BadInput.
-    """
-    folder = Path(folder)
+    """Draw a data set into `folder` (layout above) unless the same one is already there: see `drawn_once`."""
     draw = {"version": 1, "classes": list(classes), "radius": list(radius), "train_per_class": train_per_class,
             "val_per_class": val_per_class, "seed": seed}
-    record = folder / "draw.json"
 
-    def is_drawn():
-        try:
-            return json.loads(record.read_text()) == draw
-        except (OSError, ValueError):
-            return False
-
-    if is_drawn():
-        return folder
-    ours = {"classes.txt", "train", "val", "masks", "draw.json"}
-    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} in (set(), ours)):
-        raise BadInput(f"{folder} is not a drawn data set: name another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    def fill(partial):
         for split in ("train", "val"):
             (partial / split).mkdir()
             (partial / "masks" / split).mkdir(parents=True)
@@ -214,6 +195,34 @@ def write_dataset(folder, classes=DEMO_CLASSES, radius=DEMO_RADIUS, train_per_cl
         with ProcessPoolExecutor(processes) as pool:
             for _ in pool.map(_write_image, jobs, chunksize=16):
                 pass
+
+    return drawn_once(folder, draw, {"classes.txt", "train", "val", "masks"}, fill)
+
+
+def drawn_once(folder, draw, names, fill):
+    """Have `fill(partial)` draw a data set, which appears as `folder` when it is whole, unless the same one is there already.
+
+    `draw` says what is drawn, and is kept in draw.json; `names` are the entries of the folder besides that. A folder that
+    holds anything else is never overwritten: BadInput. Returns `folder`.
+    """
+    folder = Path(folder)
+    record = folder / "draw.json"
+
+    def is_drawn():
+        try:
+            return json.loads(record.read_text()) == draw
+        except (OSError, ValueError):
+            return False
+
+    if is_drawn():
+        return folder
+    if folder.exists() and not (folder.is_dir()
+                                and {path.name for path in folder.iterdir()} in (set(), {*names, "draw.json"})):
+        raise BadInput(f"{folder} is not a drawn data set: name another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        fill(partial)
         (partial / "draw.json").write_text(json.dumps(draw, indent=1) + "\n")
         partial.chmod(0o755)
         if folder.exists():

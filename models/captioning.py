@@ -1,0 +1,79 @@
+"""Captions for photos: found by greedy or beam search, and read again for what each token looked at."""
+
+from dataclasses import dataclass
+
+import torch
+
+from models.tokenizer import Tokenizer
+
+
+@dataclass
+class Reading:
+    """A caption of T tokens as a captioner reads it.
+
+    log_probs (T,) is the log-probability of each token, given the ones before. attention (layers, heads, T, H, W) is the
+    cross-attention of each decoder layer: [..., t, :, :], which sums to 1, belongs to the query that predicts token t.
+    """
+
+    ids: list
+    log_probs: torch.Tensor
+    attention: torch.Tensor
+
+
+@torch.no_grad()
+def search(model, memory, tokenizer, max_tokens, beam=1):
+    """The captions that a CATR finds for the photos of a Memory: a list of lists of ids, without the start token.
+
+    Each ends with the end token, unless it has `max_tokens` tokens. Beam search keeps the `beam` most probable beginnings;
+    one that has ended keeps its place. The caption is that with the highest mean log-probability of its tokens. With 1 it
+    is greedy: the most probable token each time.
+    """
+    live = [[(0.0, [])] for _ in memory.grids]  # for each photo: (log-probability, ids)
+    done = [[] for _ in memory.grids]  # (mean log-probability, ids)
+    cache = model.begin(memory)
+    for _ in range(max_tokens):
+        last = [ids[-1] if ids else tokenizer.start for photo in live for _, ids in photo]
+        logits = model.decode(torch.tensor(last, device=memory.features.device)[:, None], cache)[:, 0]
+        log_probs = logits.double().log_softmax(1).cpu()
+        rows, chosen = 0, []
+        for photo, ended in zip(live, done):
+            if not photo:
+                continue
+            totals = torch.tensor([total for total, _ in photo], dtype=torch.float64)
+            candidates = (totals[:, None] + log_probs[rows:rows + len(photo)]).flatten()
+            best = candidates.topk(min(beam - len(ended), len(candidates)))
+            going_on = []
+            for total, index in zip(best.values.tolist(), best.indices.tolist()):
+                row, token = divmod(index, log_probs.shape[1])
+                ids = [*photo[row][1], token]
+                if token == tokenizer.end:
+                    ended.append((total / len(ids), ids))
+                else:
+                    going_on.append((total, ids))
+                    chosen.append(rows + row)
+            rows += len(photo)
+            photo[:] = going_on
+        if not chosen:
+            break
+        cache.select(torch.tensor(chosen, device=memory.features.device))
+    found = [ended + [(total / len(ids), ids) for total, ids in photo] for photo, ended in zip(live, done)]
+    return [max(captions, key=lambda caption: caption[0])[1] for captions in found]
+
+
+@torch.no_grad()
+def read(model, memory, captions, tokenizer):
+    """What a CATR makes of given captions, one for each photo of a Memory, as a list of Reading.
+
+    `captions` are lists of ids without the start token. Each position sees the ones before it alone, so for a
+    caption of the model's own these are the probabilities and maps of its search, row by row.
+    """
+    tokens = torch.full((len(captions), 1 + max(map(len, captions))), Tokenizer.PAD)
+    for row, ids in zip(tokens, captions):
+        row[:1 + len(ids)] = torch.tensor([tokenizer.start, *ids])
+    tokens = tokens.to(memory.features.device)
+    logits, maps = model.decode(tokens[:, :-1], model.begin(memory), with_maps=True)
+    log_probs = logits.float().log_softmax(2).gather(2, tokens[:, 1:, None])[:, :, 0].cpu()
+    maps = torch.stack(maps).cpu()
+    return [Reading(list(ids), log_probs[i, :len(ids)],
+                    maps[:, i, :, :len(ids), :height * width].unflatten(-1, (height, width)))
+            for i, (ids, (height, width)) in enumerate(zip(captions, memory.grids))]

@@ -1,0 +1,91 @@
+"""WordPiece tokens: the vocabulary of BERT or one of our own, through the tokenizers library.
+
+A word that is not in the vocabulary is split into pieces that are; all but the first begin with `##`: `skis` is `ski` and
+`##s`. A word that cannot be split so is `[UNK]`.
+"""
+
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from common.errors import BadInput
+
+CONTINUATION = "##"
+
+
+class Tokenizer:
+    """Text to ids and back. Captions are lower case, accents are dropped, punctuation is a token of its own.
+
+    Args:
+        vocabulary: the tokens, in the order of their ids; `[PAD]` is the first.
+        source: where they come from, for the error.
+
+    Attributes:
+        vocabulary: the same.
+        start, end, unknown: the ids of `[CLS]`, before a caption, of `[SEP]`, after it, and of `[UNK]`.
+    """
+
+    PAD = 0
+
+    def __init__(self, vocabulary, source="the vocabulary"):
+        self.vocabulary = list(vocabulary)
+        ids = {token: i for i, token in enumerate(self.vocabulary)}
+        special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
+        missing = [token for token in special if token not in ids]
+        if missing:
+            raise BadInput(f"{source} is no WordPiece vocabulary, it has no {missing[0]}: pass one such as the vocab.txt "
+                           "of bert-base-uncased")
+        if len(ids) < len(self.vocabulary):
+            twice = next(token for i, token in enumerate(self.vocabulary) if ids[token] != i)
+            raise BadInput(f"{source} has the token {twice!r} twice: copy it again")
+        if ids["[PAD]"] != self.PAD:
+            raise BadInput(f"{source} does not begin with [PAD], which must have the id 0: copy it again")
+        _, self.start, self.end, self.unknown = (ids[token] for token in special)
+        self._library = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+        self._library.normalizer = normalizers.BertNormalizer(lowercase=True)
+        self._library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        self._library.decoder = decoders.WordPiece(prefix=CONTINUATION)
+        self._library.add_special_tokens(special)
+        self._library.encode_special_tokens = True  # a caption that holds "[SEP]" means the letters
+
+    @classmethod
+    def from_file(cls, path):
+        """Of a vocab.txt, one token a line. Raises BadInput for a missing file and for one that is no vocabulary."""
+        path = Path(path)
+        if not path.is_file():
+            raise BadInput(f"{path} {'is not a file' if path.exists() else 'does not exist'}: name a vocab.txt")
+        try:
+            lines = path.read_bytes().decode().split("\n")  # some of BERT's tokens are characters that splitlines splits at
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{path} is not UTF-8 text: name a vocab.txt") from error
+        lines = [line.removesuffix("\r") for line in lines]
+        return cls(lines[:-1] if not lines[-1] else lines, path)
+
+    def encode(self, text):
+        """The ids of a text, without start and end."""
+        return self._library.encode(text, add_special_tokens=False).ids
+
+    def tokens(self, ids):
+        """The tokens of ids."""
+        return [self.vocabulary[i] for i in ids]
+
+    def text(self, ids):
+        """Ids as text: pieces joined, start, end and padding left out."""
+        return self._library.decode([i for i in ids if i not in (self.PAD, self.start, self.end)], skip_special_tokens=False)
+
+
+def words_of(tokens):
+    """Which tokens make up each word, as lists of their indices: `a ski ##s` is [0], [1, 2]."""
+    words = []
+    for i, token in enumerate(tokens):
+        if token.startswith(CONTINUATION) and words:
+            words[-1].append(i)
+        else:
+            words.append([i])
+    return words
+
+
+def joined(tokens):
+    """The word that consecutive tokens make up."""
+    return tokens[0] + "".join(token.removeprefix(CONTINUATION) for token in tokens[1:])
