@@ -106,3 +106,25 @@ def write_scenes(folder, train=6000, val=400, seed=0, processes=2):
 
     return drawn_once(folder, {"version": 1, "train": train, "val": val, "seed": seed},
                       {"annotations", "masks", "train", "val", "vocab.txt"}, fill)
+
+
+def get_args_parser():
+    parser = ArgumentParser(prog="python -m datasets.scenes", description=__doc__,
+                            formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--output", type=Path, required=True, metavar="DIR", help="where the scenes go")
+    add("--train", type=number(int, low=1), default=6000, metavar="N", help="scenes to train on (%(default)s)")
+    add("--val", type=number(int, low=0), default=400, metavar="N", help="scenes to validate on (%(default)s)")
+    add("--seed", type=number(int, low=0), default=0, metavar="N", help="another seed is another draw (%(default)s)")
+    return parser
+
+
+@reports_errors
+def main(argv=None):
+    args = get_args_parser().parse_args(argv)
+    write_scenes(args.output, args.train, args.val, args.seed)
+    print(f"{args.output}: {args.train} scenes to train on, {args.val} to validate on")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

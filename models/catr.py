@@ -51,14 +51,14 @@ class Config:
     longer_side: int = 299  # of a photo, in pixels
     blocks: tuple = (3, 4, 23, 3)  # of the ResNet's stages: ResNet-101
     channels: tuple = (64, 128, 256, 512)
-    stem: int = 0
+    stem_width: int = 0  # of the first two of three 3x3 convolutions before the stages; 0: one 7x7 convolution
     pretrained_backbone: bool = True  # bottlenecks and frozen batch norm; if not, basic blocks and group norm, to be trained
 
 
 def small_config(vocabulary):
     """The sizes of the captioner that is trained on drawn scenes: about a million parameters."""
-    return Config(vocabulary, width=128, heads=4, encoder_layers=1, decoder_layers=2, feedforward=256, head_width=128,
-                  positions=40, dropout=0.0, longer_side=128, blocks=(1, 1, 1, 1), channels=(32, 64, 96, 128),
+    return Config(vocabulary, width=128, heads=4, encoder_layers=1, decoder_layers=1, feedforward=256, head_width=128,
+                  positions=40, dropout=0.0, longer_side=128, blocks=(1, 1, 1, 1), channels=(32, 64, 96, 128), stem_width=8,
                   pretrained_backbone=False)
 
 
@@ -72,8 +72,9 @@ class Backbone(nn.Module):
         super().__init__()
         block, norm = (Bottleneck, nn.BatchNorm2d) if config.pretrained_backbone else (
             BasicBlock, partial(GroupNorm, num_groups=8))
+        stem = {"stem_type": "deep", "stem_width": config.stem_width} if config.stem_width else {}
         self.body = ResNet(block, config.blocks, channels=config.channels, norm_layer=norm, output_stride=STRIDE,
-                           num_classes=0, global_pool="", **(dict(stem_type="deep", stem_width=config.stem) if config.stem else {}))
+                           num_classes=0, global_pool="", **stem)
         if config.pretrained_backbone:
             freeze_batch_norm_2d(self.body)
 
@@ -324,15 +325,15 @@ def resized(size, longer_side):
     return tuple(int(side * scale) for side in size)
 
 
-def preprocess(photo, config):
-    """An RGB PIL image as the model sees it: float (3, h, w), bicubic, mean and std 0.5.
+def preprocess(photo, config, path):
+    """An RGB PIL image, from the file `path`, as the model sees it: float (3, h, w), bicubic, mean and std 0.5.
 
     Raises BadImage for a photo so narrow that nothing of its shorter side is left.
     """
     size = resized(photo.size, config.longer_side)
     if min(size) < 1:
-        raise BadImage(f"of {photo.width} x {photo.height} pixels nothing is left at a longer side of {config.longer_side}: "
-                       "crop it")
+        raise BadImage(f"{path}: of {photo.width} x {photo.height} pixels nothing is left at a longer side of "
+                       f"{config.longer_side}: crop it")
     return normalize(to_tensor(photo.resize(size, Image.Resampling.BICUBIC)), [0.5] * 3, [0.5] * 3)
 
 

@@ -1,0 +1,132 @@
+"""Photos with captions, in the layout of COCO, and the way from there to what a captioner is trained on.
+
+    DIR/annotations/captions_train*.json     COCO's captions format: `images` (id, file_name), `annotations` (image_id, caption)
+    DIR/train*/                              the photos, in the folder of the same ending: captions_train2017.json, train2017/
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from common.errors import BadInput
+from datasets.images import load_image
+from models.catr import preprocess
+from models.tokenizer import Tokenizer
+
+
+@dataclass
+class CaptionedFolder:
+    """Photos `names` below `root`; `captions[i]` are those of the photo `names[i]`, at least one."""
+
+    root: Path
+    names: list
+    captions: list
+
+    def fingerprint(self):
+        """A checksum of the names and captions, which tells whether the data is still the same."""
+        text = json.dumps([self.names, self.captions])
+        return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+    def keep(self, indices):
+        """The photos at `indices`."""
+        return CaptionedFolder(self.root, [self.names[i] for i in indices], [self.captions[i] for i in indices])
+
+    def pairs(self):
+        """Each caption with its photo: two lists, (names, captions)."""
+        pairs = [(name, caption) for name, captions in zip(self.names, self.captions) for caption in captions]
+        return [name for name, _ in pairs], [caption for _, caption in pairs]
+
+
+def read_captions(folder, split):
+    """The photos and captions of the `split`, `train` or `val`, of a folder in COCO's layout; photos without one are left out.
+
+    Raises BadInput for a missing folder or file, several that could be meant, and anything that is no captions file.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BadInput(f"{folder} {'is a file' if folder.exists() else 'does not exist'}: name a folder in COCO's layout")
+    files = sorted((folder / "annotations").glob(f"captions_{split}*.json"))
+    if len(files) != 1:
+        found = f"{len(files)} files" if files else "no file"
+        raise BadInput(f"{folder / 'annotations'} holds {found} captions_{split}*.json: keep one there, in COCO's format")
+    file, root = files[0], folder / files[0].stem.removeprefix("captions_")
+    if not root.is_dir():
+        raise BadInput(f"{root} does not exist: put the photos of {file.name} there")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        names = {image["id"]: image["file_name"] for image in content["images"]}
+        captions = {}
+        for annotation in content["annotations"]:
+            captions.setdefault(names[annotation["image_id"]], []).append(" ".join(annotation["caption"].split()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{file} is not a captions file in COCO's format ({type(error).__name__}: {error})") from error
+    captions = {name: texts for name, texts in sorted(captions.items()) if any(texts)}
+    if not captions:
+        raise BadInput(f"{file} holds no captions")
+    missing = [name for name in captions if not (root / name).is_file()]
+    if missing:
+        raise BadInput(f"{len(missing)} of {len(captions)} photos of {file} are missing from {root}:", missing[:20])
+    return CaptionedFolder(root, list(captions), [[text for text in texts if text] for texts in captions.values()])
+
+
+def split_held_out(count, fraction, seed):
+    """Hold a `fraction` of `count` photos out, at least one: (indices to train on, indices held out), both sorted."""
+    order = np.random.default_rng(seed).permutation(count).tolist()
+    held_out = max(1, round(count * fraction)) if fraction else 0
+    if held_out >= count:
+        raise BadInput(f"--holdout {fraction} of {count} photos would leave none to train on: pass --holdout 0")
+    return sorted(order[held_out:]), sorted(order[:held_out])
+
+
+class CaptionDataset(Dataset):
+    """Photos with one caption each, as (preprocessed photo (3, h, w), ids from start to end).
+
+    A key is an index, or (epoch, index) for training. The key after the last one stands for no photo: its ids are padding.
+    Captions of more tokens than the captioner has positions are cut.
+    """
+
+    def __init__(self, root, names, captions, tokenizer, config):
+        self.root, self.names, self.captions = Path(root), names, captions
+        self.tokenizer, self.config = tokenizer, config
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, key):
+        index = key[1] if isinstance(key, tuple) else key
+        if index == len(self.names):
+            return self._photo(0), [Tokenizer.PAD] * 2
+        ids = self.tokenizer.encode(self.captions[index])[:self.config.positions - 1]
+        return self._photo(index), [self.tokenizer.start, *ids, self.tokenizer.end]
+
+    def _photo(self, index):
+        path = self.root / self.names[index]
+        return preprocess(load_image(path), self.config, path)
+
+
+def collate(items):
+    """A batch: [list of photos, ids (B, T) padded at the end]."""
+    photos, captions = zip(*items)
+    ids = torch.full((len(captions), max(map(len, captions))), Tokenizer.PAD)
+    for row, caption in zip(ids, captions):
+        row[:len(caption)] = torch.tensor(caption)
+    return [list(photos), ids]
+
+
+def token_losses(logits, ids):
+    """What training lowers, and how well it goes: (loss, accuracy), the sums over the captions of a batch.
+
+    `logits` (B, T - 1, V) are those of what follows each of the tokens but the last of `ids` (B, T). A caption's loss is the
+    mean cross-entropy of its tokens, and its accuracy the share of them that have the highest logit; padding does not count.
+    """
+    targets = ids[:, 1:]
+    counted = targets != Tokenizer.PAD
+    each = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none") * counted
+    right = (logits.argmax(2) == targets) & counted
+    length = counted.sum(1).clamp(min=1)
+    return (each.sum(1) / length).sum(), (right.sum(1) / length).sum()
