@@ -76,7 +76,9 @@ def main(argv=None):
     held_out_names, held_out_texts = folder.keep(to_hold_out).pairs()
 
     # Model
-    if args.checkpoint:
+    if run.saved:  # the weights come with the rest of the state
+        model, tokenizer = catr.CATR(catr.config_of(run.saved)), Tokenizer(run.saved["vocabulary"], args.output)
+    elif args.checkpoint:
         model, tokenizer = catr.open_captioner(args.checkpoint, args.vocab)
     else:
         tokenizer = Tokenizer.from_file(args.vocab or data / "vocab.txt")

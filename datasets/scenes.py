@@ -68,6 +68,22 @@ def draw_scene(rng):
     return np.clip(image, 0, 255).astype(np.uint8), (" next to ", " above ")[axis].join(phrases), mask
 
 
+def roles(tokens):
+    """What each token of a scene's caption is: a list of (word class, which of the two groups it speaks of: 1, 2, or 0 for both).
+
+    The classes are article (`a`), number (`two`), colour, shape, plural (the ending), relation, end, and unknown.
+    """
+    classes = {"a": "article", "two": "number", **dict.fromkeys(COLOURS, "colour"), **dict.fromkeys(SHAPES, "shape"),
+               "##s": "plural", "##es": "plural", "next": "relation", "to": "relation", "above": "relation", "[SEP]": "end"}
+    found, group = [], 1
+    for token in tokens:
+        name = classes.get(token, "unknown")
+        if name == "relation":
+            group = 2  # of all that follows
+        found.append((name, 0 if name in ("relation", "end") else group))
+    return found
+
+
 def _places(rng, size, groups, radii, axis):
     """Random centres (shapes, 2) that leave no doubt: nothing overlaps, and the groups lie apart along `axis`."""
     while True:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from common.errors import BadInput
 from models.tokenizer import Tokenizer
 
 
@@ -77,3 +78,12 @@ def read(model, memory, captions, tokenizer):
     return [Reading(list(ids), log_probs[i, :len(ids)],
                     maps[:, i, :, :len(ids), :height * width].unflatten(-1, (height, width)))
             for i, (ids, (height, width)) in enumerate(zip(captions, memory.grids))]
+
+
+def check_limits(model, max_tokens, layer):
+    """Raise BadInput for more tokens than a CATR has positions, and for a layer that its decoder does not have."""
+    config = model.config
+    if max_tokens > config.positions:
+        raise BadInput(f"--max-tokens {max_tokens}: this captioner has positions for {config.positions}")
+    if not -config.decoder_layers <= layer < config.decoder_layers:
+        raise BadInput(f"--layer {layer}: the decoder has {config.decoder_layers}, counted from 0")

@@ -359,6 +359,12 @@ def checkpoint_fields(config, vocabulary):
             "vocabulary": list(vocabulary)}
 
 
+def config_of(content):
+    """The Config that a checkpoint of p2_train.py holds."""
+    return Config(**{name: tuple(value) if isinstance(value, list) else value
+                     for name, value in content["captioner"].items()})
+
+
 def open_captioner(path, vocab=None):
     """Open a checkpoint of CATR, with its vocabulary file `vocab`, or one of p2_train.py, which has its own.
 
@@ -375,8 +381,7 @@ def open_captioner(path, vocab=None):
         tokenizer, weights = Tokenizer(content["vocabulary"], path), content["state_dict"]
         if vocab and Tokenizer.from_file(vocab).vocabulary != tokenizer.vocabulary:
             raise BadInput(f"--vocab {vocab} is not the vocabulary of {path}, which carries its own: leave --vocab out")
-        config = Config(**{name: tuple(value) if isinstance(value, list) else value
-                           for name, value in content["captioner"].items()})
+        config = config_of(content)
     elif isinstance(content.get("model"), dict):
         weights, config = content["model"], Config()
         if not vocab:

@@ -3,7 +3,9 @@
     python -m tests.kill_training --kills 25 --optimizer adam
     python -m tests.kill_training --kills 25 --optimizer adam --sam --workers 2
 
-Unknown flags go to p1_train.py. The model has dropout and stochastic depth, so that random numbers count. Most kills
+    python -m tests.kill_training --kills 25 --captioner
+
+Unknown flags go to p1_train.py, or with --captioner to p2_train.py. The model has dropout and stochastic depth, so that random numbers count. Most kills
 come from outside, after a random time. Every third one is an ambush in the middle of a save: while last.pt or best.pt
 is written, or before, between or after the renames. A run that survives to its end is compared, weights, optimizer and
 all, bit for bit; then the next one begins, until there were enough kills and the last run was finished.
@@ -28,12 +30,15 @@ import timm
 import torch
 
 import p1_train
+import p2_train
+from datasets.scenes import write_scenes
 from datasets.shapes import write_dataset
 from engine import run_folder
 from tests import forked
 
 SETTINGS = ["--arch", "test_vit", "--scratch", "--device", "cpu", "--epochs", "4", "--batch-size", "4", "--lr", "1e-3",
             "--save-every", "1", "--holdout", "0.2", "--ema", "0.8"]
+CAPTIONER = ["--device", "cpu", "--epochs", "4", "--batch-size", "4", "--save-every", "1", "--holdout", "0.2", "--ema", "0.8"]
 TIMES = ("seconds", "images_per_second")
 
 
@@ -68,14 +73,14 @@ def lay_ambush(chance):
     torch.save, Path.replace = cut_short, interrupted
 
 
-def start(arguments, log, ambush=None):
-    """p1_train.py in a process of its own, perhaps with an ambush ahead. Returns its number."""
+def start(main, arguments, log, ambush=None):
+    """A training script's main in a process of its own, perhaps with an ambush ahead. Returns its number."""
     def prepare():
         timm.create_model = functools.partial(timm.create_model, proj_drop_rate=0.1, drop_path_rate=0.1)
         if ambush:
             lay_ambush(ambush)
 
-    return forked.start(p1_train.main, arguments, log, prepare)
+    return forked.start(main, arguments, log, prepare)
 
 
 def flattened(value, name=""):
@@ -113,20 +118,26 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--seed", type=int, default=None, help="of the random moments")
+    parser.add_argument("--captioner", action="store_true", help="train a captioner instead of a classifier")
     args, settings = parser.parse_known_args(argv)
     chance = random.Random(args.seed)
     torch.set_num_threads(1)  # this process forks, and threads do not survive that
 
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
-        data = write_dataset(scratch / "data", ["cross", "heart", "ring", "star"], train_per_class=8, val_per_class=0, seed=7)
+        if args.captioner:
+            script, common, data = p2_train.main, CAPTIONER, write_scenes(scratch / "data", train=30, val=0, seed=7)
+        else:
+            script, common = p1_train.main, SETTINGS
+            data = write_dataset(scratch / "data", ["cross", "heart", "ring", "star"], train_per_class=8, val_per_class=0,
+                                 seed=7)
 
         def arguments(output, *more):
-            return ["--data", str(data), "--output", str(output), "--workers", "0", *SETTINGS, *settings, *more]
+            return ["--data", str(data), "--output", str(output), "--workers", "0", *common, *settings, *more]
 
         alone = scratch / "alone"
         began = time.monotonic()
-        assert forked.ended(start(arguments(alone), scratch / "log")) == 0, (scratch / "log").read_text()
+        assert forked.ended(start(script, arguments(alone), scratch / "log")) == 0, (scratch / "log").read_text()
         duration = time.monotonic() - began
         expected = content(alone)
         print(f"left alone: {duration:.1f} s, {len(expected)} values", flush=True)
@@ -137,7 +148,8 @@ def main(argv=None):
             code = None
             while code != 0:
                 ambush = chance if kills % 3 == 2 else None
-                process = start(arguments(output, "--resume"), scratch / "log", ambush if kills < args.kills else None)
+                process = start(script, arguments(output, "--resume"), scratch / "log",
+                                ambush if kills < args.kills else None)
                 if kills < args.kills and not ambush:
                     end = time.monotonic() + chance.uniform(0, duration / 2)
                     while (code := forked.ended(process, wait=False)) is None and time.monotonic() < end:

@@ -1,0 +1,98 @@
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from common.errors import BadInput
+from datasets.captions import CaptionDataset, collate, read_captions, split_held_out, token_losses
+from models import catr
+from models.tokenizer import Tokenizer
+
+
+def coco(folder, images, annotations, name="train2017"):
+    """A folder in COCO's layout."""
+    (folder / "annotations").mkdir(parents=True)
+    (folder / name).mkdir()
+    for _, file in images:
+        Image.new("RGB", (40, 30), "red").save(folder / name / file)
+    (folder / "annotations" / f"captions_{name}.json").write_text(json.dumps({
+        "info": {"year": 2017}, "images": [{"id": i, "file_name": file, "width": 40} for i, file in images],
+        "annotations": [{"id": k, "image_id": i, "caption": text} for k, (i, text) in enumerate(annotations)]}))
+    return folder
+
+
+def test_cocos_own_layout_is_read(tmp_path):
+    folder = coco(tmp_path / "coco", [(7, "b.jpg"), (9, "a.jpg"), (11, "c.jpg")],
+                  [(9, "A dog.\n"), (7, "Two  cats"), (9, "a brown dog"), (7, " ")])
+    found = read_captions(folder, "train")
+    assert found.names == ["a.jpg", "b.jpg"] and found.root == folder / "train2017"
+    assert found.captions == [["A dog.", "a brown dog"], ["Two cats"]]
+    assert found.pairs() == (["a.jpg", "a.jpg", "b.jpg"], ["A dog.", "a brown dog", "Two cats"])
+    other = coco(tmp_path / "other", [(7, "b.jpg"), (9, "a.jpg")], [(9, "A dog."), (7, "Two cats"), (9, "a brown cat")])
+    assert read_captions(other, "train").fingerprint() != found.fingerprint() == found.keep([0, 1]).fingerprint()
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("{", "not a captions file in COCO's format"), ("[]", "not a captions file"), ('{"images": [], "annotations": []}', "no captions"),
+    ('{"images": [{"id": 1, "file_name": "x.jpg"}]}', "KeyError"),
+    ('{"images": [{"id": 1, "file_name": "x.jpg"}], "annotations": [{"image_id": 2, "caption": "a"}]}', "KeyError"),
+    ('{"images": [{"id": 1, "file_name": "x.jpg"}], "annotations": [{"image_id": 1, "caption": null}]}', "AttributeError"),
+    ('{"images": [{"id": 1, "file_name": "x.jpg"}], "annotations": [{"image_id": 1, "caption": "a"}]}', "1 of 1 photos"),
+])
+def test_a_bad_captions_file_is_an_error_that_says_so(tmp_path, text, expected):
+    folder = coco(tmp_path / "coco", [], [])
+    (folder / "annotations" / "captions_train2017.json").write_text(text)
+    with pytest.raises(BadInput, match=expected):
+        read_captions(folder, "train")
+
+
+def test_missing_and_ambiguous_parts_are_named(tmp_path):
+    folder = coco(tmp_path / "coco", [(1, "a.jpg")], [(1, "a")])
+    for missing, expected in ((tmp_path / "nowhere", "does not exist"), (folder / "train2017" / "a.jpg", "is a file")):
+        with pytest.raises(BadInput, match=expected):
+            read_captions(missing, "train")
+    with pytest.raises(BadInput, match="no file captions_val"):
+        read_captions(folder, "val")
+    (folder / "annotations" / "captions_train2014.json").write_text("{}")
+    with pytest.raises(BadInput, match="2 files"):
+        read_captions(folder, "train")
+    (folder / "annotations" / "captions_train2017.json").unlink()
+    with pytest.raises(BadInput, match="train2014 does not exist"):
+        read_captions(folder, "train")
+
+
+def test_photos_are_held_out_by_the_seed():
+    fit, held = split_held_out(50, 0.1, 0)
+    assert len(held) == 5 and sorted(fit + held) == list(range(50)) and split_held_out(50, 0.1, 1)[1] != held
+    assert split_held_out(50, 0, 0) == (list(range(50)), []) and len(split_held_out(5, 0.01, 0)[1]) == 1
+    with pytest.raises(BadInput, match="--holdout 0"):
+        split_held_out(1, 0.1, 0)
+
+
+def test_items_and_batches(tmp_path):
+    folder = read_captions(coco(tmp_path / "coco", [(1, "a.jpg")], [(1, "a dog"), (1, "dog")]), "train")
+    tokenizer = Tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "dog"])
+    config = catr.small_config(6)
+    items = CaptionDataset(folder.root, *folder.pairs(), tokenizer, config)
+    assert items[0][1] == items[3, 0][1] == [2, 4, 5, 3] and items[1][1] == [2, 5, 3]
+    assert items[0, 2][1] == [0, 0], "no photo, for a process without one"
+    photos, ids = collate([items[0], items[1], items[0, 2]])
+    assert [photo.shape for photo in photos] == [(3, 96, 128)] * 3
+    assert ids.tolist() == [[2, 4, 5, 3], [2, 5, 3, 0], [0, 0, 0, 0]]
+    long = CaptionDataset(folder.root, ["a.jpg"], ["dog " * 100], tokenizer, config)[0][1]
+    assert len(long) == config.positions + 1 and long[-1] == 3, "as many queries as positions"
+
+
+def test_the_loss_is_the_mean_over_the_tokens_of_each_caption():
+    torch.manual_seed(0)
+    logits, ids = torch.randn(3, 4, 7), torch.tensor([[2, 5, 6, 3, 0], [2, 4, 3, 0, 0], [0, 0, 0, 0, 0]])
+    logits[0, 0, 5] = 9
+    loss, accuracy = token_losses(logits, ids)
+    one = F.cross_entropy(logits[0, :3], ids[0, 1:4])
+    two = F.cross_entropy(logits[1, :2], ids[1, 1:3])
+    assert torch.allclose(loss, one + two)
+    right = [(logits[0, t].argmax() == ids[0, t + 1]).item() for t in range(3)]
+    also = [(logits[1, t].argmax() == ids[1, t + 1]).item() for t in range(2)]
+    assert accuracy.item() == pytest.approx(sum(right) / 3 + sum(also) / 2) and right[0]
