@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Set everything up, then train, evaluate and draw both figures on images that the project draws itself: about 4 minutes
-# on 2 cores after the set-up, without a network.
+# Set everything up, then train, evaluate, caption and draw all figures on images that the project draws itself: about 5
+# minutes on 2 cores after the set-up, without a network.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . common/setup.sh
@@ -23,6 +23,10 @@ python p1_viz_posembed.py --checkpoint runs/demo/pretrained/best.pt runs/demo/sc
     --output runs/demo/figures/posembed.png
 python p1_viz_attn.py data/demo/val/2_0.jpg data/demo/val/5_1.jpg data/demo/val/8_2.jpg \
     --checkpoint runs/demo/pretrained/best.pt --output-dir runs/demo/figures --sheet --masks data/demo/masks/val --occlusion
+step "Caption scenes that the captioner has not seen, and ask whether each word looks at what it names"
+python p2_eval.py --data demo --checkpoint weights/demo_captioner.pt --json runs/demo/captions.json
+python p2_caption_viz.py data/scenes/val/1.jpg data/scenes/val/2.jpg data/scenes/val/3.jpg \
+    --checkpoint weights/demo_captioner.pt --output-dir runs/demo/captions
 
 step "Done. Look at"
-ls -1 runs/demo/*/curves.png runs/demo/figures/*.png runs/demo/pred.csv runs/demo/result.json
+ls -1 runs/demo/*/curves.png runs/demo/figures/*.png runs/demo/captions/*.png runs/demo/pred.csv runs/demo/*.json

@@ -76,6 +76,7 @@ def main(argv=None):
     from common.files import written_whole
     from datasets import images
     from datasets.masks import find_mask, load_mask, patch_cover
+    from datasets.photos import find_images, refuse_to_overwrite
     from engine.device import pick_device
     from models import vit
     from models.attention import attention_maps, cls_to_patch, patch_grid, peaks_on, rollout, share_on
@@ -83,13 +84,14 @@ def main(argv=None):
     from plots.attention import LABEL, Seen, draw_heads, draw_rows
 
     device = pick_device(args.device)
-    paths = find_images(args.images, images)
+    paths = find_images(args.images)
     if args.sheet and len(paths) > MOST_ON_A_SHEET:
         raise BadInput(f"--sheet: {len(paths)} photos do not fit on one sheet: name at most {MOST_ON_A_SHEET}")
     if args.sheet and SHEET in {path.stem for path in paths}:
         raise BadInput(f"--sheet would take the name of {SHEET}.{args.format}, the figure of one of the photos: rename it")
     masks = {path: find_mask(args.masks, path.stem) for path in paths} if args.masks else {}
-    refuse_to_overwrite(args.output_dir, args.format, paths, masks.values())
+    refuse_to_overwrite(args.output_dir, (args.format, "npz"), [SHEET, *(path.stem for path in paths)],
+                        [*paths, *masks.values()])
     bad = images.undecodable("", paths)  # before the first figure is drawn
     if bad:
         raise images.bad_files("", bad, len(paths), remedy="mend them or leave them out")
@@ -195,32 +197,6 @@ def main(argv=None):
         print(f"mean of {len(occluded)}: probability {probability:.3f}; " + "; ".join(map(in_words, falls)))
     print(f"{len(paths)} image{'s' * (len(paths) > 1)} drawn to {args.output_dir}")
     return 0
-
-
-def find_images(given, images):
-    """The paths of the images named by files and folders, in their order. BadInput for a missing one and equal stems."""
-    paths = []
-    for path in given:
-        if path.is_dir():
-            paths += [path / name for name in images.list_files(path)]
-        elif path.exists():
-            paths.append(path)
-        else:
-            raise BadInput(f"{path} does not exist: name image files or folders")
-    first = {}
-    for path in paths:
-        if path.stem in first:
-            raise BadInput(f"{first[path.stem]} and {path} would both have the figure of {path.stem}: rename one")
-        first[path.stem] = path
-    return paths
-
-
-def refuse_to_overwrite(folder, suffix, paths, masks):
-    """Raise BadInput where a figure or its arrays would take the place of one of the photos or masks."""
-    inputs = {path.resolve() for path in (*paths, *masks)}
-    for path in (folder / f"{stem}.{end}" for stem in (SHEET, *(path.stem for path in paths)) for end in (suffix, "npz")):
-        if path.resolve() in inputs:
-            raise BadInput(f"--output-dir {folder}: a figure would overwrite {path.name} there: name another folder")
 
 
 def in_words(fall):

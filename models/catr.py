@@ -365,9 +365,10 @@ def config_of(content):
                      for name, value in content["captioner"].items()})
 
 
-def open_captioner(path, vocab=None):
+def open_captioner(path, vocab=None, default_vocab=None):
     """Open a checkpoint of CATR, with its vocabulary file `vocab`, or one of p2_train.py, which has its own.
 
+    `default_vocab`, if that file exists, serves where there is neither.
     Returns (model in evaluation mode, Tokenizer). Raises BadInput for anything else, a file that does not fit named with
     the first key that does not.
     """
@@ -381,9 +382,13 @@ def open_captioner(path, vocab=None):
         tokenizer, weights = Tokenizer(content["vocabulary"], path), content["state_dict"]
         if vocab and Tokenizer.from_file(vocab).vocabulary != tokenizer.vocabulary:
             raise BadInput(f"--vocab {vocab} is not the vocabulary of {path}, which carries its own: leave --vocab out")
-        config = config_of(content)
+        try:
+            config = config_of(content)
+        except (TypeError, AttributeError) as error:
+            raise BadInput(f"{path} describes no captioner that this version knows: it is damaged, or newer") from error
     elif isinstance(content.get("model"), dict):
         weights, config = content["model"], Config()
+        vocab = vocab or (default_vocab if default_vocab and default_vocab.exists() else None)
         if not vocab:
             raise BadInput(f"{path} carries no vocabulary: pass the vocab.txt of bert-base-uncased with --vocab")
         tokenizer = Tokenizer.from_file(vocab)
@@ -408,9 +413,10 @@ def load_weights(model, weights, path):
         if key not in own:
             near = difflib.get_close_matches(key, own, 1)
             wrong.append(f"{key} is unknown" + (f", near {near[0]}" if near and near[0] not in weights else ""))
-    wrong += [f"{key} is {tuple(weights[key].shape)}, not {tuple(own[key].shape)}" for key in own
-              if isinstance(weights.get(key), torch.Tensor) and weights[key].shape != own[key].shape]
+    shapes = {key: tuple(value.shape) if isinstance(value, torch.Tensor) else "no tensor" for key, value in weights.items()}
+    wrong += [f"{key} is {shapes[key]}, not {tuple(own[key].shape)}" for key in own
+              if key in weights and shapes[key] != tuple(own[key].shape)]
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise BadInput(f"{path} does not fit the captioner ({wrong[0]}{more}): pass a checkpoint of CATR or of p2_train.py")
-    model.load_state_dict(weights, assign=True)
+    model.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)

@@ -14,9 +14,15 @@ import p1_eval
 import p1_train
 import p1_viz_attn
 import p1_viz_posembed
+import p2_caption_viz
+import p2_eval
+import p2_train
+from datasets import scenes
+from models import catr
 
 REPOSITORY = Path(__file__).parent.parent
-SCRIPTS = {"p1_train.py": p1_train, "p1_eval.py": p1_eval, "p1_viz_posembed.py": p1_viz_posembed, "p1_viz_attn.py": p1_viz_attn}
+SCRIPTS = {"p1_train.py": p1_train, "p1_eval.py": p1_eval, "p1_viz_posembed.py": p1_viz_posembed, "p1_viz_attn.py": p1_viz_attn,
+           "p2_train.py": p2_train, "p2_eval.py": p2_eval, "p2_caption_viz.py": p2_caption_viz}
 
 
 @pytest.fixture
@@ -36,6 +42,16 @@ def places(run, shapes, tmp_path):
     saved = torch.load(run / "best.pt", weights_only=True)
     torch.save({**saved, "arch": "vit_tiny_patch16_224"}, tmp_path / "other_arch.pt")
     torch.save({**saved, "state_dict": {k: v * float("nan") for k, v in saved["state_dict"].items()}}, tmp_path / "nan.pt")
+    coco = tmp_path / "coco"
+    scenes.write_scenes(coco, 3, 2)
+    vocabulary = scenes.VOCABULARY
+    captioner = catr.CATR(catr.small_config(len(vocabulary))).state_dict()
+    torch.save({**catr.checkpoint_fields(catr.small_config(len(vocabulary)), vocabulary), "settings": {},
+                "state_dict": captioner}, tmp_path / "captioner.pt")
+    torch.save({"model": captioner}, tmp_path / "catr.pth")
+    (tmp_path / "short.txt").write_text("\n".join(vocabulary[:9]) + "\n")
+    (tmp_path / "no_captions").mkdir()
+    Image.new("RGB", (400, 1)).save(tmp_path / "narrow.png")
     return {"tmp": tmp_path, "out": tmp_path / "out", "run": run, "best": run / "best.pt", "data": shapes, "val": shapes / "val"}
 
 
@@ -131,7 +147,7 @@ def commands(text):
     """The lines of a text that call one of the scripts, joined where they go on."""
     text = text.replace("\\\n", " ")
     start = r"^\s*(?:python|torchrun --nproc-per-node \d+)"
-    return [shlex.split(line) for line in re.findall(start + r" (p1_\w+\.py .*|-m .*)$", text, re.MULTILINE)]
+    return [shlex.split(line) for line in re.findall(start + r" (p[12]_\w+\.py .*|-m .*)$", text, re.MULTILINE)]
 
 
 @pytest.mark.parametrize("source", ["README.md", "demo.sh", *SCRIPTS])
