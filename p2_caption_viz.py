@@ -65,7 +65,7 @@ def main(argv=None):
     import numpy as np
     import torch
 
-    from common.files import read_tensors, write_text, written_whole
+    from common.files import write_text, written_whole
     from datasets import images
     from datasets.photos import find_images, refuse_to_overwrite
     from engine.device import pick_device
@@ -80,10 +80,8 @@ def main(argv=None):
     if bad:
         raise images.bad_files("", bad, len(paths), remedy="mend them or leave them out")
 
-    checkpoint, vocab = args.checkpoint or CHECKPOINT, args.vocab
-    if not vocab and VOCAB.exists() and "vocabulary" not in read_tensors(checkpoint):
-        vocab = VOCAB
-    model, tokenizer = catr.open_captioner(checkpoint, vocab)
+    checkpoint = args.checkpoint or CHECKPOINT
+    model, tokenizer = catr.open_captioner(checkpoint, args.vocab, VOCAB)
     model.to(device)
     config = model.config
     captioning.check_limits(model, args.max_tokens, args.layer)

@@ -87,7 +87,7 @@ def main(argv=None):
                 pointings.setdefault(f"article of the {('first', 'second')[group - 1]}", []).append(pointing)
 
     with images.explaining_bad_images(folder.root, folder.names):
-        for start in tqdm(range(0, len(folder.names), args.batch_size), unit=" batches", dynamic_ncols=True):
+        for start in tqdm(range(0, len(folder.names), args.batch_size), unit=" batches", disable=None, dynamic_ncols=True):
             rows = range(start, min(start + args.batch_size, len(folder.names)))
             photos = [images.load_image(folder.root / folder.names[i]) for i in rows]
             with torch.no_grad():

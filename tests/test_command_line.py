@@ -25,8 +25,22 @@ SCRIPTS = {"p1_train.py": p1_train, "p1_eval.py": p1_eval, "p1_viz_posembed.py":
            "p2_train.py": p2_train, "p2_eval.py": p2_eval, "p2_caption_viz.py": p2_caption_viz}
 
 
+@pytest.fixture(scope="session")
+def captioners(tmp_path_factory):
+    """A folder with scenes, a random captioner in both formats, and a vocabulary of another size."""
+    folder = tmp_path_factory.mktemp("captioners")
+    scenes.write_scenes(folder / "coco", 3, 2)
+    config = catr.small_config(len(scenes.VOCABULARY))
+    weights = catr.CATR(config).state_dict()
+    torch.save({**catr.checkpoint_fields(config, scenes.VOCABULARY), "settings": {}, "state_dict": weights},
+               folder / "captioner.pt")
+    torch.save({"model": weights}, folder / "catr.pth")
+    (folder / "short.txt").write_text("\n".join(scenes.VOCABULARY[:9]) + "\n")
+    return folder
+
+
 @pytest.fixture
-def places(run, shapes, tmp_path):
+def places(run, shapes, captioners, tmp_path):
     """Paths that the cases below name in braces, most of them bad."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
@@ -42,14 +56,8 @@ def places(run, shapes, tmp_path):
     saved = torch.load(run / "best.pt", weights_only=True)
     torch.save({**saved, "arch": "vit_tiny_patch16_224"}, tmp_path / "other_arch.pt")
     torch.save({**saved, "state_dict": {k: v * float("nan") for k, v in saved["state_dict"].items()}}, tmp_path / "nan.pt")
-    coco = tmp_path / "coco"
-    scenes.write_scenes(coco, 3, 2)
-    vocabulary = scenes.VOCABULARY
-    captioner = catr.CATR(catr.small_config(len(vocabulary))).state_dict()
-    torch.save({**catr.checkpoint_fields(catr.small_config(len(vocabulary)), vocabulary), "settings": {},
-                "state_dict": captioner}, tmp_path / "captioner.pt")
-    torch.save({"model": captioner}, tmp_path / "catr.pth")
-    (tmp_path / "short.txt").write_text("\n".join(vocabulary[:9]) + "\n")
+    for path in captioners.iterdir():
+        (tmp_path / path.name).symlink_to(path)
     (tmp_path / "no_captions").mkdir()
     Image.new("RGB", (400, 1)).save(tmp_path / "narrow.png")
     return {"tmp": tmp_path, "out": tmp_path / "out", "run": run, "best": run / "best.pt", "data": shapes, "val": shapes / "val"}
@@ -116,6 +124,28 @@ def places(run, shapes, tmp_path):
     ("p1_viz_attn.py", "{tmp}/photos --checkpoint {best} --output-dir {out}", "1 file of 1"),
     ("p1_viz_attn.py", "{val} --checkpoint {best} --weights {best} --output-dir {out}", "--weights"),
     ("p1_viz_attn.py", "{val}/0_0.jpg --checkpoint {best} --output-dir {tmp}/file", "file"),
+    ("p2_train.py", "--data {tmp}/missing --output {out}", "missing does not exist"),
+    ("p2_train.py", "--data {tmp}/no_captions --output {out}", "no file captions_train*.json"),
+    ("p2_train.py", "--data {tmp}/coco --output {out} --checkpoint {best}", "is not a captioner: it is a classifier, test_vit"),
+    ("p2_train.py", "--data {tmp}/coco --output {out} --checkpoint {tmp}/catr.pth", "pass the vocab.txt"),
+    ("p2_train.py", "--data {tmp}/coco --output {out} --checkpoint {tmp}/catr.pth --vocab {tmp}/short.txt", "has 9 tokens"),
+    ("p2_train.py", "--data {tmp}/coco --output {out} --checkpoint {tmp}/captioner.pt --vocab {tmp}/short.txt", "leave --vocab out"),
+    ("p2_train.py", "--data {tmp}/coco --output {out} --vocab {tmp}/file", "is no WordPiece vocabulary"),
+    ("p2_train.py", "--data {tmp}/coco --output {out} --holdout 1", "--holdout"),
+    ("p2_train.py", "--data {tmp}/coco --output {run}", "--resume"),
+    ("p2_eval.py", "--data {tmp}/coco --checkpoint {best}", "is not a captioner"),
+    ("p2_eval.py", "--data {tmp}/no_captions --checkpoint {tmp}/captioner.pt", "no file captions_val*.json"),
+    ("p2_eval.py", "--data {tmp}/coco --checkpoint {tmp}/captioner.pt --layer 1", "the decoder has 1"),
+    ("p2_eval.py", "--data {tmp}/coco --checkpoint {tmp}/captioner.pt --max-tokens 41", "has positions for 40"),
+    ("p2_eval.py", "--data {tmp}/coco --checkpoint {tmp}/captioner.pt --json {tmp}/empty", "empty is a folder"),
+    ("p2_caption_viz.py", "{val} --output-dir {out} --checkpoint {best}", "is not a captioner: it is a classifier, test_vit"),
+    ("p2_caption_viz.py", "{val} --output-dir {out} --checkpoint {tmp}/catr.pth --vocab {tmp}/short.txt", "has 9 tokens"),
+    ("p2_caption_viz.py", "{tmp}/narrow.png --output-dir {out} --checkpoint {tmp}/captioner.pt", "400 x 1 pixels nothing is left"),
+    ("p2_caption_viz.py", "{val} --output-dir {out} --checkpoint {tmp}/captioner.pt --caption ' '", "--caption is empty"),
+    ("p2_caption_viz.py", "{val} --output-dir {out} --checkpoint {tmp}/captioner.pt --layer -2", "the decoder has 1"),
+    ("p2_caption_viz.py", "{val} --output-dir {out} --checkpoint {tmp}/captioner.pt --max-tokens 41", "has positions for 40"),
+    ("p2_caption_viz.py", "{tmp}/photos --output-dir {out} --checkpoint {tmp}/captioner.pt", "1 file of 1"),
+    ("p2_caption_viz.py", "{val} --output-dir {tmp}/file --checkpoint {tmp}/captioner.pt", "file"),
 ])
 def test_bad_input_is_one_error_line_and_exit_code_2(places, capsys, script, arguments, expected):
     arguments = [argument.format(**places) for argument in shlex.split(arguments)]
