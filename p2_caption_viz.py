@@ -6,8 +6,8 @@
 
 For each image (folders count as the images in them) STEM.png shows the photo, the caption, and for each token the
 cross-attention of one layer of the decoder, mean over its heads, over the photo. STEM.json holds `caption`, `tokens`,
-`token_ids`, `log_probs`, `grid` (rows and columns of the maps) and, with --merge-wordpieces, `words`. STEM.npz holds the
-maps as the softmax gives them, so that each sums to 1; row t belongs to the query that predicts token t:
+`token_ids`, `log_probs`, `grid` (rows and columns of the maps) and, with --merge-wordpieces, `words`. STEM.npz holds
+the maps as the softmax gives them, so that each sums to 1; row t belongs to the query that predicts token t:
 
     attention (T, H, W)                  of --layer, mean over its heads
     attention_per_head (heads, T, H, W)  with --heads
@@ -34,7 +34,8 @@ def get_args_parser():
     add("--output-dir", type=Path, required=True, metavar="DIR", help="is created")
     add("--checkpoint", type=Path, metavar="FILE", help="of CATR or of p2_train.py (downloads/catr.pth)")
     add("--vocab", type=Path, metavar="FILE", help="the vocabulary of a CATR checkpoint (downloads/vocab.txt)")
-    add("--batch-size", type=number(int, low=1, high=10**6), default=8, metavar="N", help="photos at a time (%(default)s)")
+    add("--batch-size", type=number(int, low=1, high=10**6), default=8, metavar="N",
+        help="photos at a time (%(default)s)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto is the GPU where there is one")
 
     group = parser.add_argument_group("the caption")
@@ -42,7 +43,8 @@ def get_args_parser():
     which.add_argument("--beam", type=number(int, low=1, high=100), default=1, metavar="N",
                        help="width of the beam search; 1 is greedy (%(default)s)")
     which.add_argument("--caption", metavar="TEXT", help="instead of the captioner's own, this one for every photo")
-    group.add_argument("--max-tokens", type=number(int, low=1), default=40, metavar="N", help="cut captions here (%(default)s)")
+    group.add_argument("--max-tokens", type=number(int, low=1), default=40, metavar="N",
+                       help="cut captions here (%(default)s)")
 
     add = parser.add_argument_group("the maps").add_argument
     add("--layer", type=int, default=-1, metavar="N", help="of this layer of the decoder: 0 is the first, -1 the last")
@@ -89,16 +91,18 @@ def main(argv=None):
     for path in paths:  # a photo too narrow to be resized is found before the first figure is drawn, too
         catr.preprocess(images.load_image(path), config, path)
 
-    label = (f"cross-attention of layer {args.layer % config.decoder_layers} of the decoder, counted from 0; mean over its "
-             f"{config.heads} heads")
+    label = (f"cross-attention of layer {args.layer % config.decoder_layers} of the decoder, counted from 0; mean over "
+             f"its {config.heads} heads")
     for start in range(0, len(paths), args.batch_size):
         batch = paths[start:start + args.batch_size]
         photos = [images.load_image(path) for path in batch]
         with torch.no_grad():
-            memory = model.encode([catr.preprocess(photo, config, path).to(device) for photo, path in zip(photos, batch)])
+            memory = model.encode([catr.preprocess(photo, config, path).to(device)
+                                   for photo, path in zip(photos, batch)])
         if not memory.features.isfinite().all():
             raise BadInput(f"{checkpoint}: its weights give outputs that are not finite: it is damaged")
-        captions = [given] * len(batch) if given else captioning.search(model, memory, tokenizer, args.max_tokens, args.beam)
+        captions = [given] * len(batch) if given else \
+            captioning.search(model, memory, tokenizer, args.max_tokens, args.beam)
         for path, photo, reading in zip(batch, photos, captioning.read(model, memory, captions, tokenizer)):
             caption, tokens = tokenizer.text(reading.ids), tokenizer.tokens(reading.ids)
             attention, log_probs = reading.attention[args.layer].mean(0), reading.log_probs
@@ -121,9 +125,9 @@ def main(argv=None):
                 np.savez_compressed(temporary, **{name: values.numpy() for name, values in arrays.items()})
             write_text(args.output_dir / f"{path.stem}.json", json.dumps(told, indent=1) + "\n")
             with written_whole(args.output_dir / f"{path.stem}.png") as temporary:
-                draw_caption(np.asarray(photo), catr.seen_box(photo.size, attention.shape[1:], config), attention.numpy(),
-                             shown, log_probs.exp().tolist(), caption, path.stem + ", for a given caption" * bool(given),
-                             label, temporary)
+                heading = path.stem + ", for a given caption" * bool(given)
+                draw_caption(np.asarray(photo), catr.seen_box(photo.size, attention.shape[1:], config),
+                             attention.numpy(), shown, log_probs.exp().tolist(), caption, heading, label, temporary)
             print(f"{path.stem}: {caption or '(no words)'}")
             if reading.ids[-1] != tokenizer.end:
                 remedy = ": raise --max-tokens" if args.max_tokens < config.positions else ", the captioner's most"
@@ -140,7 +144,8 @@ def given_caption(text, tokenizer, config):
     if len(ids) > config.positions:
         raise BadInput(f"--caption has {len(ids)} tokens, with the end, and this captioner has positions for "
                        f"{config.positions}: shorten it")
-    unknown = [word for word in dict.fromkeys(re.findall(r"\w+|[^\w\s]", text)) if tokenizer.unknown in tokenizer.encode(word)]
+    words = dict.fromkeys(re.findall(r"\w+|[^\w\s]", text))
+    unknown = [word for word in words if tokenizer.unknown in tokenizer.encode(word)]
     if unknown:
         remark(f"--caption: not in the vocabulary, shown as [UNK]: {', '.join(unknown)}")
     return ids

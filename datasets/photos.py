@@ -5,7 +5,7 @@ from datasets.images import list_files
 
 
 def find_images(given):
-    """The paths of the images named by files and folders, in their order. BadInput for a missing one and equal stems."""
+    """The paths of the images named by files and folders, in order. BadInput for a missing one and equal stems."""
     paths = []
     for path in given:
         if path.is_dir():

@@ -384,6 +384,8 @@ def open_captioner(path, vocab=None, default_vocab=None):
             raise BadInput(f"--vocab {vocab} is not the vocabulary of {path}, which carries its own: leave --vocab out")
         try:
             config = config_of(content)
+            if config.vocabulary != len(tokenizer.vocabulary):
+                raise TypeError("the vocabulary is not that of the weights")
         except (TypeError, AttributeError) as error:
             raise BadInput(f"{path} describes no captioner that this version knows: it is damaged, or newer") from error
     elif isinstance(content.get("model"), dict):
@@ -393,7 +395,7 @@ def open_captioner(path, vocab=None, default_vocab=None):
             raise BadInput(f"{path} carries no vocabulary: pass the vocab.txt of bert-base-uncased with --vocab")
         tokenizer = Tokenizer.from_file(vocab)
         embedding = weights.get("transformer.embeddings.word_embeddings.weight")
-        if isinstance(embedding, torch.Tensor) and len(embedding) != len(tokenizer.vocabulary):
+        if isinstance(embedding, torch.Tensor) and embedding.dim() and len(embedding) != len(tokenizer.vocabulary):
             raise BadInput(f"--vocab {vocab} has {len(tokenizer.vocabulary)} tokens and {path} {len(embedding)}: pass the "
                            "vocabulary that it was trained with")
     else:
@@ -407,6 +409,8 @@ def open_captioner(path, vocab=None, default_vocab=None):
 
 def load_weights(model, weights, path):
     """Put a state dict into a CATR. Raises BadInput that names the first missing, unknown or misshapen key."""
+    if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
+        raise BadInput(f"{path} holds no state dict: pass a checkpoint of CATR or of p2_train.py")
     own = model.state_dict()
     wrong = [f"{key} is missing" for key in own if key not in weights]
     for key in weights:

@@ -16,7 +16,7 @@ DPI = 160
 PAGE, MARGIN = (11, 14.5), 0.35  # a page is higher only where small panels of many tokens do not fit
 ACROSS = PAGE[0] - 2 * MARGIN
 PHOTO = (5, 3.2)  # the photo beside the caption at most
-GAP = 0.3
+GAP, GUTTER = 0.3, 0.1  # the latter between panels
 ABOVE, BELOW, BETWEEN = 0.28, 0.24, 0.14  # a panel's title, its probability, and the space to the next row
 BAR, BAR_AND_LABEL = (3.6, 0.13), 0.8
 MOST_COLUMNS = 8
@@ -70,40 +70,41 @@ def draw_caption(photo, box, maps, titles, probabilities, caption, heading, labe
         norm = PowerNorm(0.5, 0, maps.max())
         bar_top = MARGIN + top_part - BAR_AND_LABEL
         bar = figure.colorbar(ScalarMappable(norm, "inferno"), place(start, bar_top, min(BAR[0], room), BAR[1]),
-                              orientation="horizontal", ticks=MaxNLocator(4), format=FuncFormatter(lambda x, _: f"{x:.3g}"))
+                              orientation="horizontal", ticks=MaxNLocator(4),
+                              format=FuncFormatter(lambda x, _: f"{x:.3g}"))
         bar.ax.tick_params(labelsize=8)
         write(label, 8, start, bar_top + 0.4, color="0.4")
 
-        cell, small = ACROSS / columns, _reduced(photo, panel)
+        pitch, small = (ACROSS + GUTTER) / columns, _reduced(photo, panel)
         shape = tuple(max(1, round(inches * DPI)) for inches in (panel * aspect, panel))
         for i, (one, title, probability) in enumerate(zip(maps, titles, probabilities)):
-            middle = MARGIN + (i % columns + 0.5) * cell
+            middle = MARGIN + (i % columns + 0.5) * pitch - GUTTER / 2
             top = MARGIN + top_part + GAP + i // columns * row + ABOVE
             axes = place(middle - panel / 2, top, panel, panel * aspect)
             _show(axes, small, photo)
             fine = upsampled(one, box, (width, height), shape)
             # where there is no attention the photo shows through
-            axes.imshow(fine, norm=norm, cmap="inferno", alpha=0.85 * np.sqrt(fine / norm.vmax), interpolation="nearest",
-                        extent=(0, width, height, 0), aspect="auto")
-            title, title_size = write.fitted(title, (11, 10, 9, 8, 7, 6), cell - 0.1)
+            axes.imshow(fine, norm=norm, cmap="inferno", alpha=0.85 * np.sqrt(fine / norm.vmax),
+                        interpolation="nearest", extent=(0, width, height, 0), aspect="auto")
+            title, title_size = write.fitted(title, (11, 10, 9, 8, 7, 6), pitch - GUTTER)
             write(title, title_size, middle, top - 0.06, ha="center", va="bottom")
-            write(f"p = {probability:.2f}" if probability >= 0.005 else "p < 0.01", 8, middle, top + panel * aspect + 0.05,
-                  color="0.4", ha="center")
+            write(f"p = {probability:.2f}" if probability >= 0.005 else "p < 0.01", 8, middle,
+                  top + panel * aspect + 0.05, color="0.4", ha="center")
         figure.savefig(path, dpi=DPI)
 
 
 def panels(count, aspect, room):
-    """How many panels of an aspect (height by width) stand in a row, and how wide they are: nearly as large as fits into
-    `room`, the height that is left on the page, within reason."""
+    """How many panels of an aspect (height by width) stand in a row, and how wide they are: nearly as large as fits
+    into `room`, the height that is left on the page, within reason."""
     least, most = 1 / aspect**0.5, min(2.2 / aspect**0.5, PHOTO[1] / aspect)
 
     def width(columns):
         row = room / -(-count // columns)
-        return min(most, ACROSS / columns - 0.1, (row - ABOVE - BELOW - BETWEEN) / aspect)
+        return min(most, (ACROSS + GUTTER) / columns - GUTTER, (row - ABOVE - BELOW - BETWEEN) / aspect)
 
     widest = max(map(width, range(1, MOST_COLUMNS + 1)))
-    columns = max(columns for columns in range(1, MOST_COLUMNS + 1) if width(columns) >= widest - 0.15 * abs(widest))
-    return columns, min(max(width(columns), least), most, ACROSS / columns - 0.1)
+    columns = max(columns for columns in range(1, MOST_COLUMNS + 1) if width(columns) >= widest - 0.1 * abs(widest))
+    return columns, min(max(width(columns), least), most, (ACROSS + GUTTER) / columns - GUTTER)
 
 
 def upsampled(attention, box, size, shape):
