@@ -37,7 +37,7 @@ def parts(mask, group):
 
 
 def test_a_caption_says_what_the_picture_and_its_mask_show():
-    for image, caption, mask in drawn(40):
+    for image, caption, mask in drawn(24):
         found = CAPTION.fullmatch(caption)
         assert found and image.shape == (*mask.shape, 3) and set(np.unique(mask)) == {0, 1, 2}, caption
         (one, at_one), (two, at_two) = parts(mask, 1), parts(mask, 2)
@@ -55,7 +55,7 @@ def test_a_caption_says_what_the_picture_and_its_mask_show():
 
 def test_all_words_occur_and_plurals_split_into_two_tokens():
     tokenizer = Tokenizer(scenes.VOCABULARY)
-    captions = [caption for _, caption, _ in drawn(150)]
+    captions = [caption for _, caption, _ in drawn(60)]
     tokens = [tokenizer.tokens(tokenizer.encode(caption)) for caption in captions]
     assert Counter(sum(tokens, [])).keys() == set(scenes.VOCABULARY) - {"[PAD]", "[UNK]", "[CLS]", "[SEP]"}
     assert all(tokenizer.text(tokenizer.encode(caption)) == caption for caption in captions)
