@@ -82,8 +82,7 @@ def main(argv=None):
     if bad:
         raise images.bad_files("", bad, len(paths), remedy="mend them or leave them out")
 
-    checkpoint = args.checkpoint or CHECKPOINT
-    model, tokenizer = catr.open_captioner(checkpoint, args.vocab, VOCAB)
+    model, tokenizer = catr.open_captioner(args.checkpoint or CHECKPOINT, args.vocab, VOCAB)
     model.to(device)
     config = model.config
     captioning.check_limits(model, args.max_tokens, args.layer)

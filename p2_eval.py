@@ -50,15 +50,13 @@ def main(argv=None):
     import dataclasses
     import json
 
-    import numpy as np
     import sacrebleu
     import torch
-    from PIL import Image
     from tqdm import tqdm
 
     from common.files import sha256, write_text
     from datasets import captions, images, scenes
-    from datasets.masks import find_mask, patch_cover
+    from datasets.masks import find_mask, load_groups, patch_cover
     from engine.device import pick_device
     from models import captioning, catr
     from models.pointing import mean, point
@@ -74,11 +72,11 @@ def main(argv=None):
 
     found, pointings = [], {}
 
-    def judge(reading, size, mask):
+    def judge(reading, size, groups):
         """Add the Pointings of a scene's caption."""
         tokens = tokenizer.tokens(reading.ids)
         box = catr.seen_box(size, reading.attention.shape[-2:], model.config)
-        one, two = (torch.from_numpy(patch_cover(mask == group, box, reading.attention.shape[-2:])) for group in (1, 2))
+        one, two = (torch.from_numpy(patch_cover(group, box, reading.attention.shape[-2:])) for group in groups)
         objects = {0: (one + two, torch.zeros_like(one)), 1: (one, two), 2: (two, one)}
         for (role, group), attention in zip(scenes.roles(tokens), reading.attention[args.layer].mean(0)):
             pointing = point(attention, *objects[group])
@@ -89,15 +87,14 @@ def main(argv=None):
     with images.explaining_bad_images(folder.root, folder.names):
         for start in tqdm(range(0, len(folder.names), args.batch_size), unit=" batches", disable=None, dynamic_ncols=True):
             rows = range(start, min(start + args.batch_size, len(folder.names)))
-            photos = [images.load_image(folder.root / folder.names[i]) for i in rows]
-            with torch.no_grad():
-                memory = model.encode([catr.preprocess(photo, model.config, folder.root / folder.names[i]).to(device)
-                                       for i, photo in zip(rows, photos)])
+            paths = [folder.root / folder.names[i] for i in rows]
+            photos = [images.load_image(path) for path in paths]
+            memory = captioning.encode(model, photos, paths)
             found += [tokenizer.text(ids) for ids in captioning.search(model, memory, tokenizer, args.max_tokens, args.beam)]
             if files:
-                true = [[*tokenizer.encode(folder.captions[i][0]), tokenizer.end] for i in rows]
+                true = [[*tokenizer.encode(folder.captions[i][0])[:model.config.positions - 1], tokenizer.end] for i in rows]
                 for i, photo, reading in zip(rows, photos, captioning.read(model, memory, true, tokenizer)):
-                    judge(reading, photo.size, np.asarray(Image.open(files[i])))
+                    judge(reading, photo.size, load_groups(files[i], photo.size))
 
     references = [[tokenizer.text(tokenizer.encode(text)) for text in texts] for texts in folder.captions]
     exact = sum(text in texts for text, texts in zip(found, references))

@@ -41,7 +41,7 @@ def get_args_parser():
         help="train this one further, of CATR or of p2_train.py; without it, a small one from random weights")
     add("--vocab", type=Path, metavar="FILE", help="the vocabulary of a CATR checkpoint or of a new captioner")
 
-    add_training_flags(parser, optimizer="AdamW", lr=7e-4, batch_size=16, epochs=6)
+    add_training_flags(parser, optimizer="AdamW", lr=7e-4, batch_size=16, epochs=5)
     return parser
 
 

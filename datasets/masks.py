@@ -23,6 +23,22 @@ def load_mask(path, size):
     that are 0 on the background. Returns (object, background), bool (height, width); a border is in neither. Raises
     BadInput for a file that is no such mask, and for one of another size than the photo.
     """
+    values = _values(path, size)
+    if values.min() > 0 and values.max() <= 3:
+        return values == 1, values == 2
+    return values > 0, values == 0
+
+
+def load_groups(path, size):
+    """The mask of a drawn scene with the given (width, height): bool (height, width) for each of its two groups.
+
+    Raises BadInput as `load_mask` does.
+    """
+    values = _values(path, size)
+    return values == 1, values == 2
+
+
+def _values(path, size):
     try:
         with Image.open(path) as image:
             values = np.asarray(image)
@@ -32,9 +48,7 @@ def load_mask(path, size):
         raise BadInput(f"{path} is not a mask: it wants one channel, 0 on the background, or a trimap of 1, 2 and 3")
     if values.shape != size[::-1]:
         raise BadInput(f"{path} is {values.shape[1]}x{values.shape[0]} and its photo {size[0]}x{size[1]}: masks must fit")
-    if values.min() > 0 and values.max() <= 3:
-        return values == 1, values == 2
-    return values > 0, values == 0
+    return values
 
 
 def patch_cover(mask, box, grid):

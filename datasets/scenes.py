@@ -5,7 +5,7 @@ the picture: `a red star next to two blue squares` where the groups lie side by 
 where they lie on top of each other. Colours and shapes of the two groups differ. Plurals split into two tokens, `square` and
 `##s`, `cross` and `##es`, since the vocabulary holds singulars and endings alone.
 
-    python -m datasets.scenes --output data/scenes --train 6000 --val 400
+    python -m datasets.scenes --output data/scenes --train 5000 --val 400
 
 Written on disk, in the layout of COCO that `datasets.captions` reads:
 
@@ -105,7 +105,7 @@ def _write_scene(job):
     return caption
 
 
-def write_scenes(folder, train=6000, val=400, seed=0, processes=2):
+def write_scenes(folder, train=5000, val=400, seed=0, processes=2):
     """Draw scenes into `folder` (layout above) unless the same ones are already there: see `shapes.drawn_once`."""
 
     def fill(partial):
@@ -129,7 +129,7 @@ def get_args_parser():
                             formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="DIR", help="where the scenes go")
-    add("--train", type=number(int, low=1), default=6000, metavar="N", help="scenes to train on (%(default)s)")
+    add("--train", type=number(int, low=1), default=5000, metavar="N", help="scenes to train on (%(default)s)")
     add("--val", type=number(int, low=0), default=400, metavar="N", help="scenes to validate on (%(default)s)")
     add("--seed", type=number(int, low=0), default=0, metavar="N", help="another seed is another draw (%(default)s)")
     return parser

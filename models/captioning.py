@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from common.errors import BadInput
+from models.catr import preprocess
 from models.tokenizer import Tokenizer
 
 
@@ -19,6 +20,19 @@ class Reading:
     ids: list
     log_probs: torch.Tensor
     attention: torch.Tensor
+
+
+@torch.no_grad()
+def encode(model, photos, paths):
+    """RGB PIL images, from the files `paths`, as the Memory of a CATR, on its device.
+
+    Raises BadImage as `catr.preprocess` does, and BadInput for a captioner whose weights give values that are not finite.
+    """
+    device = next(model.parameters()).device
+    memory = model.encode([preprocess(photo, model.config, path).to(device) for photo, path in zip(photos, paths)])
+    if not memory.features.isfinite().all():
+        raise BadInput("the captioner gives values that are not finite: its weights are of no use, take another --checkpoint")
+    return memory
 
 
 @torch.no_grad()
@@ -56,7 +70,8 @@ def search(model, memory, tokenizer, max_tokens, beam=1):
             photo[:] = going_on
         if not chosen:
             break
-        cache.select(torch.tensor(chosen, device=memory.features.device))
+        if chosen != list(range(rows)):
+            cache.select(torch.tensor(chosen, device=memory.features.device))
     found = [ended + [(total / len(ids), ids) for total, ids in photo] for photo, ended in zip(live, done)]
     return [max(captions, key=lambda caption: caption[0])[1] for captions in found]
 
