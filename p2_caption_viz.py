@@ -23,7 +23,7 @@ from pathlib import Path
 from common.console import ArgumentParser, number, remark, reports_errors
 from common.errors import BadInput
 
-DOWNLOADS = Path(__file__).resolve().parent / "downloads"  # where hw_download.sh puts them
+DOWNLOADS = Path(__file__).resolve().parent / "downloads"
 CHECKPOINT, VOCAB = DOWNLOADS / "catr.pth", DOWNLOADS / "vocab.txt"
 
 
@@ -58,7 +58,7 @@ def get_args_parser():
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
     if not args.checkpoint and not CHECKPOINT.exists():
-        raise BadInput(f"{CHECKPOINT} does not exist: run `bash hw_download.sh`, or pass --checkpoint FILE "
+        raise BadInput(f"{CHECKPOINT} does not exist: put CATR's weights there, or pass --checkpoint FILE "
                        "(the demo's own is weights/demo_captioner.pt)")
 
     # After the arguments, so that --help and typing errors answer at once.

@@ -193,7 +193,7 @@ def places(checkpoint, photos, run, shapes, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments, expected", [
-    ("{photos}", "downloads/catr.pth does not exist: run `bash hw_download.sh`, or pass --checkpoint FILE"),
+    ("{photos}", "downloads/catr.pth does not exist: put CATR's weights there, or pass --checkpoint FILE"),
     ("{photos} --checkpoint {tmp}/missing.pt", "missing.pt does not exist"),
     ("{photos} --checkpoint {tmp}/file", "not a weights file"),
     ("{photos} --checkpoint {vit}", "is not a captioner: it is a classifier, test_vit"),
