@@ -4,7 +4,8 @@
     python p2_eval.py --data coco --checkpoint downloads/catr.pth --vocab downloads/vocab.txt --beam 3 --json result.json
 
 `--data DIR` is in COCO's layout: `annotations/captions_val2017.json` and the photos in `val2017/`, or the same without a
-year. Printed are the share of captions that equal a reference word for word, and BLEU-4 over all of them.
+year. Printed are the share of captions that equal a reference word for word, and BLEU-4 over all of them; letters count as
+lower case, without accents, and punctuation as words.
 
 Where DIR/masks/val holds a mask for each photo, as with the demo's scenes, the true caption is read by the captioner, and
 the cross-attention of each token is compared with the object that it speaks of, for each class of words:
@@ -68,7 +69,7 @@ def main(argv=None):
     data = scenes.write_scenes(DEMO_DATA) if args.data == "demo" else Path(args.data)
     folder = captions.read_captions(data, "val")
     masks = data / "masks" / "val"
-    files = [find_mask(masks, Path(name).stem) for name in folder.names] if masks.is_dir() else None
+    files = [find_mask(masks, Path(name).with_suffix("")) for name in folder.names] if masks.is_dir() else None
 
     found, pointings = [], {}
 
@@ -96,10 +97,11 @@ def main(argv=None):
                 for i, photo, reading in zip(rows, photos, captioning.read(model, memory, true, tokenizer)):
                     judge(reading, photo.size, load_groups(files[i], photo.size))
 
-    references = [[tokenizer.text(tokenizer.encode(text)) for text in texts] for texts in folder.captions]
-    exact = sum(text in texts for text, texts in zip(found, references))
+    words = [" ".join(tokenizer.words(text)) for text in found]
+    references = [[" ".join(tokenizer.words(text)) for text in texts] for texts in folder.captions]
+    exact = sum(text in texts for text, texts in zip(words, references))
     streams = [[texts[i] if i < len(texts) else None for texts in references] for i in range(max(map(len, references)))]
-    bleu = sacrebleu.corpus_bleu(found, streams, force=True, tokenize="none").score
+    bleu = sacrebleu.corpus_bleu(words, streams, force=True, tokenize="none").score
     print(f"{len(found)} captions: exact {exact / len(found):.1%} ({exact}), BLEU-4 {bleu:.1f}")
     summary = {role: {"tokens": len(parts), **dataclasses.asdict(mean(parts))} for role, parts in sorted(pointings.items())}
     if summary:

@@ -29,8 +29,7 @@ class CaptionedFolder:
 
     def fingerprint(self):
         """A checksum of the names and captions, which tells whether the data is still the same."""
-        text = json.dumps([self.names, self.captions])
-        return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+        return hashlib.sha256(json.dumps([self.names, self.captions]).encode()).hexdigest()
 
     def keep(self, indices):
         """The photos at `indices`."""
@@ -63,7 +62,9 @@ def read_captions(folder, split):
         captions = {}
         for annotation in content["annotations"]:
             captions.setdefault(names[annotation["image_id"]], []).append(" ".join(annotation["caption"].split()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if not all(isinstance(name, str) for name in captions):
+            raise TypeError("a file_name is no text")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput(f"{file} is not a captions file in COCO's format ({type(error).__name__}: {error})") from error
     captions = {name: texts for name, texts in sorted(captions.items()) if any(texts)}
     if not captions:

@@ -12,7 +12,7 @@ def find_mask(folder, stem):
     """The path of the mask for a photo of the name `stem`. Raises BadInput for a missing one."""
     path = Path(folder) / f"{stem}.png"
     if not path.is_file():
-        raise BadInput(f"{path} does not exist: --masks wants one for each photo, named like it")
+        raise BadInput(f"{path} does not exist: each photo needs a mask, named like it")
     return path
 
 
@@ -43,7 +43,7 @@ def _values(path, size):
         with Image.open(path) as image:
             values = np.asarray(image)
     except OSError as error:
-        raise BadInput(f"{path} is not an image: --masks wants png masks") from error
+        raise BadInput(f"{path} is not a whole image: masks are png files") from error
     if values.ndim != 2:
         raise BadInput(f"{path} is not a mask: it wants one channel, 0 on the background, or a trimap of 1, 2 and 3")
     if values.shape != size[::-1]:

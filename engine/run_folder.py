@@ -1,6 +1,6 @@
 """What a training run leaves in its output folder, written whole or not at all.
 
-    last.pt  best.pt     checkpoints (models.vit); last.pt also holds what a resume needs, under `resume`
+    last.pt  best.pt     checkpoints (models.vit, models.catr); last.pt also holds what a resume needs, under `resume`
     previous.pt          the last.pt before that
     metrics.csv          a row an epoch
     config.json          every setting, the versions, the git commit, the command
@@ -53,7 +53,7 @@ def describe_run(settings):
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "git_commit": commit or None,
         "versions": {"python": platform.python_version(),
-                     **{name: version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")}},
+                     **{name: version(name) for name in ("torch", "torchvision", "timm", "tokenizers", "numpy", "pillow")}},
     }
     return json.dumps(config, indent=2) + "\n"
 
@@ -82,7 +82,7 @@ def find_run(folder, resume):
             older = (f"remove it, and --resume goes on from {previous}, which is whole "
                      f"({after(resume['epoch'], resume['step'])})")
         except BadInput:
-            older = f"start a new run, with --weights {best} if you like" if best.exists() else "start a new run"
+            older = f"start a new run, from the weights in {best} if you like" if best.exists() else "start a new run"
         raise BadInput(f"{last} is damaged or not a checkpoint that training can go on from: {older}") from error
 
 

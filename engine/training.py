@@ -81,7 +81,7 @@ class Run:
     def check_images(self, fingerprint, where):
         """Refuse to go on where the data is not that of before. Raises BadInput."""
         if self.saved and self.saved["resume"]["images"] != fingerprint:
-            raise BadInput(f"--resume: {where} holds other images than when the run began: start a new run")
+            raise BadInput(f"--resume: {where} holds other images, or captions, than when the run began: start a new run")
 
     def loader(self, dataset, **options):
         """A DataLoader with the run's workers. Its own generator keeps the global random stream free for the model."""

@@ -90,6 +90,8 @@ def read(model, memory, captions, tokenizer):
     logits, maps = model.decode(tokens[:, :-1], model.begin(memory), with_maps=True)
     log_probs = logits.float().log_softmax(2).gather(2, tokens[:, 1:, None])[:, :, 0].cpu()
     maps = torch.stack(maps).cpu()
+    if not all(log_probs[i, :len(ids)].isfinite().all() for i, ids in enumerate(captions)):
+        raise BadInput("the captioner gives probabilities that are not finite: take another --checkpoint")
     return [Reading(list(ids), log_probs[i, :len(ids)],
                     maps[:, i, :, :len(ids), :height * width].unflatten(-1, (height, width)))
             for i, (ids, (height, width)) in enumerate(zip(captions, memory.grids))]

@@ -55,6 +55,15 @@ class Config:
     pretrained_backbone: bool = True  # bottlenecks and frozen batch norm; if not, basic blocks and group norm, to be trained
 
 
+    def __post_init__(self):
+        sizes = [value for name, value in vars(self).items() if name not in ("dropout", "stem_width", "pretrained_backbone")]
+        numbers = [each for value in sizes for each in (value if isinstance(value, tuple) else (value,))]
+        if not all(isinstance(each, int) and each > 0 for each in (*numbers, self.stem_width + 1)):
+            raise ValueError("sizes must be whole numbers above 0")
+        if self.width % self.heads or self.width % 4 or not 0 <= self.dropout < 1:
+            raise ValueError("the width must be a multiple of the heads and of 4, and dropout a share")
+
+
 def small_config(vocabulary):
     """The sizes of the captioner that is trained on drawn scenes: about a million parameters."""
     return Config(vocabulary, width=128, heads=4, encoder_layers=1, decoder_layers=1, feedforward=256, head_width=128,
@@ -300,6 +309,8 @@ class CATR(nn.Module):
         With `with_maps`, (logits, the cross-attention of all layers, a list of (B, heads, T, N)).
         """
         before, count = cache.layers[0].keys.shape[2], tokens.shape[1]
+        if before + count > self.config.positions:
+            raise ValueError(f"{before + count} tokens, and positions for {self.config.positions}")
         embeddings = self.transformer["embeddings"]
         positions = embeddings.position_embeddings.weight[before:before + count]
         causal = torch.ones(count, before + count, dtype=torch.bool, device=tokens.device).tril(before)
@@ -385,8 +396,8 @@ def open_captioner(path, vocab=None, default_vocab=None):
         try:
             config = config_of(content)
             if config.vocabulary != len(tokenizer.vocabulary):
-                raise TypeError("the vocabulary is not that of the weights")
-        except (TypeError, AttributeError) as error:
+                raise ValueError("the vocabulary is not that of the weights")
+        except (TypeError, AttributeError, ValueError) as error:
             raise BadInput(f"{path} describes no captioner that this version knows: it is damaged, or newer") from error
     elif isinstance(content.get("model"), dict):
         weights, config = content["model"], Config()
@@ -417,10 +428,17 @@ def load_weights(model, weights, path):
         if key not in own:
             near = difflib.get_close_matches(key, own, 1)
             wrong.append(f"{key} is unknown" + (f", near {near[0]}" if near and near[0] not in weights else ""))
-    shapes = {key: tuple(value.shape) if isinstance(value, torch.Tensor) else "no tensor" for key, value in weights.items()}
+    shapes = {key: tuple(value.shape) if _is_plain(value) else "no plain tensor" for key, value in weights.items()}
     wrong += [f"{key} is {shapes[key]}, not {tuple(own[key].shape)}" for key in own
               if key in weights and shapes[key] != tuple(own[key].shape)]
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise BadInput(f"{path} does not fit the captioner ({wrong[0]}{more}): pass a checkpoint of CATR or of p2_train.py")
+    spoilt = next((key for key, value in weights.items() if not value.isfinite().all()), None)
+    if spoilt:
+        raise BadInput(f"{path} is of no use: {spoilt} holds values that are not finite; take an earlier checkpoint")
     model.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)
+
+
+def _is_plain(value):
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_complex()

@@ -29,6 +29,8 @@ class Tokenizer:
     PAD = 0
 
     def __init__(self, vocabulary, source="the vocabulary"):
+        if not isinstance(vocabulary, list) or not all(isinstance(token, str) for token in vocabulary):
+            raise BadInput(f"{source} holds no list of tokens: copy it again")
         self.vocabulary = list(vocabulary)
         ids = {token: i for i, token in enumerate(self.vocabulary)}
         special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
@@ -64,7 +66,12 @@ class Tokenizer:
 
     def encode(self, text):
         """The ids of a text, without start and end."""
-        return self._library.encode(text, add_special_tokens=False).ids
+        return self._library.encode(_clean(text), add_special_tokens=False).ids
+
+    def words(self, text):
+        """The words of a text and its punctuation, as they are before they are looked up in the vocabulary."""
+        return [word for word, _ in self._library.pre_tokenizer.pre_tokenize_str(
+            self._library.normalizer.normalize_str(_clean(text)))]
 
     def tokens(self, ids):
         """The tokens of ids."""
@@ -73,6 +80,11 @@ class Tokenizer:
     def text(self, ids):
         """Ids as text: pieces joined, start, end and padding left out."""
         return self._library.decode([i for i in ids if i not in (self.PAD, self.start, self.end)], skip_special_tokens=False)
+
+
+def _clean(text):
+    """Half an emoji, or a byte that is no text, as a question mark: the library takes whole characters alone."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def words_of(tokens):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from training import metrics, same, weights
 
 import p2_eval
@@ -160,3 +161,73 @@ def test_pointing_is_what_the_masks_say():
     assert pointing.point(attention.flip(1), inside, other).hit == 1 and pointing.point(attention, other, inside).hit == 0
     assert np.allclose(dataclasses.astuple(pointing.mean([found, pointing.Pointing(0, 0, 0, 0, 0)])),
                        np.array(dataclasses.astuple(found)) / 2)
+
+
+@pytest.fixture
+def odd(data, captioner, tmp_path):
+    """A copy of the scenes that a test may spoil, and how p2_eval.py ends on it."""
+    folder = shutil.copytree(data, tmp_path / "odd")
+
+    def evaluate(checkpoint=captioner / "best.pt"):
+        return p2_eval.main(["--data", str(folder), "--checkpoint", str(checkpoint), "--device", "cpu"])
+
+    return folder, evaluate
+
+
+def write_caption(folder, caption, split="val"):
+    file = folder / "annotations" / f"captions_{split}.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["caption"] = caption
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("caption", ["a red star " * 40, "a red \ud83d star", "an unknown elephant"])
+def test_captions_that_are_long_or_strange_are_scored_all_the_same(odd, capsys, caption):
+    folder, evaluate = odd
+    write_caption(folder, caption)
+    assert evaluate() == 0 and "6 captions" in capsys.readouterr().out
+
+
+def test_unknown_words_are_not_taken_for_one_another(odd, capsys, monkeypatch):
+    folder, evaluate = odd
+    write_caption(folder, "a zebra")
+    monkeypatch.setattr(captioning, "search", lambda model, memory, *rest: [[4, 1, 3]] * len(memory.grids))  # a [UNK]
+    assert evaluate() == 0 and "exact 0.0%" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("spoil, expected", [
+    (lambda mask: Image.new("L", (9, 9)).save(mask), "masks must fit"),
+    (lambda mask: Image.new("RGB", (9, 9)).save(mask), "it wants one channel"),
+    (lambda mask: mask.write_bytes(mask.read_bytes()[:40]), "0.png is not a whole image"),
+    (lambda mask: mask.unlink(), "0.png does not exist"),
+])
+def test_a_bad_mask_is_named(odd, capsys, spoil, expected):
+    folder, evaluate = odd
+    spoil(folder / "masks" / "val" / "0.png")
+    assert evaluate() == 2 and expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change, expected", [
+    (lambda saved: saved["state_dict"]["mlp.layers.2.bias"].fill_(math.nan), "mlp.layers.2.bias holds values that are not finite"),
+    (lambda saved: saved.update(vocabulary=5), "holds no list of tokens"),
+    (lambda saved: saved.update(vocabulary=saved["vocabulary"][:20]), "describes no captioner that this version knows"),
+    (lambda saved: saved["captioner"].update(heads=3), "describes no captioner that this version knows"),
+    (lambda saved: saved["captioner"].update(width="x"), "describes no captioner that this version knows"),
+    (lambda saved: saved["captioner"].update(longer_side=0), "describes no captioner that this version knows"),
+    (lambda saved: saved["captioner"].update(colour=1), "describes no captioner that this version knows"),
+    (lambda saved: saved.update(captioner=3), "describes no captioner that this version knows"),
+    (lambda saved: saved.update(state_dict=[1]), "holds no state dict"),
+    (lambda saved: saved["state_dict"].update({"mlp.layers.2.bias": 3}), "mlp.layers.2.bias is no plain tensor"),
+])
+def test_a_spoilt_checkpoint_is_refused(odd, captioner, tmp_path, capsys, change, expected):
+    saved = torch.load(captioner / "best.pt", weights_only=True)
+    change(saved)
+    torch.save(saved, tmp_path / "spoilt.pt")
+    assert odd[1](tmp_path / "spoilt.pt") == 2 and expected in capsys.readouterr().err
+
+
+def test_half_precision_weights_open_in_full(captioner, tmp_path):
+    saved = torch.load(captioner / "best.pt", weights_only=True)
+    saved["state_dict"] = {key: value.half() for key, value in saved["state_dict"].items()}
+    torch.save(saved, tmp_path / "half.pt")
+    assert {p.dtype for p in catr.open_captioner(tmp_path / "half.pt")[0].parameters()} == {torch.float32}

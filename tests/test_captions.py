@@ -40,6 +40,7 @@ def test_cocos_own_layout_is_read(tmp_path):
     ('{"images": [{"id": 1, "file_name": "x.jpg"}], "annotations": [{"image_id": 2, "caption": "a"}]}', "KeyError"),
     ('{"images": [{"id": 1, "file_name": "x.jpg"}], "annotations": [{"image_id": 1, "caption": null}]}', "AttributeError"),
     ('{"images": [{"id": 1, "file_name": "x.jpg"}], "annotations": [{"image_id": 1, "caption": "a"}]}', "1 of 1 photos"),
+    ('{"images": [{"id": 1, "file_name": 5}], "annotations": [{"image_id": 1, "caption": "a"}]}', "a file_name is no text"),
 ])
 def test_a_bad_captions_file_is_an_error_that_says_so(tmp_path, text, expected):
     folder = coco(tmp_path / "coco", [], [])

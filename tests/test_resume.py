@@ -237,7 +237,7 @@ def test_a_damaged_checkpoint_is_refused_by_name_with_the_older_one_that_helps(r
     damage(folder / "last.pt")
     damage(folder / "previous.pt")
     assert train(shapes, folder, *resume) == 2
-    assert f"start a new run, with --weights {folder}/best.pt if you like" in capsys.readouterr().err
+    assert f"start a new run, from the weights in {folder}/best.pt if you like" in capsys.readouterr().err
 
 
 def test_every_flipped_byte_that_matters_is_found(run, tmp_path):
