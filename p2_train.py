@@ -1,6 +1,6 @@
 """Train an image captioner: a small one from random weights, or a checkpoint of CATR further.
 
-A small one on scenes that the project draws itself, about 6 minutes on 2 cores:
+A small one on scenes that the project draws itself, about 5 minutes on 2 cores:
 
     python p2_train.py --data demo --output runs/captioner
 
