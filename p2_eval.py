@@ -24,8 +24,6 @@ from pathlib import Path
 
 from common.console import ArgumentParser, number, reports_errors
 
-DEMO_DATA = Path(__file__).resolve().parent / "data" / "scenes"
-
 
 def get_args_parser():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -66,7 +64,7 @@ def main(argv=None):
     model, tokenizer = catr.open_captioner(args.checkpoint, args.vocab)
     model.to(device)
     captioning.check_limits(model, args.max_tokens, args.layer)
-    data = scenes.write_scenes(DEMO_DATA) if args.data == "demo" else Path(args.data)
+    data = scenes.write_scenes(scenes.DEMO_DATA) if args.data == "demo" else Path(args.data)
     folder = captions.read_captions(data, "val")
     masks = data / "masks" / "val"
     files = [find_mask(masks, Path(name).with_suffix("")) for name in folder.names] if masks.is_dir() else None
@@ -93,7 +91,7 @@ def main(argv=None):
             memory = captioning.encode(model, photos, paths)
             found += [tokenizer.text(ids) for ids in captioning.search(model, memory, tokenizer, args.max_tokens, args.beam)]
             if files:
-                true = [[*tokenizer.encode(folder.captions[i][0])[:model.config.positions - 1], tokenizer.end] for i in rows]
+                true = [tokenizer.caption(folder.captions[i][0], model.config.positions) for i in rows]
                 for i, photo, reading in zip(rows, photos, captioning.read(model, memory, true, tokenizer)):
                     judge(reading, photo.size, load_groups(files[i], photo.size))
 

@@ -25,8 +25,6 @@ from pathlib import Path
 from common.console import ArgumentParser, number, reports_errors
 from common.training_flags import add_training_flags
 
-DEMO_DATA = Path(__file__).resolve().parent / "data" / "scenes"
-
 
 def get_args_parser():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -48,9 +46,8 @@ def get_args_parser():
 @reports_errors
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
-    if args.sam is None and args.optimizer is None:
-        args.optimizer = "adamw"
-    args.sam, args.optimizer = bool(args.sam), args.optimizer or "adam"
+    args.optimizer = args.optimizer or ("adam" if args.sam else "adamw")
+    args.sam = bool(args.sam)
 
     # After the arguments, so that --help and typing errors answer at once.
     import torch
@@ -58,8 +55,8 @@ def main(argv=None):
     from datasets import captions, images, scenes
     from engine import distributed
     from engine.device import autocast
-    from engine.training import Run
-    from models import catr
+    from engine.training import Run, moved
+    from models import captioning, catr
     from models.tokenizer import Tokenizer
 
     run = Run(args)
@@ -67,7 +64,7 @@ def main(argv=None):
         return 0
 
     # Data
-    data = distributed.one_after_the_other(lambda: scenes.write_scenes(DEMO_DATA)) if args.data == "demo" else Path(args.data)
+    data = distributed.one_after_the_other(lambda: scenes.write_scenes(scenes.DEMO_DATA)) if args.data == "demo" else Path(args.data)
     folder = captions.read_captions(data, "train")
     fingerprint = folder.fingerprint()
     run.check_images(fingerprint, folder.root)
@@ -86,30 +83,39 @@ def main(argv=None):
     config = model.config
     model.to(run.device).train()
 
-    # Training
-    held_out_loader = run.loader(
-        captions.CaptionDataset(folder.root, distributed.share(held_out_names), distributed.share(held_out_texts),
-                                tokenizer, config), batch_size=args.batch_size, collate_fn=captions.collate)
+    # Training. None is the caption of no photo, for a process that has none left.
+    def transform(photo, path):
+        return catr.preprocess(photo, config, path)
+
+    def encode(text):
+        if text is None:
+            return [Tokenizer.PAD] * 2
+        return [tokenizer.start, *tokenizer.caption(text, config.positions)]
+
+    fit_dataset = captions.CaptionDataset(folder.root, names + names[:1], texts + [None], transform, encode)
+    held_out_dataset = captions.CaptionDataset(folder.root, distributed.share(held_out_names),
+                                               distributed.share(held_out_texts), transform, encode)
+    held_out_loader = run.loader(held_out_dataset, batch_size=args.batch_size, collate_fn=captioning.collate)
 
     def losses(model, batch):
         photos, ids = batch
-        return captions.token_losses(model(photos, ids[:, :-1]), ids)
+        return captioning.token_losses(model(photos, ids[:, :-1]), ids)
 
     @torch.no_grad()
     def evaluate(model, until_stopped):
         was_training = model.training
         model.eval()
         sums = torch.zeros(2)
-        for photos, ids in until_stopped(held_out_loader):
+        for batch in until_stopped(held_out_loader):
             with autocast(run.device, args.precision):
-                sums += torch.stack(losses(model, ([photo.to(run.device) for photo in photos], ids.to(run.device)))).cpu()
+                sums += torch.stack(losses(model, moved(batch, run.device))).cpu()
         model.train(was_training)
         return sums.tolist()
 
-    run.train(model, captions.CaptionDataset(folder.root, names, texts, tokenizer, config), names, losses,
+    run.train(model, fit_dataset, names, losses,
               fields=catr.checkpoint_fields(config, tokenizer.vocabulary), fingerprint=fingerprint,
               title=f"captioner of {sum(map(torch.numel, model.parameters())) / 1e6:.1f} M parameters",
-              evaluate=evaluate, held_out=len(held_out_names), collate=captions.collate,
+              evaluate=evaluate, held_out=len(held_out_names), collate=captioning.collate,
               explaining=lambda: images.explaining_bad_images(folder.root, folder.names))
     return 0
 

@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 from common.errors import BadInput
 from datasets.images import load_image
-from models.catr import preprocess
-from models.tokenizer import Tokenizer
 
 
 @dataclass
@@ -85,49 +82,19 @@ def split_held_out(count, fraction, seed):
 
 
 class CaptionDataset(Dataset):
-    """Photos with one caption each, as (preprocessed photo (3, h, w), ids from start to end).
+    """Photos with one caption each, as (transform(photo, path), encode(caption)).
 
-    A key is an index, or (epoch, index) for training. The key after the last one stands for no photo: its ids are padding.
-    Captions of more tokens than the captioner has positions are cut.
+    A key is an index, or (epoch, index) for training.
     """
 
-    def __init__(self, root, names, captions, tokenizer, config):
+    def __init__(self, root, names, captions, transform, encode):
         self.root, self.names, self.captions = Path(root), names, captions
-        self.tokenizer, self.config = tokenizer, config
+        self.transform, self.encode = transform, encode
 
     def __len__(self):
         return len(self.names)
 
     def __getitem__(self, key):
         index = key[1] if isinstance(key, tuple) else key
-        if index == len(self.names):
-            return self._photo(0), [Tokenizer.PAD] * 2
-        ids = self.tokenizer.encode(self.captions[index])[:self.config.positions - 1]
-        return self._photo(index), [self.tokenizer.start, *ids, self.tokenizer.end]
-
-    def _photo(self, index):
         path = self.root / self.names[index]
-        return preprocess(load_image(path), self.config, path)
-
-
-def collate(items):
-    """A batch: [list of photos, ids (B, T) padded at the end]."""
-    photos, captions = zip(*items)
-    ids = torch.full((len(captions), max(map(len, captions))), Tokenizer.PAD)
-    for row, caption in zip(ids, captions):
-        row[:len(caption)] = torch.tensor(caption)
-    return [list(photos), ids]
-
-
-def token_losses(logits, ids):
-    """What training lowers, and how well it goes: (loss, accuracy), the sums over the captions of a batch.
-
-    `logits` (B, T - 1, V) are those of what follows each of the tokens but the last of `ids` (B, T). A caption's loss is the
-    mean cross-entropy of its tokens, and its accuracy the share of them that have the highest logit; padding does not count.
-    """
-    targets = ids[:, 1:]
-    counted = targets != Tokenizer.PAD
-    each = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none") * counted
-    right = (logits.argmax(2) == targets) & counted
-    length = counted.sum(1).clamp(min=1)
-    return (each.sum(1) / length).sum(), (right.sum(1) / length).sum()
+        return self.transform(load_image(path), path), self.encode(self.captions[index])

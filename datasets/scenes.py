@@ -33,6 +33,7 @@ COLOURS = {"red": (215, 45, 45), "green": (50, 185, 70), "blue": (55, 85, 225), 
            "purple": (165, 60, 190), "white": (235, 235, 235)}
 SHAPES = ["arrow", "crescent", "cross", "heart", "ring", "square", "star", "triangle"]
 ENDINGS = {"cross": "es"}  # of the plural, where it is not s
+DEMO_DATA = Path(__file__).resolve().parent.parent / "data" / "scenes"
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "two", "next", "to", "above", *COLOURS, *SHAPES, "##s", "##es"]
 SIZES = [(160, 120), (120, 160), (144, 144)]
 RADIUS = (0.16, 0.21)  # of a shape, as a part of the shorter side

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from common.errors import BadInput
 from models.catr import preprocess
@@ -83,10 +85,7 @@ def read(model, memory, captions, tokenizer):
     `captions` are lists of ids without the start token. Each position sees the ones before it alone, so for a
     caption of the model's own these are the probabilities and maps of its search, row by row.
     """
-    tokens = torch.full((len(captions), 1 + max(map(len, captions))), Tokenizer.PAD)
-    for row, ids in zip(tokens, captions):
-        row[:1 + len(ids)] = torch.tensor([tokenizer.start, *ids])
-    tokens = tokens.to(memory.features.device)
+    tokens = padded([[tokenizer.start, *ids] for ids in captions]).to(memory.features.device)
     logits, maps = model.decode(tokens[:, :-1], model.begin(memory), with_maps=True)
     log_probs = logits.float().log_softmax(2).gather(2, tokens[:, 1:, None])[:, :, 0].cpu()
     maps = torch.stack(maps).cpu()
@@ -95,6 +94,31 @@ def read(model, memory, captions, tokenizer):
     return [Reading(list(ids), log_probs[i, :len(ids)],
                     maps[:, i, :, :len(ids), :height * width].unflatten(-1, (height, width)))
             for i, (ids, (height, width)) in enumerate(zip(captions, memory.grids))]
+
+
+def padded(captions):
+    """Lists of ids as one tensor (B, T), padded at the end."""
+    return pad_sequence([torch.tensor(ids) for ids in captions], batch_first=True, padding_value=Tokenizer.PAD)
+
+
+def collate(items):
+    """A batch to train on, of pairs (photo, ids from start to end): [list of photos, ids (B, T)]."""
+    photos, captions = zip(*items)
+    return [list(photos), padded(captions)]
+
+
+def token_losses(logits, ids):
+    """What training lowers, and how well it goes: (loss, accuracy), the sums over the captions of a batch.
+
+    `logits` (B, T - 1, V) are those of what follows each of the tokens but the last of `ids` (B, T). A caption's loss is the
+    mean cross-entropy of its tokens, and its accuracy the share of them that have the highest logit; padding does not count.
+    """
+    targets = ids[:, 1:]
+    counted = targets != Tokenizer.PAD
+    each = F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none") * counted
+    right = (logits.argmax(2) == targets) & counted
+    length = counted.sum(1).clamp(min=1)
+    return (each.sum(1) / length).sum(), (right.sum(1) / length).sum()
 
 
 def check_limits(model, max_tokens, layer):

@@ -54,7 +54,6 @@ class Config:
     stem_width: int = 0  # of the first two of three 3x3 convolutions before the stages; 0: one 7x7 convolution
     pretrained_backbone: bool = True  # bottlenecks and frozen batch norm; if not, basic blocks and group norm, to be trained
 
-
     def __post_init__(self):
         sizes = [value for name, value in vars(self).items() if name not in ("dropout", "stem_width", "pretrained_backbone")]
         numbers = [each for value in sizes for each in (value if isinstance(value, tuple) else (value,))]

@@ -68,6 +68,10 @@ class Tokenizer:
         """The ids of a text, without start and end."""
         return self._library.encode(_clean(text), add_special_tokens=False).ids
 
+    def caption(self, text, positions):
+        """The ids of a text and the end token, `positions` in all at most: a longer text is cut."""
+        return [*self.encode(text)[:positions - 1], self.end]
+
     def words(self, text):
         """The words of a text and its punctuation, as they are before they are looked up in the vocabulary."""
         return [word for word, _ in self._library.pre_tokenizer.pre_tokenize_str(

@@ -231,3 +231,9 @@ def test_half_precision_weights_open_in_full(captioner, tmp_path):
     saved["state_dict"] = {key: value.half() for key, value in saved["state_dict"].items()}
     torch.save(saved, tmp_path / "half.pt")
     assert {p.dtype for p in catr.open_captioner(tmp_path / "half.pt")[0].parameters()} == {torch.float32}
+
+
+def test_a_caption_longer_than_the_positions_is_cut_in_training(data, tmp_path):
+    folder = shutil.copytree(data, tmp_path / "long")
+    write_caption(folder, "a red star " * 40, "train")
+    assert train(folder, tmp_path / "run", "--epochs", 1, "--holdout", 0) == 0

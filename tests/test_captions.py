@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from common.errors import BadInput
-from datasets.captions import CaptionDataset, collate, read_captions, split_held_out, token_losses
-from models import catr
+from datasets.captions import CaptionDataset, read_captions, split_held_out
+from models.captioning import collate, token_losses
 from models.tokenizer import Tokenizer
 
 
@@ -72,18 +72,23 @@ def test_photos_are_held_out_by_the_seed():
         split_held_out(1, 0.1, 0)
 
 
-def test_items_and_batches(tmp_path):
+def test_items_are_the_transformed_photo_and_the_encoded_caption(tmp_path):
     folder = read_captions(coco(tmp_path / "coco", [(1, "a.jpg")], [(1, "a dog"), (1, "dog")]), "train")
+    items = CaptionDataset(folder.root, *folder.pairs(), lambda photo, path: (photo.size, path.name), str.split)
+    assert len(items) == 2 and items[0] == items[3, 0] == (((40, 30), "a.jpg"), ["a", "dog"])
+    assert items[4, 1] == (((40, 30), "a.jpg"), ["dog"])
+
+
+def test_a_long_caption_is_cut_and_ended():
     tokenizer = Tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "dog"])
-    config = catr.small_config(6)
-    items = CaptionDataset(folder.root, *folder.pairs(), tokenizer, config)
-    assert items[0][1] == items[3, 0][1] == [2, 4, 5, 3] and items[1][1] == [2, 5, 3]
-    assert items[0, 2][1] == [0, 0], "no photo, for a process without one"
-    photos, ids = collate([items[0], items[1], items[0, 2]])
-    assert [photo.shape for photo in photos] == [(3, 96, 128)] * 3
+    assert tokenizer.caption("a dog", 40) == [4, 5, 3]
+    assert tokenizer.caption("dog " * 100, 40) == [5] * 39 + [3], "as many tokens as positions"
+
+
+def test_captions_of_a_batch_are_padded_at_the_end():
+    photos, ids = collate([("one", [2, 4, 5, 3]), ("two", [2, 5, 3]), ("none", [0, 0])])
+    assert photos == ["one", "two", "none"]
     assert ids.tolist() == [[2, 4, 5, 3], [2, 5, 3, 0], [0, 0, 0, 0]]
-    long = CaptionDataset(folder.root, ["a.jpg"], ["dog " * 100], tokenizer, config)[0][1]
-    assert len(long) == config.positions + 1 and long[-1] == 3, "as many queries as positions"
 
 
 def test_the_loss_is_the_mean_over_the_tokens_of_each_caption():
