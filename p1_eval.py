@@ -17,24 +17,14 @@ import argparse
 import csv
 import io
 import json
-import math
 import os
 import sys
 from pathlib import Path
 
+from analysis.scores import wilson_interval
 from common.console import ArgumentParser, number, remark, reports_errors
 from common.errors import BadInput
-from common.files import sha256, write_text
-
-Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
-
-
-def wilson_interval(correct, total):
-    """The 95 % interval of a proportion, (low, high): Wilson 1927, the score interval without continuity correction."""
-    share, spread = correct / total, Z95**2 / total
-    center = (share + spread / 2) / (1 + spread)
-    half = Z95 * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
-    return max(0.0, center - half), min(1.0, center + half)
+from common.files import sha256, write_text, written_whole
 
 
 def get_args_parser():
@@ -52,6 +42,7 @@ def get_args_parser():
         help="processes that load images (one a core, at most 8)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto",
         help="auto is the GPU where there is one")
+    add("--flip", action="store_true", help="average the probabilities of each image and its mirror image; twice the time")
     add("--skip-bad", action="store_true", help="go on without files that cannot be used")
     return parser
 
@@ -65,7 +56,7 @@ def as_csv(names, labels):
     return text.getvalue()
 
 
-def score(predicted, true, checkpoint):
+def score(predicted, true, checkpoint, flip):
     """What goes into the JSON file, from the predicted and the true labels; None stands for an unlabelled image."""
     per_class = {label: {"name": name, "correct": 0, "labelled": 0}
                  for label, name in zip(checkpoint.labels, checkpoint.class_names)}
@@ -77,7 +68,7 @@ def score(predicted, true, checkpoint):
     labelled = sum(row["labelled"] for row in per_class.values())
     return {"accuracy": correct / labelled if labelled else None, "correct": correct, "labelled": labelled,
             "images": len(predicted), "ci95": list(wilson_interval(correct, labelled)) if labelled else None,
-            "checkpoint_sha256": sha256(checkpoint.path), "per_class": per_class}
+            "flip": flip, "checkpoint_sha256": sha256(checkpoint.path), "per_class": per_class}
 
 
 @reports_errors
@@ -85,6 +76,7 @@ def main(argv=None):
     args = get_args_parser().parse_intermixed_args(argv)  # CSV may follow the flags
 
     # After the arguments, so that --help and typing errors answer at once.
+    import numpy as np
     import torch
     from torch.utils.data import DataLoader
     from tqdm import tqdm
@@ -92,7 +84,7 @@ def main(argv=None):
     from datasets import images
     from engine import distributed
     from engine.device import loader_workers, pick_device
-    from engine.inference import predict
+    from engine.inference import Mirrored, predict
     from engine.run_folder import CONFIG
     from models.vit import open_checkpoint
 
@@ -117,18 +109,19 @@ def main(argv=None):
         if own_names:  # there may be fewer images than processes
             loader = DataLoader(dataset, batch_size=args.batch_size, num_workers=loader_workers(args.workers),
                                 pin_memory=device.type == "cuda")
-            logits, _ = predict(checkpoint.model.to(device), loader, device, progress=lambda batches: tqdm(
+            predictor = Mirrored(checkpoint.model) if args.flip else checkpoint.model
+            outputs, _ = predict(predictor.to(device), loader, device, progress=lambda batches: tqdm(
                 batches, unit=" batches", disable=None if first else True))
-            own = list(zip(logits.argmax(1).tolist(), logits.isfinite().all(1).tolist()))
-        indices, finite = zip(*distributed.joined(own))
+            own = list(outputs.numpy())
+        logits = torch.from_numpy(np.stack(distributed.joined(own)))
     distributed.disconnect()
-    if not all(finite):
+    if not logits.isfinite().all():
         raise BadInput(f"{args.checkpoint}: its weights give outputs that are not finite: it is damaged")
     if not first:
         return 0
-    predicted = [checkpoint.labels[index] for index in indices]
+    predicted = [checkpoint.labels[index] for index in logits.argmax(1)]
 
-    result = score(predicted, true, checkpoint)
+    result = score(predicted, true, checkpoint, args.flip)
     predictions, scores = as_csv(names, predicted), json.dumps(result, indent=2, ensure_ascii=False) + "\n"
     if args.csv:
         write_text(args.csv, predictions)
@@ -138,6 +131,10 @@ def main(argv=None):
     if (run / CONFIG).exists() and os.access(run, os.W_OK):
         write_text(run / "eval.json", scores)
         write_text(run / "pred.csv", predictions)
+        with written_whole(run / "eval.npz") as temporary:
+            np.savez(temporary, names=names, probabilities=logits.softmax(1).numpy(), labels=checkpoint.labels,
+                     targets=[-1 if label is None else checkpoint.labels.index(label) for label in true],
+                     class_names=checkpoint.class_names, folder=str(args.images.resolve()))
 
     if not labelled:
         print(f"{len(names)} images, none labelled")

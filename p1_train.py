@@ -24,9 +24,11 @@ process failed; 130 and 143 after SIGINT and SIGTERM, saved.
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 from common.console import ArgumentParser, number, remark, reports_errors
+from common.recipe import parse_with_recipe
 from common.training_flags import add_training_flags
 
 DEMO_DATA = Path(__file__).resolve().parent / "data" / "demo"
@@ -41,6 +43,7 @@ def get_args_parser():
     add("--holdout", type=number(float, low=0, high=0.9), default=0.1, metavar="FRACTION",
         help="stratified part of train/ that chooses the epoch; 0 trains on all and takes the last (%(default)s)")
     add("--skip-bad", action="store_true", help="go on without files that cannot be used")
+    add("--recipe", type=Path, metavar="FILE", help="TOML file of flags, such as recipes/model4.toml; those given here override it")
 
     model = parser.add_argument_group("model")
     model.add_argument("--arch", default="vit_base_patch16_224", metavar="NAME",
@@ -48,6 +51,26 @@ def get_args_parser():
     start = model.add_mutually_exclusive_group()
     start.add_argument("--weights", type=Path, metavar="FILE", help="pretrained weights instead of timm's from the hub")
     start.add_argument("--scratch", action="store_true", help="start from random weights")
+    model.add_argument("--crop-pct", type=number(float, above=0, high=1), metavar="X",
+                       help="share of a photo's shorter side that the model sees when it is evaluated (the model's own, often 0.9)")
+    model.add_argument("--head-init", choices=["random", "probe"], default="random",
+                       help="probe: begin with the head that logistic regression on the frozen features gives (%(default)s)")
+    model.add_argument("--layer-decay", type=number(float, above=0, high=1), default=1, metavar="X",
+                       help="each block learns at X times the rate of the next one, the head at the full rate: 0.65 to 1 (%(default)s)")
+
+    augment = parser.add_argument_group("augmentation and labels").add_argument
+    augment("--crop-scale", type=number(float, above=0, high=1), default=0.5, metavar="X",
+            help="least part of a photo's area that the random crop keeps: 0.08 to 1 (%(default)s)")
+    augment("--rand-augment", type=number(int, low=0, high=10), default=0, metavar="M",
+            help="RandAugment of this magnitude: 5 to 9 (%(default)s: none)")
+    augment("--random-erasing", type=number(float, low=0, high=1), default=0, metavar="P",
+            help="probability that a rectangle turns to noise: 0.1 to 0.25 (%(default)s)")
+    augment("--mixup", type=number(float, low=0, high=100), default=0, metavar="ALPHA",
+            help="blend two photos, by shares of Beta(ALPHA, ALPHA): 0.1 to 0.8 (%(default)s: none)")
+    augment("--cutmix", type=number(float, low=0, high=100), default=0, metavar="ALPHA",
+            help="put a part of one photo into another: 0.5 to 1; with --mixup, one of the two a batch (%(default)s: none)")
+    augment("--label-smoothing", type=number(float, low=0, high=0.99), default=0, metavar="X",
+            help="share of each label that all classes get alike: 0.1 (%(default)s)")
 
     add_training_flags(parser, optimizer="SAM around Adam", lr=3e-5, batch_size=32, epochs=10)
     return parser
@@ -55,18 +78,19 @@ def get_args_parser():
 
 @reports_errors
 def main(argv=None):
-    args = get_args_parser().parse_args(argv)
+    args = parse_with_recipe(get_args_parser(), sys.argv[1:] if argv is None else argv)
     args.sam = args.optimizer is None if args.sam is None else args.sam
     args.optimizer = args.optimizer or "adam"
 
     # After the arguments, so that --help and typing errors answer at once.
     import torch.nn.functional as F
 
-    from datasets import images, shapes
+    from datasets import augmentation, images, shapes
     from engine import distributed
     from engine.inference import predict
     from engine.training import Run
     from models import vit
+    from models.probe import Features, fit_probe, set_head
 
     run = Run(args)
     if run.finished:
@@ -89,19 +113,41 @@ def main(argv=None):
         remark(told)
     model.to(run.device).train()
     preprocessing = vit.preprocessing(model)
+    if args.crop_pct:
+        preprocessing["crop_pct"] = args.crop_pct
+    plain = images.evaluation_transform(preprocessing)
+    about = {"model": vit.describe(model)}
+    if args.head_init == "probe" and not run.saved:
+        started, own = time.monotonic(), []
+        own_names, own_targets = distributed.share(fit.names), distributed.share(fit.targets)
+        with images.explaining_bad_images(folder.root, folder.names), distributed.noticing_lost_processes():
+            if own_names:  # there may be fewer images than processes
+                loader = run.loader(images.ImageDataset(fit.root, own_names, own_targets, plain), batch_size=args.batch_size)
+                own = list(predict(Features(model), loader, run.device)[0].numpy())
+            probe = fit_probe(distributed.joined(own), fit.targets, args.seed)
+        set_head(model, probe)
+        about["probe"] = {"C": probe.C, "accuracy": probe.accuracy, "seconds": time.monotonic() - started}
+        if run.first:
+            print(f"head fitted to the frozen features: C {probe.C:g}, "
+                  + (f"accuracy {probe.accuracy:.3f} in cross-validation, " if probe.accuracy else "")
+                  + f"{about['probe']['seconds']:.0f} s")
 
     # Training
-    fit_dataset = images.ImageDataset(fit.root, fit.names + fit.names[:1], fit.targets + [NO_TARGET],
-                                      images.training_transform(preprocessing), args.seed)
+    transform = augmentation.training_transform(preprocessing, args.crop_scale, args.rand_augment, args.random_erasing)
+    fit_dataset = images.ImageDataset(fit.root, fit.names + fit.names[:1], fit.targets + [NO_TARGET], transform, args.seed)
+    mix, smoothing = None, args.label_smoothing
+    if args.mixup or args.cutmix:
+        mix, smoothing = augmentation.Mixing(args.mixup, args.cutmix, smoothing, len(folder.labels)), 0.0
     own_names, own_targets = distributed.share(held_out.names), distributed.share(held_out.targets)
     held_out_loader = run.loader(
-        images.ImageDataset(held_out.root, own_names, own_targets, images.evaluation_transform(preprocessing)),
-        batch_size=args.batch_size) if own_names else None
+        images.ImageDataset(held_out.root, own_names, own_targets, plain), batch_size=args.batch_size) if own_names else None
 
     def losses(model, batch):
         inputs, targets = batch
         logits = model(inputs)
-        loss = F.cross_entropy(logits.float(), targets, ignore_index=NO_TARGET, reduction="sum")
+        loss = F.cross_entropy(logits.float(), targets, ignore_index=NO_TARGET, label_smoothing=smoothing, reduction="sum")
+        if mix:  # the class with the largest share is the one to name
+            targets = targets.argmax(1).where(targets.any(1), NO_TARGET)
         return loss, (logits.argmax(1) == targets).sum()
 
     def evaluate(model, until_stopped):
@@ -112,7 +158,8 @@ def main(argv=None):
 
     run.train(model, fit_dataset, fit.names, losses,
               fields=vit.checkpoint_fields(args.arch, folder.labels, folder.class_names, preprocessing),
-              fingerprint=fingerprint, title=f"{args.arch}, {len(folder.labels)} classes", evaluate=evaluate,
+              fingerprint=fingerprint, title=f"{args.arch}, {len(folder.labels)} classes", about=about,
+              parameters=vit.layer_groups(model, args.layer_decay) if args.layer_decay < 1 else None, mix=mix, evaluate=evaluate,
               held_out=len(held_out.names), explaining=lambda: images.explaining_bad_images(folder.root, folder.names))
     return 0
 

@@ -114,7 +114,7 @@ def main(argv=None):
 
     run.train(model, fit_dataset, names, losses,
               fields=catr.checkpoint_fields(config, tokenizer.vocabulary), fingerprint=fingerprint,
-              title=f"captioner of {sum(map(torch.numel, model.parameters())) / 1e6:.1f} M parameters",
+              about={}, title=f"captioner of {sum(map(torch.numel, model.parameters())) / 1e6:.1f} M parameters",
               evaluate=evaluate, held_out=len(held_out_names), collate=captioning.collate,
               explaining=lambda: images.explaining_bad_images(folder.root, folder.names))
     return 0

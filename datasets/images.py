@@ -233,15 +233,11 @@ def to_rgb(image):
 
 def evaluation_transform(preprocessing):
     """PIL image -> float tensor (3, H, W), as timm evaluates the model. `preprocessing` is `models.vit.preprocessing`."""
-    return timm.data.create_transform(**_for_timm(preprocessing), is_training=False)
+    return timm.data.create_transform(**for_timm(preprocessing), is_training=False)
 
 
-def training_transform(preprocessing):
-    """The augmented transform for training: a random resized crop of at least half the area, and a horizontal flip."""
-    return timm.data.create_transform(**_for_timm(preprocessing), is_training=True, scale=(0.5, 1.0), color_jitter=None)
-
-
-def _for_timm(preprocessing):
+def for_timm(preprocessing):
+    """The arguments of timm's `create_transform` that a data configuration stands for."""
     return {**preprocessing, "input_size": tuple(preprocessing["input_size"])}
 
 

@@ -1,6 +1,7 @@
 """The device and the number format that a model runs with, and the processes that feed it."""
 
 import os
+import resource
 
 import torch
 
@@ -37,3 +38,10 @@ def loader_workers(number):
     """
     cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return max(1, min(8, cores)) if number is None else number
+
+
+def peak_memory(device):
+    """The most memory so far, in bytes: of a GPU, what torch allocated on it; on the CPU, all that this process held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB

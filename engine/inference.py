@@ -1,5 +1,7 @@
 """A model over a whole data set."""
 
+import math
+
 import torch
 
 from engine.device import autocast
@@ -22,3 +24,15 @@ def predict(model, loader, device, precision="fp32", progress=iter):
     finally:
         model.train(was_training)
     return torch.cat(logits), torch.cat(targets)
+
+
+class Mirrored(torch.nn.Module):
+    """The log of the mean of a model's probabilities for images and for their mirror images: (N, 3, H, W) -> (N, classes)."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        both = torch.stack([self.model(images), self.model(images.flip(-1))]).float().log_softmax(-1)
+        return both.logsumexp(0) - math.log(2)

@@ -3,7 +3,7 @@
     last.pt  best.pt     checkpoints (models.vit, models.catr); last.pt also holds what a resume needs, under `resume`
     previous.pt          the last.pt before that
     metrics.csv          a row an epoch
-    config.json          every setting, the versions, the git commit, the command
+    config.json          every setting, facts about the model, the versions, the git commit, the command
     curves.png           loss and accuracy over the epochs
 """
 
@@ -29,7 +29,7 @@ from engine import distributed
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 METRICS, CONFIG, CURVES = "metrics.csv", "config.json", "curves.png"
-HARMLESS = {"resume", "output", "workers", "device", "save_every", "skip_bad", "on_nonfinite"}
+HARMLESS = {"resume", "recipe", "output", "workers", "device", "save_every", "skip_bad", "on_nonfinite"}
 
 
 def write_metrics(history, folder):
@@ -41,8 +41,8 @@ def write_metrics(history, folder):
     write_text(folder / METRICS, text.getvalue())
 
 
-def describe_run(settings):
-    """The text of `config.json`: the settings, with the versions, the commit and the command behind them."""
+def describe_run(settings, about):
+    """The text of `config.json`: the settings, with the versions, the commit and the command behind them, and `about`."""
     try:
         commit = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], text=True,
                                 capture_output=True, cwd=Path(__file__).parent, check=False).stdout.strip()
@@ -50,10 +50,11 @@ def describe_run(settings):
         commit = ""
     config = {
         "settings": settings,
+        **about,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "git_commit": commit or None,
         "versions": {"python": platform.python_version(),
-                     **{name: version(name) for name in ("torch", "torchvision", "timm", "tokenizers", "numpy", "pillow")}},
+                     **{name: version(name) for name in ("torch", "torchvision", "timm", "tokenizers", "numpy", "pillow", "scikit-learn")}},
     }
     return json.dumps(config, indent=2) + "\n"
 
@@ -164,7 +165,7 @@ class Saver:
 
     def __init__(self, folder, state, fields, every=None):
         self.folder, self.state, self.fields, self.every = Path(folder), state, fields, every
-        self.config = describe_run(state.settings)
+        self.config = describe_run(state.settings, state.about)
         self._saved()
 
     def _saved(self):

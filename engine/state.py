@@ -12,6 +12,7 @@ class TrainingState:
             average = ema * average + (1 - ema) * weights; it begins with the weights after the first one.
         settings: of the run, as plain values.
         images: a checksum of the names of the training images.
+        about: what config.json says of the run besides the settings.
         epoch, step: epochs done; steps done of the next one. They are the position in the data as well, since the order
             of the images depends on (seed, epoch) alone (`engine.randomness.ShuffledBatches`).
         totals: sums over the steps done of this epoch.
@@ -22,15 +23,15 @@ class TrainingState:
     `engine.randomness.seed_step`, and each image from (seed, epoch, index). The learning rate follows from the position.
     """
 
-    def __init__(self, model, optimizer, scaler, settings, images, ema=None):
+    def __init__(self, model, optimizer, scaler, settings, images, about, ema=None):
         self.model, self.optimizer, self.scaler = model, optimizer, scaler
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
-        self.settings, self.images = settings, images
+        self.settings, self.images, self.about = settings, images, about
         self.epoch, self.step, self.history, self.best, self.best_epoch = 0, 0, [], -1.0, 0
         self._clear_totals()
 
     def _clear_totals(self):
-        self.totals = {"images": 0, "loss": 0.0, "correct": 0.0, "lr": 0.0, "seconds": 0.0, "skipped_steps": 0}
+        self.totals = {"images": 0, "loss": 0.0, "correct": 0.0, "lr": 0.0, "seconds": 0.0, "skipped_steps": 0, "passes": 0}
 
     @property
     def scored(self):
@@ -71,7 +72,7 @@ class TrainingState:
     def state_dict(self):
         """`state_dict`, the weights; `settings`; and `resume`, all else."""
         return {"state_dict": self.model.state_dict(), "settings": self.settings, "resume": {
-            "images": self.images, "epoch": self.epoch, "step": self.step, "totals": self.totals,
+            "images": self.images, "about": self.about, "epoch": self.epoch, "step": self.step, "totals": self.totals,
             "history": self.history, "best": self.best, "best_epoch": self.best_epoch,
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average else None}}
@@ -84,5 +85,5 @@ class TrainingState:
         self.scaler.load_state_dict(resume["scaler"])
         if self.average:
             self.average.load_state_dict(resume["average"])
-        for name in ("epoch", "step", "totals", "history", "best", "best_epoch"):
+        for name in ("about", "epoch", "step", "totals", "history", "best", "best_epoch"):
             setattr(self, name, resume[name])

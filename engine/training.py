@@ -19,7 +19,7 @@ from tqdm import tqdm
 from common.console import SaveEvery, remark
 from common.errors import BadInput, Interrupted, TrainingStopped
 from engine import distributed, run_folder
-from engine.device import autocast, compute_deterministically, loader_workers, pick_device
+from engine.device import autocast, compute_deterministically, loader_workers, peak_memory, pick_device
 from engine.randomness import ShuffledBatches, seed_everything, seed_step
 from engine.schedule import warmup_cosine
 from engine.signals import StopSignal, ignore_stop_signals
@@ -90,8 +90,8 @@ class Run:
             dataset, generator=torch.Generator(), num_workers=workers, pin_memory=self.device.type == "cuda",
             persistent_workers=workers > 0, worker_init_fn=ignore_stop_signals, **options)
 
-    def train(self, model, dataset, names, losses, *, fields, fingerprint, title, evaluate=None, held_out=0, collate=None,
-              explaining=nullcontext):
+    def train(self, model, dataset, names, losses, *, fields, fingerprint, title, about, parameters=None, mix=None,
+              evaluate=None, held_out=0, collate=None, explaining=nullcontext):
         """Train, from the saved state if there is one, to the last epoch.
 
         Args:
@@ -102,6 +102,10 @@ class Run:
             fields: what checkpoints hold besides the state.
             fingerprint: of the training data.
             title: what is trained, for the screen.
+            about: what config.json says of it besides the settings, a dict of plain values. A run that goes on keeps
+                what it began with.
+            parameters: groups for the optimizer, if not all alike. A group's `lr_scale` multiplies its learning rate.
+            mix: batch on the device -> batch, once before a step's passes.
             evaluate: (model, wrapper for its loader) -> (loss, correct), the sums over this process's share of the
                 `held_out` images; None where none is held out.
             collate: of the batches of `dataset`, if not the default one.
@@ -115,11 +119,12 @@ class Run:
         trained = distributed.parallel(model)
         base_class, options = {"adam": (torch.optim.Adam, {}), "adamw": (torch.optim.AdamW, {}),
                                "sgd": (torch.optim.SGD, {"momentum": 0.9})}[args.optimizer]
+        parameters = parameters or model.parameters()
         if args.sam:
-            optimizer = SAM(model.parameters(), base_class, rho=args.rho, adaptive=args.adaptive, model=trained,
+            optimizer = SAM(parameters, base_class, rho=args.rho, adaptive=args.adaptive, model=trained,
                             synchronised=args.climb == "joint", lr=args.lr, **options)
         else:
-            optimizer = base_class(model.parameters(), lr=args.lr, **options)
+            optimizer = base_class(parameters, lr=args.lr, **options)
         steps_per_epoch = math.ceil(len(batches) / args.accumulate)
         total_steps = args.epochs * steps_per_epoch
         images_per_step = args.batch_size * distributed.world_size() * args.accumulate
@@ -127,7 +132,7 @@ class Run:
         scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
 
         # State
-        state = TrainingState(model, optimizer, scaler, self.settings, fingerprint, args.ema)
+        state = TrainingState(model, optimizer, scaler, self.settings, fingerprint, about, args.ema)
         if self.saved:
             state.load_state_dict(self.saved)
             self.saved = None  # a second copy of all tensors
@@ -147,6 +152,7 @@ class Run:
                 optimizer.zero_grad()
                 totals = torch.zeros(2, dtype=torch.float64, device=device)
                 for batch in distributed.averaging_last(trained, group):
+                    state.totals["passes"] += 1
                     with autocast(device, args.precision):
                         loss, correct = losses(trained, batch)
                     scaler.scale(loss * distributed.world_size() / size).backward()
@@ -188,11 +194,13 @@ class Run:
                 for group in groups_of(loader, args.accumulate):
                     seed_step(args.seed, distributed.rank(), state.epoch, state.step)
                     group = [moved(batch, device) for batch in group]
+                    if mix:
+                        group = [mix(*batch) for batch in group]
                     seen = state.step * images_per_step
                     size = min(images_per_step, len(names) - seen)
                     totals["lr"] = args.lr * schedule(state.epoch * steps_per_epoch + state.step)
                     for param_group in optimizer.param_groups:
-                        param_group["lr"] = totals["lr"]
+                        param_group["lr"] = totals["lr"] * param_group.get("lr_scale", 1)
                     try:
                         if not args.sam:
                             results = [closure_over(group, size)()]
@@ -227,7 +235,8 @@ class Run:
                 row = {"epoch": state.epoch + 1, "lr": totals["lr"],
                        "train_loss": totals["loss"] / counted, "train_accuracy": totals["correct"] / counted,
                        "holdout_loss": None, "holdout_accuracy": None, "skipped_steps": totals["skipped_steps"],
-                       "images_per_second": totals["images"] / totals["seconds"], "seconds": totals["seconds"]}
+                       "images_per_second": totals["images"] / totals["seconds"], "seconds": totals["seconds"],
+                       "passes": totals["passes"], "peak_memory_mib": peak_memory(device) / 2**20}
                 if held_out:
                     sums = torch.tensor(evaluate(state.scored, stop.until_it_comes), dtype=torch.float64, device=device)
                     row["holdout_loss"], row["holdout_accuracy"] = (distributed.summed(sums) / held_out).tolist()

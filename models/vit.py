@@ -23,6 +23,7 @@ import timm
 import timm.data
 import torch
 from timm.models import beit, clean_state_dict, eva, vision_transformer
+from timm.optim import param_groups_layer_decay
 
 from common.errors import BadInput
 from common.files import read_tensors
@@ -183,6 +184,23 @@ def create(arch, num_classes=None, weights=None, scratch=False):
     return model, load_weights(model, arch, file, adopt_head=num_classes is None)
 
 
+def describe(model):
+    """What a table says of a model: its `parameters`, and its `width`, `heads` and `depth`."""
+    return {"parameters": sum(parameter.numel() for parameter in model.parameters()), "width": model.embed_dim,
+            "heads": model.blocks[0].attn.num_heads, "depth": len(model.blocks)}
+
+
+def layer_groups(model, decay):
+    """Parameter groups for layer-wise learning-rate decay (Bao et al. 2021, arXiv:2106.08254): dicts of `params`, `lr_scale`.
+
+    timm counts the layers: 0 is the embedding, 1 to `depth` are the blocks, the last one with a norm after it, and
+    depth + 1 is the head, with a norm after the pooling. The rate of layer i is multiplied by lr_scale = decay ^ (depth + 1 - i).
+    """
+    groups = param_groups_layer_decay(model, weight_decay=0.0, layer_decay=decay)
+    # without its weight decay: that of the optimizer holds for all, as it does without layer decay
+    return [{"params": group["params"], "lr_scale": group["lr_scale"]} for group in groups]
+
+
 # Checkpoints -------------------------------------------------------------------------------------------------------
 
 
@@ -202,6 +220,7 @@ class Checkpoint:
     labels: list
     class_names: list
     preprocessing: dict
+    settings: dict
 
 
 def open_checkpoint(path):
@@ -220,4 +239,4 @@ def open_checkpoint(path):
     except (RuntimeError, TypeError) as error:
         raise BadInput(f"{path}: its weights do not fit its own architecture, {content['arch']}: it is damaged") from error
     return Checkpoint(Path(path), model.eval(), content["arch"], content["labels"], content["class_names"],
-                      content["preprocessing"])
+                      content["preprocessing"], content["settings"])

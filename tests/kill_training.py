@@ -39,7 +39,7 @@ from tests import forked
 SETTINGS = ["--arch", "test_vit", "--scratch", "--device", "cpu", "--epochs", "4", "--batch-size", "4", "--lr", "1e-3",
             "--save-every", "1", "--holdout", "0.2", "--ema", "0.8"]
 CAPTIONER = ["--device", "cpu", "--epochs", "4", "--batch-size", "4", "--save-every", "1", "--holdout", "0.2", "--ema", "0.8"]
-TIMES = ("seconds", "images_per_second")
+MEASURED = ("seconds", "images_per_second", "peak_memory_mib")  # what no two runs share
 
 
 def die():
@@ -86,7 +86,7 @@ def start(main, arguments, log, ambush=None):
 def flattened(value, name=""):
     """All that a checkpoint holds, by name, but the times that steps took."""
     if isinstance(value, dict):
-        items = [(key, item) for key, item in value.items() if key not in TIMES]
+        items = [(key, item) for key, item in value.items() if key not in MEASURED]
     elif isinstance(value, (list, tuple)):
         items = list(enumerate(value))
     else:

@@ -4,10 +4,14 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import p1_eval
+from datasets import images
+from models import vit
 
 
 def evaluate(folder, run, *arguments, name="best.pt"):
@@ -102,12 +106,38 @@ def test_bad_files_are_listed_or_skipped(copied, shapes, tmp_path, capsys):
     assert len(rows(tmp_path / "p.csv")) == 15
 
 
-@pytest.mark.parametrize("correct, total, low, high", [
-    # Newcombe 1998, Statistics in Medicine 17, table I, method 3
-    (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718),
-])
-def test_wilson_interval_agrees_with_published_values(correct, total, low, high):
-    assert p1_eval.wilson_interval(correct, total) == pytest.approx((low, high), abs=5e-5)
+def test_what_is_left_for_a_report(copied, shapes):
+    checkpoint = vit.open_checkpoint(copied / "best.pt")
+    (copied / "val").mkdir()
+    for path in (shapes / "val").iterdir():
+        shutil.copy(path, copied / "val")
+    shutil.copy(shapes / "val" / "2_0.jpg", copied / "val" / "unknown.jpg")
+    assert evaluate(copied / "val", copied) == 0
+    with np.load(copied / "eval.npz") as left:
+        names = left["names"].tolist()
+        assert names == [name for name, _ in rows(copied / "pred.csv")[1:]] and left["folder"] == str(copied / "val")
+        assert left["labels"].tolist() == checkpoint.labels and left["class_names"].tolist() == checkpoint.class_names
+        known = [-1 if name == "unknown.jpg" else checkpoint.labels.index(name.split("_")[0]) for name in names]
+        assert left["targets"].tolist() == known and left["targets"][-1] == -1
+        assert [checkpoint.labels[i] for i in left["probabilities"].argmax(1)] == [label for _, label in rows(copied / "pred.csv")[1:]]
+        transform = images.evaluation_transform(checkpoint.preprocessing)
+        with torch.no_grad():
+            expected = torch.stack([checkpoint.model(transform(images.load_image(copied / "val" / name))[None])[0]
+                                    for name in names]).softmax(1)
+        assert np.abs(left["probabilities"] - expected.numpy()).max() < 1e-5
+
+
+def test_flip_gives_the_mean_probability_of_an_image_and_its_mirror_image(copied, shapes):
+    checkpoint = vit.open_checkpoint(copied / "best.pt")
+    transform = images.evaluation_transform(checkpoint.preprocessing)
+    batch = torch.stack([transform(images.load_image(shapes / "val" / name)) for name in images.list_files(shapes / "val")])
+    with torch.no_grad():
+        plain, mirrored = (checkpoint.model(one).softmax(1).numpy() for one in (batch, torch.flip(batch, [3])))
+    for flags, expected in (([], plain), (["--flip"], (plain + mirrored) / 2)):
+        assert evaluate(shapes / "val", copied, *flags) == 0
+        assert np.abs(np.load(copied / "eval.npz")["probabilities"] - expected).max() < 1e-6
+        assert json.loads((copied / "eval.json").read_text())["flip"] is bool(flags)
+    assert np.abs(plain - mirrored).max() > 1e-4
 
 
 def test_a_run_folder_that_is_gone_or_foreign_is_left_alone(copied, shapes, tmp_path):

@@ -7,7 +7,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from common.errors import BadImage, BadInput
-from datasets import images
+from datasets import augmentation, images
 
 PREPROCESSING = {"input_size": [3, 64, 64], "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3,
                  "crop_pct": 0.9, "crop_mode": "center"}
@@ -221,7 +221,7 @@ def test_the_evaluation_transform_is_the_models_own():
 
 def test_augmentation_depends_on_seed_epoch_and_index_alone(shapes):
     names = images.list_files(shapes / "train")
-    dataset = images.ImageDataset(shapes / "train", names, [0] * len(names), images.training_transform(PREPROCESSING), seed=5)
+    dataset = images.ImageDataset(shapes / "train", names, [0] * len(names), augmentation.training_transform(PREPROCESSING), seed=5)
     keys = [(epoch, index) for epoch in (0, 1) for index in (0, 1, 2, 3)]
     torch.manual_seed(1)
     one = [dataset[key][0] for key in keys]

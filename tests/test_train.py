@@ -121,6 +121,35 @@ def test_learning_rate_schedule():
     assert warmup_cosine(1, 0)(0) == 1
 
 
+@pytest.mark.parametrize("flags", [["--optimizer", "sgd"], ["--optimizer", "sgd", "--sam", "--rho", 0]])
+def test_layer_decay_reaches_the_steps(shapes, tmp_path, flags):
+    """One step from the same weights, momentum not yet in play: each parameter moves by its layer's share of the plain one."""
+    flags = ["--epochs", 1, "--holdout", 0, "--batch-size", 32, "--lr", 0.1, *flags]
+    assert train(shapes, tmp_path / "start", *flags, "--lr", 0) == 0
+    assert train(shapes, tmp_path / "plain", *flags) == 0
+    assert train(shapes, tmp_path / "decay", *flags, "--layer-decay", 0.5) == 0
+    start, plain, decay = (weights(tmp_path / name) for name in ("start", "plain", "decay"))
+    for name, layers_above in (("head.weight", 0), ("blocks.5.mlp.fc1.weight", 1), ("blocks.3.attn.qkv.weight", 3), ("cls_token", 7)):
+        moved = plain[name] - start[name]
+        assert moved.abs().max() > 0
+        # a step of 2^-7 of the rate is near the last bits of the weights
+        assert (decay[name] - start[name] - moved / 2**layers_above).abs().max() < 0.01 * moved.abs().max() / 2**layers_above + 3e-8
+
+
+def test_the_crop_of_the_evaluation_is_in_the_checkpoint(run, shapes, tmp_path):
+    assert train(shapes, tmp_path / "run", "--epochs", 1, "--crop-pct", 1.0) == 0
+    saved = [torch.load(folder / "best.pt", weights_only=True)["preprocessing"] for folder in (run, tmp_path / "run")]
+    assert saved[1] == {**saved[0], "crop_pct": 1.0} and saved[0]["crop_pct"] < 1
+
+
+def test_metrics_count_passes_and_memory(run, shapes, tmp_path):
+    """29 images in batches of 8, and both passes of SAM; a process with torch takes more than 100 MiB."""
+    assert [row["passes"] for row in metrics(run)] == ["8", "8"]
+    assert train(shapes, tmp_path / "run", "--epochs", 1, "--optimizer", "adam", "--accumulate", 2, "--batch-size", 4) == 0
+    assert [row["passes"] for row in metrics(tmp_path / "run")] == ["8"]
+    assert all(100 < float(row["peak_memory_mib"]) < 100_000 for row in metrics(run))
+
+
 def test_batches_are_a_permutation_that_depends_on_seed_and_epoch():
     batches = ShuffledBatches(10, 4, seed=0)
     first = list(batches)

@@ -1,3 +1,4 @@
+import re
 import contextlib
 import hashlib
 import http.server
@@ -272,3 +273,19 @@ def test_the_other_classes_load_their_weights_too(tmp_path, arch):
     safetensors.torch.save_file(model.state_dict(), tmp_path / "weights.safetensors")
     other, told = vit.create(arch, 5, tmp_path / "weights.safetensors")
     assert told is None and same(model.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize("arch, depth", [("test_vit", 6), ("vit_tiny_patch16_224", 12), ("eva02_tiny_patch14_224", 12)])
+def test_layer_decay_gives_each_parameter_the_rate_of_the_formula(arch, depth):
+    """Layer 0 is the embedding, block b is layer b + 1, a norm after it is of the last block, one after the
+    pooling is of the head, layer depth + 1."""
+    model = timm.create_model(arch, num_classes=3)
+    groups = vit.layer_groups(model, 0.7)
+    scale = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+    assert len(scale) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        block = re.match(r"blocks\.(\d+)\.", name)
+        layer = (int(block[1]) + 1 if block else depth + 1 if name.startswith(("head.", "fc_norm.")) else
+                 depth if name.startswith("norm.") else 0)
+        assert scale[id(parameter)] == pytest.approx(0.7 ** (depth + 1 - layer)), name
+    assert all(group.keys() == {"params", "lr_scale"} for group in groups)

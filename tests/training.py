@@ -13,6 +13,9 @@ def train(data, output, *arguments):
     return p1_train.main(["--data", str(data), "--output", str(output), *TRAIN, *map(str, arguments)])
 
 
+MEASURED = {"seconds", "images_per_second", "peak_memory_mib"}  # what no two runs share
+
+
 def weights(output, name="last.pt"):
     return torch.load(output / name, weights_only=True)["state_dict"]
 
@@ -28,3 +31,8 @@ def largest_difference(one, other):
 def metrics(output):
     with open(output / "metrics.csv") as file:
         return list(csv.DictReader(file))
+
+
+def computed(output):
+    """The metrics, without what depends on the machine."""
+    return [{key: value for key, value in row.items() if key not in MEASURED} for row in metrics(output)]

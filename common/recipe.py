@@ -1,0 +1,76 @@
+"""Recipes: flags of a script in a TOML file, one a line, under their names without the dashes in front."""
+
+import argparse
+import difflib
+import tomllib
+from pathlib import Path
+
+from common.errors import BadInput
+
+OF_THE_COMMAND = {"data", "output", "recipe", "resume", "help"}  # a recipe says how to train, not on what
+
+
+def parse_with_recipe(parser, argv):
+    """The arguments of `argv`, on top of those of the file that its `--recipe` names, if any.
+
+    A flag of `argv` takes the place of the recipe's, and of one of the recipe's that excludes it. Raises BadInput for a
+    file that is not a recipe of this parser.
+    """
+    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    reader.add_argument("--recipe", type=Path)
+    try:
+        path = reader.parse_known_args(argv)[0].recipe
+    except argparse.ArgumentError:  # a --recipe without a file: the parser itself says so
+        path = None
+    return parser.parse_args(argv if path is None else [*_arguments(parser, path, argv), *argv])
+
+
+def _arguments(parser, path, argv):
+    """The recipe's flags as arguments, without those that `argv` excludes."""
+    actions = {option: action for action in parser._actions for option in action.option_strings}
+    given = {actions.get(argument.partition("=")[0]) for argument in argv}
+    excluded = {action for group in parser._mutually_exclusive_groups for action in group._group_actions
+                if given & set(group._group_actions)}
+    arguments = []
+    for key, value in _read(path).items():
+        action = actions.get(f"--{key}")
+        if action is None or key in OF_THE_COMMAND:
+            known = [option[2:] for option in actions if option.startswith("--") and option[2:] not in OF_THE_COMMAND]
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = "it belongs to the command" if action else f"did you mean {near[0]}?" if near else "p1_train.py --help lists them"
+            raise BadInput(f"{path}: a recipe has no {key}: {hint}")
+        said = _said(action, key, value, path)
+        if action not in excluded:
+            arguments += said
+    return arguments
+
+
+def _read(path):
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError as error:
+        raise BadInput(f"--recipe {path} does not exist: name a TOML file, such as those in recipes/") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is not TOML: {error}") from error
+
+
+def _said(action, key, value, path):
+    """What one would write on the command line. Raises BadInput for a value that the flag does not take."""
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise BadInput(f"{path}: {key} is true or false, not {value!r}")
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return [f"--{key}" if value else f"--no-{key}"]
+        return [f"--{key}"] if value else []
+    if isinstance(value, (bool, list, dict)):
+        raise BadInput(f"{path}: {key} is a single value, not {value!r}")
+    if action.type is Path:
+        value = path.parent / value  # wherever one stands
+    try:
+        parsed = action.type(str(value)) if action.type else value
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        raise BadInput(f"{path}: {key}: {error}") from error
+    if action.choices and parsed not in action.choices:
+        raise BadInput(f"{path}: {key} is one of {', '.join(action.choices)}, not {value}")
+    return [f"--{key}={value}"]

@@ -1,0 +1,54 @@
+"""What changes the images of a training set at random: each by itself, and two of a batch into one."""
+
+import timm.data
+import torch
+from timm.data.mixup import Mixup
+
+from datasets.images import for_timm
+
+
+def training_transform(preprocessing, crop_scale=0.5, rand_augment=0, random_erasing=0.0):
+    """PIL image -> augmented float tensor (3, H, W), by timm's transforms.
+
+    Args:
+        preprocessing: `models.vit.preprocessing`.
+        crop_scale: the least part of the area that the random resized crop keeps. A horizontal flip follows.
+        rand_augment: magnitude of RandAugment (Cubuk et al. 2020, arXiv:1909.13719), 0 to 10, two operations an image,
+            each with probability 0.5, their magnitudes spread by 0.5; 0 leaves it out.
+        random_erasing: probability that a rectangle is replaced by noise (Zhong et al. 2017, arXiv:1708.04896).
+    """
+    return timm.data.create_transform(
+        **for_timm(preprocessing), is_training=True, scale=(crop_scale, 1.0), color_jitter=None,
+        auto_augment=f"rand-m{rand_augment}-mstd0.5-inc1" if rand_augment else None, re_prob=random_erasing, re_mode="pixel")
+
+
+class Mixing:
+    """Mixes each image of a batch with its mirror image in the order of the batch, by timm's Mixup.
+
+    Mixup (Zhang et al. 2018, arXiv:1710.09412) blends both as a whole, x = lam x_i + (1 - lam) x_j, CutMix (Yun et al. 2019,
+    arXiv:1905.04899) puts a rectangle of one into the other; targets follow the shares. lam is of Beta(alpha, alpha), one
+    a batch; with both, a coin decides between them. Draws from NumPy's global stream.
+
+    Args:
+        mixup, cutmix: alpha of each; 0 leaves it out.
+        smoothing: the part of each target that all classes share alike.
+        classes: their number.
+    """
+
+    def __init__(self, mixup, cutmix, smoothing, classes):
+        self.mix = Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=classes)
+        self.smoothing, self.classes = smoothing, classes
+
+    def __call__(self, images, targets):
+        """Images (N, 3, H, W), which are overwritten, and targets (N,) -> images, shares of the classes (N, classes).
+
+        Of an odd number the last image is not mixed; a negative target there has no share in any class.
+        """
+        shares = torch.zeros(len(targets), self.classes, device=images.device)
+        known = targets >= 0
+        shares[known] = self.smoothing / self.classes
+        shares[known, targets[known]] += 1 - self.smoothing
+        even = len(images) // 2 * 2
+        if even:
+            images[:even], shares[:even] = self.mix(images[:even], targets[:even])
+        return images, shares
