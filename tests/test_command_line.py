@@ -11,8 +11,10 @@ from conftest import TRAIN
 from PIL import Image
 
 import p1_eval
+import p1_report
 import p1_train
 import p1_viz_attn
+import p1_viz_landscape
 import p1_viz_posembed
 import p2_caption_viz
 import p2_eval
@@ -22,6 +24,7 @@ from models import catr
 
 REPOSITORY = Path(__file__).parent.parent
 SCRIPTS = {"p1_train.py": p1_train, "p1_eval.py": p1_eval, "p1_viz_posembed.py": p1_viz_posembed, "p1_viz_attn.py": p1_viz_attn,
+           "p1_viz_landscape.py": p1_viz_landscape, "p1_report.py": p1_report,
            "p2_train.py": p2_train, "p2_eval.py": p2_eval, "p2_caption_viz.py": p2_caption_viz}
 
 
@@ -90,6 +93,15 @@ def places(run, shapes, captioners, tmp_path):
     ("p1_train.py", "--data {data} --output {out} --save-every 3m", "--save-every"),
     ("p1_train.py", "--data {data} --output {out} --colour red", "--colour"),
     ("p1_train.py", "--output {out}", "--data"),
+    ("p1_train.py", "--data {data} --output {out} --recipe {tmp}/missing.toml", "missing.toml does not exist"),
+    ("p1_train.py", "--data {data} --output {out} --recipe {tmp}/file", "is not TOML"),
+    ("p1_train.py", "--data {data} --output {out} --layer-decay 1.1", "--layer-decay"),
+    ("p1_train.py", "--data {data} --output {out} --layer-decay 0", "--layer-decay"),
+    ("p1_train.py", "--data {data} --output {out} --head-init zeros", "--head-init"),
+    ("p1_train.py", "--data {data} --output {out} --rand-augment 11", "--rand-augment"),
+    ("p1_train.py", "--data {data} --output {out} --mixup -1", "--mixup"),
+    ("p1_train.py", "--data {data} --output {out} --crop-pct 1.2", "--crop-pct"),
+    ("p1_train.py", "--data {tmp}/text --output {out} --holdout 0 --head-init probe", "2 files of 2"),
     ("p1_eval.py", "{tmp}/missing --checkpoint {best}", "missing does not exist"),
     ("p1_eval.py", "{tmp}/file --checkpoint {best}", "is a file, not a folder"),
     ("p1_eval.py", "{tmp}/empty --checkpoint {best}", "holds no images"),
@@ -124,6 +136,22 @@ def places(run, shapes, captioners, tmp_path):
     ("p1_viz_attn.py", "{tmp}/photos --checkpoint {best} --output-dir {out}", "1 file of 1"),
     ("p1_viz_attn.py", "{val} --checkpoint {best} --weights {best} --output-dir {out}", "--weights"),
     ("p1_viz_attn.py", "{val}/0_0.jpg --checkpoint {best} --output-dir {tmp}/file", "file"),
+    ("p1_viz_landscape.py", "{best} --data {data} --output {out}/f.gif", ".png, .pdf or .svg"),
+    ("p1_viz_landscape.py", "{best} --output {out}/f.png", "--data"),
+    ("p1_viz_landscape.py", "{best} --data {data} --output {out}/f.png --rho 0.05 0", "--rho"),
+    ("p1_viz_landscape.py", "{best} --data {tmp}/missing --output {out}/f.png", "missing/train does not exist"),
+    ("p1_viz_landscape.py", "{tmp}/file --data {data} --output {out}/f.png", "not a weights file"),
+    ("p1_viz_landscape.py", "{tmp}/nan.pt --data {data} --output {out}/f.png --workers 0", "not finite"),
+    ("p1_viz_landscape.py", "{best} --data {data} --output {tmp}/file/f.png", "file"),
+    ("p1_report.py", "--output {out}", "RUNS"),
+    ("p1_report.py", "{run}", "--output"),
+    ("p1_report.py", "{tmp}/missing --output {out}", "missing does not exist: name output folders of p1_train.py"),
+    ("p1_report.py", "{tmp}/empty --output {out}", "empty is not a run folder"),
+    ("p1_report.py", "{run} --output {tmp}/file", "is a file: name a folder"),
+    ("p1_report.py", "{run} --output {run}", "holds a training run"),
+    ("p1_report.py", "{run} --output {out}", "none of the runs can be used"),
+    ("p1_report.py", "{run} --output {out} --images {tmp}/missing", "missing does not exist: name the folder of photos"),
+    ("p1_report.py", "{run} --output {out} --images {tmp}/file", "is not a folder"),
     ("p2_train.py", "--data {tmp}/missing --output {out}", "missing does not exist"),
     ("p2_train.py", "--data {tmp}/no_captions --output {out}", "no file captions_train*.json"),
     ("p2_train.py", "--data {tmp}/coco --output {out} --checkpoint {best}", "is not a captioner: it is a classifier, test_vit"),
