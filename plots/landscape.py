@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 # Okabe and Ito's colours for every kind of colour vision, without their yellow, which is weak on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -55,6 +55,7 @@ def draw_landscapes(names, kinds, arrays, title, path):
 
     curve.set(yscale="log", xlabel="distance along a random direction, in filter norms", ylabel="loss",
               title="loss along one direction")
+    curve.xaxis.set_major_locator(MaxNLocator(5))
     rise.set(xscale="log", xlabel="rho, the length of the step along the gradient", ylabel="rise of the loss",
              title="rise of the loss at SAM's perturbation")
     if arrays["rise"].min() > 0:
