@@ -21,7 +21,6 @@ import os
 import sys
 from pathlib import Path
 
-from analysis.scores import wilson_interval
 from common.console import ArgumentParser, number, remark, reports_errors
 from common.errors import BadInput
 from common.files import sha256, write_text, written_whole
@@ -58,6 +57,8 @@ def as_csv(names, labels):
 
 def score(predicted, true, checkpoint, flip):
     """What goes into the JSON file, from the predicted and the true labels; None stands for an unlabelled image."""
+    from analysis.scores import wilson_interval  # brings NumPy, which --help need not wait for
+
     per_class = {label: {"name": name, "correct": 0, "labelled": 0}
                  for label, name in zip(checkpoint.labels, checkpoint.class_names)}
     for guess, label in zip(predicted, true):

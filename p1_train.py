@@ -31,7 +31,6 @@ from common.console import ArgumentParser, number, remark, reports_errors
 from common.recipe import parse_with_recipe
 from common.training_flags import add_training_flags
 
-DEMO_DATA = Path(__file__).resolve().parent / "data" / "demo"
 NO_TARGET = -100  # what cross_entropy ignores
 
 
@@ -43,7 +42,7 @@ def get_args_parser():
     add("--holdout", type=number(float, low=0, high=0.9), default=0.1, metavar="FRACTION",
         help="stratified part of train/ that chooses the epoch; 0 trains on all and takes the last (%(default)s)")
     add("--skip-bad", action="store_true", help="go on without files that cannot be used")
-    add("--recipe", type=Path, metavar="FILE", help="TOML file of flags, such as recipes/model4.toml; those given here override it")
+    add("--recipe", type=Path, metavar="FILE", help="TOML file of flags, such as recipes/model4.toml; those here override it")
 
     model = parser.add_argument_group("model")
     model.add_argument("--arch", default="vit_base_patch16_224", metavar="NAME",
@@ -52,11 +51,11 @@ def get_args_parser():
     start.add_argument("--weights", type=Path, metavar="FILE", help="pretrained weights instead of timm's from the hub")
     start.add_argument("--scratch", action="store_true", help="start from random weights")
     model.add_argument("--crop-pct", type=number(float, above=0, high=1), metavar="X",
-                       help="share of a photo's shorter side that the model sees when it is evaluated (the model's own, often 0.9)")
+                       help="share of a photo's shorter side seen in evaluation (the model's own, often 0.9)")
     model.add_argument("--head-init", choices=["random", "probe"], default="random",
-                       help="probe: begin with the head that logistic regression on the frozen features gives (%(default)s)")
+                       help="probe: begin with logistic regression on the frozen features (%(default)s)")
     model.add_argument("--layer-decay", type=number(float, above=0, high=1), default=1, metavar="X",
-                       help="each block learns at X times the rate of the next one, the head at the full rate: 0.65 to 1 (%(default)s)")
+                       help="each block learns at X times the rate of the next one: 0.65 to 1 (%(default)s)")
 
     augment = parser.add_argument_group("augmentation and labels").add_argument
     augment("--crop-scale", type=number(float, above=0, high=1), default=0.5, metavar="X",
@@ -90,14 +89,15 @@ def main(argv=None):
     from engine.inference import predict
     from engine.training import Run
     from models import vit
-    from models.probe import Features, fit_probe, set_head
 
     run = Run(args)
     if run.finished:
         return 0
 
     # Data
-    data = distributed.one_after_the_other(lambda: shapes.write_dataset(DEMO_DATA)) if args.data == "demo" else Path(args.data)
+    data = Path(args.data)
+    if args.data == "demo":
+        data = distributed.one_after_the_other(lambda: shapes.write_dataset(shapes.DEMO_DATA))
     folder = images.read_training_folder(data / "train", data / "classes.txt", args.skip_bad)
     fingerprint = folder.fingerprint()
     run.check_images(fingerprint, folder.root)
@@ -118,11 +118,14 @@ def main(argv=None):
     plain = images.evaluation_transform(preprocessing)
     about = {"model": vit.describe(model)}
     if args.head_init == "probe" and not run.saved:
+        from models.probe import Features, fit_probe, set_head  # scikit-learn takes a second that others need not wait
+
         started, own = time.monotonic(), []
         own_names, own_targets = distributed.share(fit.names), distributed.share(fit.targets)
         with images.explaining_bad_images(folder.root, folder.names), distributed.noticing_lost_processes():
             if own_names:  # there may be fewer images than processes
-                loader = run.loader(images.ImageDataset(fit.root, own_names, own_targets, plain), batch_size=args.batch_size)
+                dataset = images.ImageDataset(fit.root, own_names, own_targets, plain)
+                loader = run.loader(dataset, batch_size=args.batch_size)
                 own = list(predict(Features(model), loader, run.device)[0].numpy())
             probe = fit_probe(distributed.joined(own), fit.targets, args.seed)
         set_head(model, probe)
@@ -139,8 +142,8 @@ def main(argv=None):
     if args.mixup or args.cutmix:
         mix, smoothing = augmentation.Mixing(args.mixup, args.cutmix, smoothing, len(folder.labels)), 0.0
     own_names, own_targets = distributed.share(held_out.names), distributed.share(held_out.targets)
-    held_out_loader = run.loader(
-        images.ImageDataset(held_out.root, own_names, own_targets, plain), batch_size=args.batch_size) if own_names else None
+    held_out_dataset = images.ImageDataset(held_out.root, own_names, own_targets, plain)
+    held_out_loader = run.loader(held_out_dataset, batch_size=args.batch_size) if own_names else None
 
     def losses(model, batch):
         inputs, targets = batch
@@ -159,7 +162,8 @@ def main(argv=None):
     run.train(model, fit_dataset, fit.names, losses,
               fields=vit.checkpoint_fields(args.arch, folder.labels, folder.class_names, preprocessing),
               fingerprint=fingerprint, title=f"{args.arch}, {len(folder.labels)} classes", about=about,
-              parameters=vit.layer_groups(model, args.layer_decay) if args.layer_decay < 1 else None, mix=mix, evaluate=evaluate,
+              parameters=vit.layer_groups(model, args.layer_decay) if args.layer_decay < 1 else None, mix=mix,
+              evaluate=evaluate,
               held_out=len(held_out.names), explaining=lambda: images.explaining_bad_images(folder.root, folder.names))
     return 0
 

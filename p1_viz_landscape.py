@@ -38,8 +38,8 @@ from pathlib import Path
 
 from common.console import ArgumentParser, number, picture_file, remark, reports_errors
 from common.errors import BadInput
+from common.training_flags import optimizer_name
 
-DEMO_DATA = Path(__file__).resolve().parent / "data" / "demo"
 USUAL_RHO = 0.05  # where checkpoints are compared
 
 
@@ -99,10 +99,10 @@ def main(argv=None):
         for what in ("arch", "labels", "preprocessing"):
             if getattr(other, what) != getattr(first, what):
                 raise BadInput(f"{other.path} and {first.path} differ in {what}: compare checkpoints that share it")
-    names, kinds = names_of(args.checkpoints), [kind_of(checkpoint.settings) for checkpoint in checkpoints]
+    names, kinds = names_of(args.checkpoints), [optimizer_name(checkpoint.settings) for checkpoint in checkpoints]
 
     # Photos
-    data = shapes.write_dataset(DEMO_DATA) if args.data == "demo" else Path(args.data)
+    data = shapes.write_dataset(shapes.DEMO_DATA) if args.data == "demo" else Path(args.data)
     folder = images.read_training_folder(data / "train", data / "classes.txt", args.skip_bad)
     unknown = [label for label in folder.labels if label not in first.labels]
     if unknown:
@@ -180,12 +180,6 @@ def names_of(paths):
     alike = len({path.name for path in paths}) == 1
     names = [path.resolve().parent.name if alike else path.stem for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
-
-
-def kind_of(settings):
-    """The optimizer of a run, such as `adam`, `SAM(adam)` or `ASAM(sgd)`."""
-    optimizer = settings["optimizer"]
-    return f"{'ASAM' if settings['adaptive'] else 'SAM'}({optimizer})" if settings["sam"] else optimizer
 
 
 def fitted(targets, settings):

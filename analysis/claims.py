@@ -5,7 +5,7 @@ from itertools import combinations
 
 import numpy as np
 
-from analysis.runs import HARMLESS, in_words
+from analysis.runs import BETWEEN_SEEDS, in_words
 from analysis.scores import holm, mcnemar, paired_margin, wins_and_losses
 
 LEVEL = 0.05  # a p-value below it exceeds the noise
@@ -160,7 +160,7 @@ def size_pairs(settings):
 def differing(first, second):
     """The names of the settings in which two differ."""
     return [name for name in {**first.settings, **second.settings}
-            if name not in HARMLESS and first.settings.get(name) != second.settings.get(name)]
+            if name not in BETWEEN_SEEDS and first.settings.get(name) != second.settings.get(name)]
 
 
 # Words -------------------------------------------------------------------------------------------------------------

@@ -13,10 +13,10 @@ import numpy as np
 from analysis.scores import expected_calibration_error
 from common.errors import BadInput
 from common.files import sha256
+from common.training_flags import HARMLESS, optimizer_name
 
 # What may differ between the runs of one setting.
-HARMLESS = {"seed", "output", "workers", "device", "save_every", "resume", "skip_bad", "on_nonfinite", "recipe",
-            "deterministic"}
+BETWEEN_SEEDS = HARMLESS | {"seed", "deterministic"}
 COLUMNS = ("epoch", "train_loss", "train_accuracy", "holdout_accuracy", "images_per_second", "seconds", "passes",
            "peak_memory_mib")
 
@@ -196,7 +196,7 @@ class Setting:
 def _key(settings, without=()):
     # a flag that an older version did not have counts as one that was not given
     return json.dumps({name: value for name, value in settings.items()
-                       if name not in HARMLESS and name not in without and value is not None}, sort_keys=True)
+                       if name not in BETWEEN_SEEDS and name not in without and value is not None}, sort_keys=True)
 
 
 # Reading -----------------------------------------------------------------------------------------------------------
@@ -326,10 +326,8 @@ def base_name(settings):
 
 def describe(settings):
     """What is trained, from what, and how."""
-    optimizer = settings.get("optimizer", "")
-    if settings.get("sam"):
-        optimizer = f"{'ASAM' if settings.get('adaptive') else 'SAM'}({optimizer})"
-    return f"{settings['arch']}, {'from scratch' if settings.get('scratch') else 'pretrained'}, {optimizer}"
+    start = "from scratch" if settings.get("scratch") else "pretrained"
+    return f"{settings['arch']}, {start}, {optimizer_name(settings)}"
 
 
 def distinct_names(names, settings, ignored=()):
@@ -337,11 +335,11 @@ def distinct_names(names, settings, ignored=()):
     found = []
     for name, own in zip(names, settings):
         namesakes = [other for its_name, other in zip(names, settings) if its_name == name]
-        differing = [key for key in own if key not in HARMLESS and key not in ignored
+        differing = [key for key in own if key not in BETWEEN_SEEDS and key not in ignored
                      and any(other.get(key) != own[key] for other in namesakes)]
         # a setting that only the others have
         differing += sorted({key for other in namesakes for key in other if other[key] is not None}
-                            - set(own) - HARMLESS - set(ignored))
+                            - set(own) - BETWEEN_SEEDS - set(ignored))
         found.append(", ".join([name, *(f"{key.replace('_', ' ')} {in_words(own.get(key))}" for key in differing)]))
     return found
 

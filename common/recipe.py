@@ -37,7 +37,8 @@ def _arguments(parser, path, argv):
         if action is None or key in OF_THE_COMMAND:
             known = [option[2:] for option in actions if option.startswith("--") and option[2:] not in OF_THE_COMMAND]
             near = difflib.get_close_matches(key, known, n=1)
-            hint = "it belongs to the command" if action else f"did you mean {near[0]}?" if near else "p1_train.py --help lists them"
+            guess = f"did you mean {near[0]}?" if near else f"{parser.prog} --help lists them"
+            hint = "it belongs to the command" if action else guess
             raise BadInput(f"{path}: a recipe has no {key}: {hint}")
         said = _said(action, key, value, path)
         if action not in excluded:

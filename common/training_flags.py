@@ -1,8 +1,18 @@
-"""The arguments that p1_train.py and p2_train.py share: the optimization, and the run."""
+"""The arguments that p1_train.py and p2_train.py share, the optimization and the run, and what their values mean."""
 
 import argparse
 
 from common.console import SaveEvery, number
+
+# Settings that do not change what a run computes.
+HARMLESS = {"resume", "recipe", "output", "workers", "device", "save_every", "skip_bad", "on_nonfinite"}
+
+
+def optimizer_name(settings):
+    """The optimizer of a run's settings: `adam`, `SAM(adam)` or `ASAM(sgd)`."""
+    if not settings["sam"]:
+        return settings["optimizer"]
+    return f"{'ASAM' if settings['adaptive'] else 'SAM'}({settings['optimizer']})"
 
 
 def add_training_flags(parser, optimizer, lr, batch_size, epochs):

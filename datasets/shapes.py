@@ -30,6 +30,7 @@ from PIL import Image, ImageDraw
 from common.console import ArgumentParser, number, reports_errors
 from common.errors import BadInput
 
+DEMO_DATA = Path(__file__).resolve().parent.parent / "data" / "demo"
 TAU = 2 * math.pi
 SUPERSAMPLING = 2
 MAX_TILT = math.radians(30)

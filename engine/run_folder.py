@@ -25,11 +25,11 @@ from common.console import remark
 from common.errors import BadImage, BadInput, TrainingStopped
 from common.files import read_tensors, remove_leftovers, write_text, written_whole
 from common.processes import first_to
+from common.training_flags import HARMLESS
 from engine import distributed
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 METRICS, CONFIG, CURVES = "metrics.csv", "config.json", "curves.png"
-HARMLESS = {"resume", "recipe", "output", "workers", "device", "save_every", "skip_bad", "on_nonfinite"}
 
 
 def write_metrics(history, folder):
@@ -54,7 +54,8 @@ def describe_run(settings, about):
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "git_commit": commit or None,
         "versions": {"python": platform.python_version(),
-                     **{name: version(name) for name in ("torch", "torchvision", "timm", "tokenizers", "numpy", "pillow", "scikit-learn")}},
+                     **{name: version(name) for name in (
+                         "torch", "torchvision", "timm", "tokenizers", "numpy", "pillow", "scikit-learn")}},
     }
     return json.dumps(config, indent=2) + "\n"
 

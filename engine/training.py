@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from common.console import SaveEvery, remark
 from common.errors import BadInput, Interrupted, TrainingStopped
+from common.training_flags import optimizer_name
 from engine import distributed, run_folder
 from engine.device import autocast, compute_deterministically, loader_workers, peak_memory, pick_device
 from engine.randomness import ShuffledBatches, seed_everything, seed_step
@@ -176,8 +177,7 @@ class Run:
                                   f"--resume goes on from {args.output / run_folder.LAST}", number)
 
         if first:
-            name = f"SAM({args.optimizer})" if args.sam else args.optimizer
-            print(f"{title}, {name}, {args.precision} on {device.type}: {len(names)} images to train on, "
+            print(f"{title}, {optimizer_name(self.settings)}, {args.precision} on {device.type}: {len(names)} images to train on, "
                   f"{held_out} held out -> {args.output}")
 
         images_before = state.epoch * len(names) + min(state.step * images_per_step, len(names))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from threadpoolctl import threadpool_limits
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -173,9 +174,11 @@ def largest_eigenvalues(loss, weights, batch, count, seed=0, tolerance=1e-2, tic
     start = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=first.dtype).numpy()
     hessian = LinearOperator((size, size), matvec=multiply, dtype=start.dtype)
     try:
-        # a basis of 16 vectors for 3 values needed the fewest products; scipy would take 20 at least
-        values = eigsh(hessian, count, which="LA", v0=start, ncv=min(4 * count + 4, size), tol=tolerance,
-                       maxiter=50, return_eigenvectors=False)
+        # BLAS threads that wait beside torch's cost more time than all of their work saves
+        with threadpool_limits(1, user_api="blas"):
+            # a basis of 16 vectors for 3 values needed the fewest products; scipy would take 20 at least
+            values = eigsh(hessian, count, which="LA", v0=start, ncv=min(4 * count + 4, size), tol=tolerance,
+                           maxiter=50, return_eigenvectors=False)
     except ArpackNoConvergence as error:
         raise BadInput(f"--eigenvalues {count}: {len(error.eigenvalues)} of them converged: ask for fewer") from error
     return np.sort(values)[::-1]

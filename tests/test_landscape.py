@@ -8,6 +8,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
 import p1_viz_landscape
+from common.training_flags import optimizer_name
 from models import landscape
 from plots.landscape import contour_levels, styles
 from sam import SAM
@@ -361,12 +362,12 @@ def test_without_a_second_kind_the_verdict_ranks():
 
 
 def test_names_and_kinds(tmp_path):
-    names_of, kind_of = p1_viz_landscape.names_of, p1_viz_landscape.kind_of
+    names_of = p1_viz_landscape.names_of
     assert names_of([tmp_path / "a" / "best.pt", tmp_path / "b" / "best.pt"]) == ["a", "b"]
     assert names_of([tmp_path / "a" / "best.pt", tmp_path / "a" / "last.pt"]) == ["best", "last"]
     twice = [tmp_path / "x" / "a" / "best.pt", tmp_path / "y" / "a" / "best.pt"]
     assert names_of(twice) == list(map(str, twice))
-    assert [kind_of({"optimizer": "adam", "sam": sam, "adaptive": adaptive}) for sam, adaptive in
+    assert [optimizer_name({"optimizer": "adam", "sam": sam, "adaptive": adaptive}) for sam, adaptive in
             ((False, False), (True, False), (True, True))] == ["adam", "SAM(adam)", "ASAM(adam)"]
 
 

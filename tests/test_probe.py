@@ -1,11 +1,16 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from sklearn.model_selection import StratifiedKFold
 from training import same, train, weights
 
+from datasets import images
 from models import vit
 from models.probe import STRENGTHS, Features, fit_probe, set_head
 
@@ -52,8 +57,6 @@ def test_the_strength_is_the_one_with_the_smallest_loss_on_folds_left_out(proble
     """Found again by fitting with torch alone: LBFGS on the objective of each fold's training part."""
     x, y = problem
     x = (x - x.mean(0)) / x.std()
-    from sklearn.model_selection import StratifiedKFold
-
     losses, hits = [], []
     for C in STRENGTHS:
         loss = hit = 0
@@ -112,7 +115,6 @@ def test_training_begins_at_the_probe(shapes, tmp_path, capsys):
     told = json.loads((tmp_path / "probe" / "config.json").read_text())
     assert told["probe"]["C"] in STRENGTHS and told["model"] == vit.describe(timm.create_model("test_vit", num_classes=4))
 
-    from datasets import images
     folder = images.read_training_folder(shapes / "train", shapes / "classes.txt")
     fit = folder.keep(images.split_held_out(folder.targets, 0.1, seed=0)[0])
     checkpoint = vit.open_checkpoint(tmp_path / "random" / "best.pt")
@@ -133,10 +135,6 @@ def test_a_run_that_goes_on_keeps_what_it_was_told_of_its_probe(shapes, tmp_path
 
 def test_the_probe_of_two_processes_is_that_of_one(shapes, tmp_path):
     """Their features differ by rounding at most."""
-    import subprocess
-    import sys
-    from pathlib import Path
-
     settings = ["--data", str(shapes), "--arch", "test_vit", "--scratch", "--device", "cpu", "--workers", "0", "--epochs", "1",
                 "--lr", "0", "--optimizer", "adam", "--head-init", "probe"]
     script = Path(__file__).parents[1] / "p1_train.py"
