@@ -104,7 +104,7 @@ def draw_reliability(settings):
     rows = -(-len(settings) // columns)
     titles = [_lines(title, 34, 5) for title, *_ in settings]
     height = 2.75 + 0.17 * max(title.count("\n") + 1 for title in titles)
-    figure = Figure(figsize=(max(4.5, 2.9 * columns), height * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(max(4.5, 2.9 * columns), height * rows + 0.4), layout="compressed")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for axes in panels.flat[len(settings):]:
         axes.set_axis_off()
