@@ -27,7 +27,7 @@ FILE.npz holds the arrays, for C checkpoints, B batches and H of them for the He
     eigenvalues (C, H, K)                 largest first
     images                                the names of the photos, in the order of the batches
 
-A ViT-Tiny takes about 6 minutes a checkpoint on 2 cores that do nothing else, timm's test_vit half a minute.
+A ViT-Tiny takes about 7 minutes a checkpoint on 2 cores, timm's test_vit half a minute.
 """
 
 import argparse
