@@ -53,7 +53,8 @@ def get_args_parser():
     model.add_argument("--crop-pct", type=number(float, above=0, high=1), metavar="X",
                        help="share of a photo's shorter side seen in evaluation (the model's own, often 0.9)")
     model.add_argument("--head-init", choices=["random", "probe"], default="random",
-                       help="probe: begin with logistic regression on the frozen features (%(default)s)")
+                       help="probe: begin with logistic regression on the frozen features, drawn towards what the "
+                            "pretrained head takes the images for (%(default)s)")
     model.add_argument("--layer-decay", type=number(float, above=0, high=1), default=1, metavar="X",
                        help="each block learns at X times the rate of the next one: 0.65 to 1 (%(default)s)")
 
@@ -105,20 +106,21 @@ def main(argv=None):
     fit, held_out = folder.keep(to_fit), folder.keep(to_hold_out)
 
     # Model
+    probing = args.head_init == "probe" and not run.saved
     if run.saved:
         model, told = vit.build(args.arch, len(folder.labels)), None  # its weights come with the rest of the state
-    else:
-        model, told = vit.create(args.arch, len(folder.labels), args.weights, args.scratch)
-    if told:
+    else:  # a probe learns from the pretrained head, which is then replaced
+        model, told = vit.create(args.arch, None if probing and not args.scratch else len(folder.labels), args.weights, args.scratch)
+    if told and not probing:
         remark(told)
-    model.to(run.device).train()
+    model.to(run.device)
     preprocessing = vit.preprocessing(model)
     if args.crop_pct:
         preprocessing["crop_pct"] = args.crop_pct
     plain = images.evaluation_transform(preprocessing)
-    about = {"model": vit.describe(model)}
-    if args.head_init == "probe" and not run.saved:
-        from models.probe import Features, fit_probe, set_head  # scikit-learn takes a second that others need not wait
+    about = {}
+    if probing:
+        from models.probe import Features, fit_probe, read_head, set_head  # SciPy takes a second that others need not wait
 
         started, own = time.monotonic(), []
         own_names, own_targets = distributed.share(fit.names), distributed.share(fit.targets)
@@ -127,13 +129,17 @@ def main(argv=None):
                 dataset = images.ImageDataset(fit.root, own_names, own_targets, plain)
                 loader = run.loader(dataset, batch_size=args.batch_size)
                 own = list(predict(Features(model), loader, run.device)[0].numpy())
-            probe = fit_probe(distributed.joined(own), fit.targets, args.seed)
+            probe = fit_probe(distributed.joined(own), fit.targets, None if args.scratch or told else read_head(model), args.seed)
+        model.reset_classifier(len(folder.labels))
         set_head(model, probe)
-        about["probe"] = {"C": probe.C, "accuracy": probe.accuracy, "seconds": time.monotonic() - started}
+        model.to(run.device)
+        about["probe"] = {"C": probe.C, "trust": probe.trust, "accuracy": probe.accuracy, "seconds": time.monotonic() - started}
         if run.first:
-            print(f"head fitted to the frozen features: C {probe.C:g}, "
+            print(f"head fitted to the frozen features: C {probe.C:g}, trust {probe.trust:g}, "
                   + (f"accuracy {probe.accuracy:.3f} in cross-validation, " if probe.accuracy else "")
                   + f"{about['probe']['seconds']:.0f} s")
+    about["model"] = vit.describe(model)
+    model.train()
 
     # Training
     transform = augmentation.training_transform(preprocessing, args.crop_scale, args.rand_augment, args.random_erasing)

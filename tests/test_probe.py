@@ -1,3 +1,4 @@
+import itertools
 import json
 import subprocess
 import sys
@@ -7,37 +8,60 @@ import numpy as np
 import pytest
 import timm
 import torch
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
+from conftest import TRAIN
 from training import same, train, weights
 
+import p1_train
 from datasets import images
 from models import vit
-from models.probe import STRENGTHS, Features, fit_probe, set_head
+from models.probe import STRENGTHS, TRUSTS, Features, fit_probe, read_head, set_head
 
 
-@pytest.fixture(scope="module", params=[2, 5], ids=["2 classes", "5 classes"])
+@pytest.fixture(scope="module", params=["2 classes", "5 classes", "5 classes and a pretrained head"])
 def problem(request):
-    rng = np.random.default_rng(request.param)
-    y = np.repeat(np.arange(request.param), 12)
-    centers = 2 * rng.normal(size=(request.param, 8))
-    return (7 * (centers[y] + 1.5 * rng.normal(size=(len(y), 8))) + 3).astype(np.float32), y
+    """Features, targets, and a head that was trained on three times as many classes, some of which are like these."""
+    rng = np.random.default_rng(5)
+    classes = int(request.param[0])
+    y = np.repeat(np.arange(classes), 12)
+    centers = 2 * rng.normal(size=(classes, 8))
+    x = (7 * (centers[y] + 1.5 * rng.normal(size=(len(y), 8))) + 3).astype(np.float32)
+    means = np.concatenate([7 * centers + 3, 20 * rng.normal(size=(2 * classes, 8))])
+    discriminants = means / 10.5 ** 2, -np.square(means).sum(1) / 2 / 10.5 ** 2
+    return x, y, discriminants if "head" in request.param else None
 
 
-def objective(weight, bias, x, y, C):
-    """The docstring's, with torch: ||s W||^2 / 2 + C * sum of cross-entropies."""
+def prior_of(x, y, head):
+    """The docstring's W0, in plain loops."""
+    prior = np.zeros((y.max() + 1, x.shape[1]))
+    if head:
+        for label, row in enumerate(prior):
+            of_label = x[y == label]
+            for image in of_label:
+                logits = [image @ one + bias for one, bias in zip(*head)]
+                total = sum(np.exp(logit - max(logits)) for logit in logits)
+                for one, logit in zip(head[0], logits):
+                    row += np.exp(logit - max(logits)) / total * one / len(of_label)
+    return torch.from_numpy(prior)
+
+
+def objective(weight, bias, x, y, C, center=0.0):
+    """The docstring's, with torch: ||s (W - alpha W0)||^2 / 2 + C * sum of cross-entropies."""
     x, y = torch.as_tensor(x, dtype=torch.float64), torch.as_tensor(y)
-    penalty = (x.std(correction=0) * weight).square().sum() / 2
+    penalty = (x.std(correction=0) * (weight - center)).square().sum() / 2
     return penalty + C * torch.nn.functional.cross_entropy(x @ weight.T + bias, y, reduction="sum")
 
 
 def test_the_probe_is_the_minimum_that_an_independent_regression_finds(problem):
     """Newton's method on the plain objective, in float64, from zero."""
-    x, y = problem
-    probe = fit_probe(x, y)
-    classes, width = y.max() + 1, x.shape[1]
+    x, y, head = problem
+    probe = fit_probe(x, y, head)
+    classes, width, center = y.max() + 1, x.shape[1], probe.trust * prior_of(x.astype(float), y, head)
 
     def flat(theta):
-        return objective(theta[:classes * width].reshape(classes, width), theta[classes * width:], x, y, probe.C)
+        return objective(theta[:classes * width].reshape(classes, width), theta[classes * width:], x, y, probe.C, center)
 
     theta = torch.zeros(classes * (width + 1), dtype=torch.float64)
     for _ in range(50):
@@ -53,34 +77,46 @@ def test_the_probe_is_the_minimum_that_an_independent_regression_finds(problem):
     assert np.abs((probe.bias - probe.bias.mean()) - (bias - bias.mean())).max() < 1e-3 * np.abs(bias).max()
 
 
-def test_the_strength_is_the_one_with_the_smallest_loss_on_folds_left_out(problem):
+def test_without_a_pretrained_head_it_is_scikit_learn_s_regression(problem):
+    x, y, _ = problem
+    probe = fit_probe(x, y)
+    z = x / x.astype(float).std()
+    # of two classes, it penalises the difference of their weights, which is twice what the two weights themselves cost
+    fitted = LogisticRegression(C=probe.C * (1 + (y.max() == 1)), tol=1e-8, max_iter=10000).fit(z, y)
+    assert np.abs(fitted.predict_proba(z) - softmax(x @ probe.weight.T + probe.bias, axis=1)).max() < 1e-4
+    assert probe.trust == 0
+
+
+def test_strength_and_trust_are_those_with_the_smallest_loss_on_folds_left_out(problem):
     """Found again by fitting with torch alone: LBFGS on the objective of each fold's training part."""
-    x, y = problem
-    x = (x - x.mean(0)) / x.std()
-    losses, hits = [], []
-    for C in STRENGTHS:
+    x, y, head = problem
+    x = x.astype(float)
+    losses, hits = {}, {}
+    for alpha, C in itertools.product(TRUSTS if head else (0.0,), STRENGTHS):
         loss = hit = 0
         for fit, left_out in StratifiedKFold(5, shuffle=True, random_state=3).split(x, y):
+            # features scaled once, over all images
+            z, center = torch.from_numpy((x - x.mean(0)) / x.std()), alpha * x.std() * prior_of(x[fit], y[fit], head)
             weight = torch.zeros(y.max() + 1, x.shape[1], dtype=torch.float64, requires_grad=True)
             bias = torch.zeros(y.max() + 1, dtype=torch.float64, requires_grad=True)
             optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, line_search_fn="strong_wolfe")
 
             def closure():
                 optimizer.zero_grad()
-                # the penalty is of features scaled once, over all images
-                value = weight.square().sum() / 2 + C * torch.nn.functional.cross_entropy(
-                    torch.from_numpy(x[fit]).double() @ weight.T + bias, torch.from_numpy(y[fit]), reduction="sum")
+                value = (weight - center).square().sum() / 2 + C * torch.nn.functional.cross_entropy(
+                    z[fit] @ weight.T + bias, torch.from_numpy(y[fit]), reduction="sum")
                 value.backward()
                 return value
 
             optimizer.step(closure)
-            logits = torch.from_numpy(x[left_out]).double() @ weight.T + bias
+            logits = z[left_out] @ weight.T + bias
             loss += torch.nn.functional.cross_entropy(logits, torch.from_numpy(y[left_out]), reduction="sum").item()
             hit += (logits.argmax(1).numpy() == y[left_out]).sum()
-        losses.append(loss), hits.append(hit)
-    probe = fit_probe(x, y, seed=3)
-    assert probe.C == STRENGTHS[np.argmin(losses)]
-    assert probe.accuracy == pytest.approx(hits[np.argmin(losses)] / len(y))
+        losses[C, alpha], hits[C, alpha] = loss, hit
+    probe = fit_probe(x, y, head, seed=3)
+    best = min(losses, key=losses.get)
+    assert (probe.C, probe.trust) == best and probe.accuracy == pytest.approx(hits[best] / len(y))
+    assert not head or probe.trust > 0  # else it would not be known to work
 
 
 @pytest.mark.parametrize("counts", [(1, 1), (1, 1, 1), (2, 1, 1), (1, 4, 9), (3, 3)])
@@ -102,6 +138,10 @@ def test_the_head_of_a_model_computes_what_the_probe_does(arch):
         probe = fit_probe(features, np.array([0, 1, 2, 0, 1, 2, 2]))
         set_head(model, probe)
         assert np.abs(model(images).numpy() - (features @ probe.weight.T + probe.bias)).max() < 1e-4
+        weight, bias = read_head(model)
+        assert np.allclose(weight, probe.weight, atol=1e-5) and np.allclose(bias, probe.bias, atol=1e-5)
+    model.reset_classifier(0)
+    assert read_head(model) is None
 
 
 def test_training_begins_at_the_probe(shapes, tmp_path, capsys):
@@ -123,6 +163,31 @@ def test_training_begins_at_the_probe(shapes, tmp_path, capsys):
         features = Features(checkpoint.model)(torch.stack([transform(images.load_image(fit.root / name)) for name in fit.names]))
     probe = fit_probe(features, fit.targets)
     assert np.abs(one["head.weight"].numpy() - probe.weight).max() < 1e-3 * np.abs(probe.weight).max()
+
+
+def test_training_begins_at_a_probe_that_knows_the_pretrained_head(shapes, tmp_path, capsys):
+    """Of two heads, the one that was trained for these classes is trusted; where the file has none, there is nothing to trust."""
+    assert train(shapes, tmp_path / "trained", "--epochs", 4, "--optimizer", "adam", "--lr", 1e-3, "--holdout", 0) == 0
+    arguments = ["--epochs", 1, "--lr", 0, "--optimizer", "adam", "--holdout", 0, "--head-init", "probe"]
+    start = [argument for argument in TRAIN if argument != "--scratch"]
+    told = {}
+    state = weights(tmp_path / "trained", "best.pt")
+    torch.save({key: value for key, value in state.items() if not key.startswith("head.")}, tmp_path / "headless.pt")
+    for name, file in (("headed", tmp_path / "trained" / "best.pt"), ("headless", tmp_path / "headless.pt")):
+        assert p1_train.main(["--data", str(shapes), "--output", str(tmp_path / name), *start, "--weights", str(file),
+                              *map(str, arguments)]) == 0
+        told[name] = json.loads((tmp_path / name / "config.json").read_text())["probe"]
+        assert capsys.readouterr().err == ""
+    assert told["headed"]["trust"] > 0 and told["headless"]["trust"] == 0
+
+    folder = images.read_training_folder(shapes / "train", shapes / "classes.txt")
+    checkpoint = vit.open_checkpoint(tmp_path / "trained" / "best.pt")
+    transform = images.evaluation_transform(checkpoint.preprocessing)
+    with torch.no_grad():
+        features = Features(checkpoint.model)(torch.stack([transform(images.load_image(folder.root / name))
+                                                           for name in folder.names]))
+    probe = fit_probe(features, folder.targets, read_head(checkpoint.model))
+    assert np.abs(weights(tmp_path / "headed")["head.weight"].numpy() - probe.weight).max() < 1e-3 * np.abs(probe.weight).max()
 
 
 def test_a_run_that_goes_on_keeps_what_it_was_told_of_its_probe(shapes, tmp_path):
