@@ -26,6 +26,9 @@ from common.errors import BadInput
 from common.files import sha256, write_text, written_whole
 
 
+LONG = 256  # images of a process, from which on the user is told how long it will take
+
+
 def get_args_parser():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -49,10 +52,16 @@ def get_args_parser():
 def as_csv(names, labels):
     """The predictions as CSV text: `filename,label`, then a row an image."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["filename", "label"])
-    writer.writerows(zip(names, labels))
+    for row in [("filename", "label"), *zip(names, labels)]:
+        # csv quotes a line feed by itself, but not a carriage return, at which readers end a row, too
+        quoting = csv.QUOTE_ALL if "\r" in "".join(row) else csv.QUOTE_MINIMAL
+        csv.writer(text, lineterminator="\n", quoting=quoting).writerow(row)
     return text.getvalue()
+
+
+def in_words(seconds):
+    """`40 seconds`, `12 minutes`."""
+    return f"{max(2, round(seconds))} seconds" if seconds < 100 else f"{round(seconds / 60)} minutes"
 
 
 def score(predicted, true, checkpoint, flip):
@@ -85,7 +94,7 @@ def main(argv=None):
     from datasets import images
     from engine import distributed
     from engine.device import loader_workers, pick_device
-    from engine.inference import Mirrored, predict
+    from engine.inference import Mirrored, expected_seconds, predict
     from engine.run_folder import CONFIG
     from models.vit import open_checkpoint
 
@@ -108,10 +117,13 @@ def main(argv=None):
                                   images.evaluation_transform(checkpoint.preprocessing))
     with images.explaining_bad_images(args.images, names), distributed.noticing_lost_processes():
         if own_names:  # there may be fewer images than processes
-            loader = DataLoader(dataset, batch_size=args.batch_size, num_workers=loader_workers(args.workers),
-                                pin_memory=device.type == "cuda")
-            predictor = Mirrored(checkpoint.model) if args.flip else checkpoint.model
-            outputs, _ = predict(predictor.to(device), loader, device, progress=lambda batches: tqdm(
+            workers = loader_workers(args.workers)
+            loader = DataLoader(dataset, batch_size=args.batch_size, num_workers=workers, pin_memory=device.type == "cuda")
+            predictor = (Mirrored(checkpoint.model) if args.flip else checkpoint.model).to(device)
+            if len(own_names) >= LONG:
+                seconds = expected_seconds(predictor, dataset, device, workers)
+                remark(f"{len(names)} images on {device.type}: about {in_words(seconds)}")
+            outputs, _ = predict(predictor, loader, device, progress=lambda batches: tqdm(
                 batches, unit=" batches", disable=None if first else True))
             own = list(outputs.numpy())
         logits = torch.from_numpy(np.stack(distributed.joined(own)))

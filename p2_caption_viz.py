@@ -87,8 +87,6 @@ def main(argv=None):
     config = model.config
     captioning.check_limits(model, args.max_tokens, args.layer)
     given = given_caption(args.caption, tokenizer, config) if args.caption is not None else None
-    for path in paths:  # a photo too narrow to be resized is found before the first figure is drawn, too
-        catr.preprocess(images.load_image(path), config, path)
 
     label = (f"cross-attention of layer {args.layer % config.decoder_layers} of the decoder, counted from 0; mean over "
              f"its {config.heads} heads")
@@ -96,8 +94,7 @@ def main(argv=None):
         batch = paths[start:start + args.batch_size]
         photos = [images.load_image(path) for path in batch]
         with torch.no_grad():
-            memory = model.encode([catr.preprocess(photo, config, path).to(device)
-                                   for photo, path in zip(photos, batch)])
+            memory = model.encode([catr.preprocess(photo, config).to(device) for photo in photos])
         if not memory.features.isfinite().all():
             raise BadInput(f"{checkpoint}: its weights give outputs that are not finite: it is damaged")
         captions = [given] * len(batch) if given else \

@@ -86,9 +86,8 @@ def main(argv=None):
     with images.explaining_bad_images(folder.root, folder.names):
         for start in tqdm(range(0, len(folder.names), args.batch_size), unit=" batches", disable=None, dynamic_ncols=True):
             rows = range(start, min(start + args.batch_size, len(folder.names)))
-            paths = [folder.root / folder.names[i] for i in rows]
-            photos = [images.load_image(path) for path in paths]
-            memory = captioning.encode(model, photos, paths)
+            photos = [images.load_image(folder.root / folder.names[i]) for i in rows]
+            memory = captioning.encode(model, photos)
             found += [tokenizer.text(ids) for ids in captioning.search(model, memory, tokenizer, args.max_tokens, args.beam)]
             if files:
                 true = [tokenizer.caption(folder.captions[i][0], model.config.positions) for i in rows]

@@ -84,8 +84,8 @@ def main(argv=None):
     model.to(run.device).train()
 
     # Training. None is the caption of no photo, for a process that has none left.
-    def transform(photo, path):
-        return catr.preprocess(photo, config, path)
+    def transform(photo):
+        return catr.preprocess(photo, config)
 
     def encode(text):
         if text is None:

@@ -59,7 +59,7 @@ def measure(config, device, count, repeats):
     model, tokenizer = never_ending(config)
     model.to(device)
     pixels = np.random.default_rng(0).integers(0, 256, (*PHOTO[::-1], 3), dtype=np.uint8)
-    photo = catr.preprocess(Image.fromarray(pixels), config, "noise").to(device)
+    photo = catr.preprocess(Image.fromarray(pixels), config).to(device)
     ways = {"kept": lambda n: kept(model, photo, tokenizer, n),
             "prefix": lambda n: again_for_every_token(model, photo, tokenizer, n),
             "padded": lambda n: again_for_every_token(model, photo, tokenizer, n, config.positions)}

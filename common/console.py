@@ -68,15 +68,20 @@ def image_size(text):
     return sides[0], sides[-1]
 
 
+def one_line(text):
+    """The text on one line, whatever the names of files in it hold."""
+    return text.replace("\r", "\\r").replace("\n", "\\n")
+
+
 def remark(text):
     """Tell the user something that does not stop the work. Of several processes under torchrun only the first does."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"note: {text}", file=sys.stderr)
+        print(f"note: {one_line(text)}", file=sys.stderr)
 
 
 def complain(*lines):
     """Print why the work ends. What several processes under torchrun have to say alike, the first of them says."""
-    text = "\n  ".join(lines)
+    text = "\n  ".join(map(one_line, lines))
     if first_to(text):
         print(text, file=sys.stderr)
 

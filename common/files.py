@@ -5,11 +5,15 @@ import glob
 import hashlib
 import os
 import pickle
+import re
 import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 
 from common.errors import BadInput
+
+MOST_CLAIMED = 2**30  # bytes that a tensor may take beyond what a file stores of it, as one that repeats a number does
 
 
 @contextlib.contextmanager
@@ -74,7 +78,8 @@ def read_tensors(path):
     """What a safetensors or torch file holds, on the CPU. The content decides which it is, not the name.
 
     A torch file is opened with `weights_only=True`, so that nothing in it runs, and the checksums that torch.save put
-    into it are compared, which torch.load does not do. Raises BadInput for a missing, broken or unsafe file.
+    into it are compared, which torch.load does not do. No tensor may claim much more than the file stores of it: its
+    first use would take that memory. Raises BadInput for a missing, broken or unsafe file.
     """
     import safetensors.torch
     import torch
@@ -87,12 +92,36 @@ def read_tensors(path):
     try:
         if start[8:] == b"{":  # 8 bytes of length, then the JSON header
             return safetensors.torch.load_file(path)
-        if start.startswith(b"PK"):  # a zip archive: torch's format since 1.6
+        if start.startswith(b"PK"):  # a zip archive: torch's format since 1.6, which it does not compress
             with zipfile.ZipFile(path) as archive:
+                if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+                    raise BadInput(f"{path} is a compressed archive, not a weights file: unpack it")
                 if record := archive.testzip():
                     raise zipfile.BadZipFile(record)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's, about files that it then refuses
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise BadInput(f"{path} is not a weights file: torch's weights-only loader refuses it") from error
+        called = re.search(r"GLOBAL (\S+)", str(error))
+        raise BadInput(f"{path} is not a weights file: " + (
+            f"opening it would run {called[1]}; save its weights alone" if called
+            else "torch's weights-only loader refuses it")) from error
+    except BadInput:
+        raise
     except Exception as error:  # a broken archive raises RuntimeError, EOFError, SafetensorError, ...
         raise BadInput(f"{path} is damaged or not a weights file: copy it again") from error
+    for tensor in _tensors(content):
+        dense = tensor.device.type == "cpu" and tensor.layout == torch.strided
+        if not dense or tensor.nbytes > max(tensor.untyped_storage().nbytes(), MOST_CLAIMED):
+            raise BadInput(f"{path} holds a tensor of {tensor.numel():,} numbers, of which it stores fewer: "
+                           "save its weights as dense tensors")
+    return content
+
+
+def _tensors(content):
+    """All tensors in nested dicts, lists and tuples."""
+    if hasattr(content, "untyped_storage"):
+        yield content
+    elif isinstance(content, (dict, list, tuple)):
+        for value in content.values() if isinstance(content, dict) else content:
+            yield from _tensors(value)

@@ -67,6 +67,8 @@ def _said(action, key, value, path):
     if isinstance(value, (bool, list, dict)):
         raise BadInput(f"{path}: {key} is a single value, not {value!r}")
     if action.type is Path:
+        if not isinstance(value, str):
+            raise BadInput(f"{path}: {key} is the name of a file, not {value!r}")
         value = path.parent / value  # wherever one stands
     try:
         parsed = action.type(str(value)) if action.type else value

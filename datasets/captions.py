@@ -82,7 +82,7 @@ def split_held_out(count, fraction, seed):
 
 
 class CaptionDataset(Dataset):
-    """Photos with one caption each, as (transform(photo, path), encode(caption)).
+    """Photos with one caption each, as (transform(photo), encode(caption)).
 
     A key is an index, or (epoch, index) for training.
     """
@@ -96,5 +96,4 @@ class CaptionDataset(Dataset):
 
     def __getitem__(self, key):
         index = key[1] if isinstance(key, tuple) else key
-        path = self.root / self.names[index]
-        return self.transform(load_image(path), path), self.encode(self.captions[index])
+        return self.transform(load_image(self.root / self.names[index])), self.encode(self.captions[index])

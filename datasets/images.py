@@ -24,6 +24,8 @@ from common.console import remark
 from common.errors import BadImage, BadInput
 
 LITTER = {"thumbs.db", "desktop.ini"}
+LONGEST = 100  # times the shorter side: resized to what a model takes, a longer image would fill the memory
+MOST_LISTED = 50  # bad files in a list
 
 
 # Folders and labels ------------------------------------------------------------------------------------------------
@@ -140,7 +142,8 @@ def usable_files(folder, skip_bad, with_labels=False):
         if not names:
             raise BadInput(f"{folder} holds no image that can be used")
         if bad:
-            remark(f"left out {len(bad)} bad file{'s' * (len(bad) > 1)}: {', '.join(sorted(bad))}")
+            more = f" and {len(bad) - MOST_LISTED} more" if len(bad) > MOST_LISTED else ""
+            remark(f"left out {len(bad)} bad file{'s' * (len(bad) > 1)}: {', '.join(sorted(bad)[:MOST_LISTED])}{more}")
     return names
 
 
@@ -197,6 +200,8 @@ def load_image(path):
     """
     try:
         with Image.open(path) as image:
+            if max(image.size) > LONGEST * min(image.size):
+                raise ValueError("{} x {} pixels: one side is more than {} times the other".format(*image.size, LONGEST))
             image.load()
             return to_rgb(upright(image))
     except Exception as error:  # decoders raise whatever their parser ran into, from SyntaxError to struct.error
@@ -204,7 +209,7 @@ def load_image(path):
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
-            reason = "not an image"
+            reason = "not an image" if os.stat(path).st_size else "is empty"
         raise BadImage(f"{path}: {reason}") from error
 
 
@@ -314,11 +319,13 @@ def undecodable(root, names):
 
 
 def bad_files(root, reasons, total, remedy="mend or remove, or pass --skip-bad to go on without"):
-    """The BadInput that lists bad files; `reasons` maps their names below `root` to what is wrong."""
+    """The BadInput that lists bad files, up to a limit; `reasons` maps their names below `root` to what is wrong."""
     which = "1 file" if len(reasons) == 1 else f"{len(reasons)} files"
     where = f" in {root}" if root else ""
-    return BadInput(f"{which} of {total}{where} cannot be used: {remedy}",
-                    [f"{name}: {why}" for name, why in sorted(reasons.items())])
+    lines = [f"{name}: {why}" for name, why in sorted(reasons.items())[:MOST_LISTED]]
+    if len(reasons) > MOST_LISTED:
+        lines.append(f"and {len(reasons) - MOST_LISTED} more")
+    return BadInput(f"{which} of {total}{where} cannot be used: {remedy}", lines)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """A model over a whole data set."""
 
 import math
+import time
 
 import torch
 
@@ -24,6 +25,25 @@ def predict(model, loader, device, precision="fp32", progress=iter):
     finally:
         model.train(was_training)
     return torch.cat(logits), torch.cat(targets)
+
+
+@torch.no_grad()
+def expected_seconds(model, dataset, device, workers, trial=8):
+    """How long `predict` will take, by a trial on a few images of the data set."""
+    model.eval()
+
+    def seconds(work):
+        started = time.perf_counter()
+        done = work()
+        return time.perf_counter() - started, done
+
+    trial = min(trial, len(dataset))
+    loading, images = seconds(lambda: torch.stack([dataset[i * len(dataset) // trial][0] for i in range(trial)]).to(device))
+    model(images).cpu()  # the first call is slower
+    computing, _ = seconds(lambda: model(images).cpu())
+    loading /= max(1, workers)
+    # a GPU computes while the cores load; on the CPU both share them
+    return (computing + loading if device.type == "cpu" else max(computing, loading)) * len(dataset) / trial
 
 
 class Mirrored(torch.nn.Module):

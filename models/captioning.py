@@ -25,13 +25,13 @@ class Reading:
 
 
 @torch.no_grad()
-def encode(model, photos, paths):
-    """RGB PIL images, from the files `paths`, as the Memory of a CATR, on its device.
+def encode(model, photos):
+    """RGB PIL images as the Memory of a CATR, on its device.
 
-    Raises BadImage as `catr.preprocess` does, and BadInput for a captioner whose weights give values that are not finite.
+    Raises BadInput for a captioner whose weights give values that are not finite.
     """
     device = next(model.parameters()).device
-    memory = model.encode([preprocess(photo, model.config, path).to(device) for photo, path in zip(photos, paths)])
+    memory = model.encode([preprocess(photo, model.config).to(device) for photo in photos])
     if not memory.features.isfinite().all():
         raise BadInput("the captioner gives values that are not finite: its weights are of no use, take another --checkpoint")
     return memory

@@ -28,11 +28,12 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.transforms.functional import normalize, to_tensor
 
-from common.errors import BadImage, BadInput
+from common.errors import BadInput
 from common.files import read_tensors
 from models.tokenizer import Tokenizer
 
 STRIDE = 16  # pixels between the centres of two cells of the feature map
+LARGEST, MOST_LAYERS, LARGEST_PHOTO = 10**6, 1000, 4096  # that a file may ask for
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,10 @@ class Config:
             raise ValueError("sizes must be whole numbers above 0")
         if self.width % self.heads or self.width % 4 or not 0 <= self.dropout < 1:
             raise ValueError("the width must be a multiple of the heads and of 4, and dropout a share")
+        if max(numbers) > LARGEST or not all(isinstance(each, tuple) and len(each) == 4 for each in (self.blocks, self.channels)):
+            raise ValueError(f"sizes above {LARGEST}, or not four stages")
+        if max(self.encoder_layers, self.decoder_layers, *self.blocks) > MOST_LAYERS or self.longer_side > LARGEST_PHOTO:
+            raise ValueError(f"more than {MOST_LAYERS} layers, or photos larger than {LARGEST_PHOTO} pixels")
 
 
 def small_config(vocabulary):
@@ -330,21 +335,14 @@ class CATR(nn.Module):
 
 
 def resized(size, longer_side):
-    """The (width, height) that a photo of `size` is resized to: int(side * (longer_side / longer)), in floating point."""
+    """The (width, height) that a photo of `size` is resized to: int(side * (longer_side / longer)), in floating point, 1 at least."""
     scale = longer_side / max(size)
-    return tuple(int(side * scale) for side in size)
+    return tuple(max(1, int(side * scale)) for side in size)
 
 
-def preprocess(photo, config, path):
-    """An RGB PIL image, from the file `path`, as the model sees it: float (3, h, w), bicubic, mean and std 0.5.
-
-    Raises BadImage for a photo so narrow that nothing of its shorter side is left.
-    """
-    size = resized(photo.size, config.longer_side)
-    if min(size) < 1:
-        raise BadImage(f"{path}: of {photo.width} x {photo.height} pixels nothing is left at a longer side of "
-                       f"{config.longer_side}: crop it")
-    return normalize(to_tensor(photo.resize(size, Image.Resampling.BICUBIC)), [0.5] * 3, [0.5] * 3)
+def preprocess(photo, config):
+    """An RGB PIL image as the model sees it: float (3, h, w), bicubic, mean and std 0.5."""
+    return normalize(to_tensor(photo.resize(resized(photo.size, config.longer_side), Image.Resampling.BICUBIC)), [0.5] * 3, [0.5] * 3)
 
 
 def seen_box(size, grid, config):
@@ -387,8 +385,8 @@ def open_captioner(path, vocab=None, default_vocab=None):
     if not isinstance(content, dict):
         content = {}
     if {"captioner", "vocabulary", "state_dict"} <= content.keys():
-        if content.get("format") != 1:
-            raise BadInput(f"{path} has the checkpoint format {content.get('format')}, and this version reads 1: update it")
+        if type(content.get("format")) is not int or content["format"] != 1:
+            raise BadInput(f"{path} has the checkpoint format {str(content.get('format'))[:9]}, and this version reads 1: update it")
         tokenizer, weights = Tokenizer(content["vocabulary"], path), content["state_dict"]
         if vocab and Tokenizer.from_file(vocab).vocabulary != tokenizer.vocabulary:
             raise BadInput(f"--vocab {vocab} is not the vocabulary of {path}, which carries its own: leave --vocab out")
@@ -396,10 +394,11 @@ def open_captioner(path, vocab=None, default_vocab=None):
             config = config_of(content)
             if config.vocabulary != len(tokenizer.vocabulary):
                 raise ValueError("the vocabulary is not that of the weights")
-        except (TypeError, AttributeError, ValueError) as error:
+            model = _outline(config)
+        except (TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise BadInput(f"{path} describes no captioner that this version knows: it is damaged, or newer") from error
     elif isinstance(content.get("model"), dict):
-        weights, config = content["model"], Config()
+        weights, model = content["model"], _outline(Config())
         vocab = vocab or (default_vocab if default_vocab and default_vocab.exists() else None)
         if not vocab:
             raise BadInput(f"{path} carries no vocabulary: pass the vocab.txt of bert-base-uncased with --vocab")
@@ -411,10 +410,14 @@ def open_captioner(path, vocab=None, default_vocab=None):
     else:
         kind = f": it is a classifier, {content['arch']}" if isinstance(content.get("arch"), str) else ""
         raise BadInput(f"{path} is not a captioner{kind}; pass a checkpoint of CATR or of p2_train.py")
-    with torch.device("meta"):  # no random weights for ones that are replaced
-        model = CATR(config)
     load_weights(model, weights, path)
     return model.eval(), tokenizer
+
+
+def _outline(config):
+    """A CATR without weights: none that would only be replaced, and no memory for what a file claims."""
+    with torch.device("meta"):
+        return CATR(config)
 
 
 def load_weights(model, weights, path):

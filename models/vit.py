@@ -14,6 +14,7 @@ so that plain timm loads it too: `timm.create_model(arch, num_classes=len(labels
 """
 
 import difflib
+import math
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -118,8 +119,15 @@ def load_weights(model, arch, path, adopt_head=False):
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise BadInput(f"{path} does not fit {arch} ({wrong[0]}{more}): {hint}")
+    _check_finite(weights, path)
     model.load_state_dict(weights)
     return told
+
+
+def _check_finite(weights, path):
+    spoilt = next((key for key, value in weights.items() if not value.isfinite().all()), None)
+    if spoilt:
+        raise BadInput(f"{path} is of no use: {spoilt} holds values that are not finite; take an earlier checkpoint")
 
 
 def fetch_pretrained(model, arch):
@@ -223,20 +231,44 @@ class Checkpoint:
     settings: dict
 
 
+def _are_names(labels, class_names):
+    return (isinstance(labels, list) and isinstance(class_names, list) and len(labels) == len(class_names) > 0
+            and all(isinstance(name, str) for name in [*labels, *class_names]))
+
+
+def _is_preprocessing(found, of_model):
+    """Whether a checkpoint's data configuration can be that of a model whose own is `of_model`."""
+    if not isinstance(found, dict) or found.keys() != of_model.keys() or found["input_size"] != of_model["input_size"]:
+        return False
+    numbers = [found["crop_pct"], *(value for key in ("mean", "std") for value in (found[key] if isinstance(found[key], list) else [None]))]
+    return (len(numbers) == 7 and all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers)
+            and 0.05 <= numbers[0] <= 2 and min(found["std"]) > 0
+            and found["interpolation"] in ("nearest", "bilinear", "bicubic", "lanczos")
+            and found["crop_mode"] in ("center", "squash", "border"))
+
+
 def open_checkpoint(path):
     """Open a checkpoint of `p1_train.py` for evaluation or figures. Raises BadInput for anything else."""
     content = read_tensors(path)
     if not isinstance(content, dict) or not FIELDS <= content.keys():
         raise BadInput(f"{path} is not a checkpoint of p1_train.py: for plain weights pass --arch and --weights")
-    if content["format"] != 1:
-        raise BadInput(f"{path} has the checkpoint format {content['format']}, and this version reads 1: update it")
+    if type(content["format"]) is not int or content["format"] != 1:
+        raise BadInput(f"{path} has the checkpoint format {str(content['format'])[:9]}, and this version reads 1: update it")
+    arch, labels, state_dict = content["arch"], content["labels"], content["state_dict"]
+    if not isinstance(arch, str) or not _are_names(labels, content["class_names"]):
+        raise BadInput(f"{path} does not say which model it is, or of which classes: it is damaged")
     try:
-        model = build(content["arch"], len(content["labels"]))
+        with torch.device("meta"):  # what a file claims takes no memory until its weights are known to fit
+            wanted = build(arch, len(labels)).state_dict()
+        if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()) or {
+                key: value.shape for key, value in state_dict.items()} != {key: value.shape for key, value in wanted.items()}:
+            raise BadInput(f"its weights do not fit its own architecture, {arch}: it is damaged")
+        model = build(arch, len(labels))
+        if not _is_preprocessing(content["preprocessing"], preprocessing(model)):
+            raise BadInput(f"its preprocessing does not fit its own architecture, {arch}: it is damaged")
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from error
-    try:
-        model.load_state_dict(content["state_dict"])
-    except (RuntimeError, TypeError) as error:
-        raise BadInput(f"{path}: its weights do not fit its own architecture, {content['arch']}: it is damaged") from error
+    _check_finite(state_dict, path)
+    model.load_state_dict(state_dict)
     return Checkpoint(Path(path), model.eval(), content["arch"], content["labels"], content["class_names"],
                       content["preprocessing"], content["settings"])

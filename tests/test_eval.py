@@ -2,6 +2,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 import p1_eval
 from datasets import images
+from engine import inference
 from models import vit
 
 
@@ -68,6 +70,40 @@ def test_expect_decides_the_exit_code(copied, shapes, tmp_path, capsys):
     capsys.readouterr()
     assert evaluate(tmp_path / "unlabelled", copied, "--expect", accuracy) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: --expect")
+
+
+def test_a_long_evaluation_says_how_long_it_will_take(copied, shapes, capsys, monkeypatch):
+    monkeypatch.setattr(p1_eval, "LONG", 16)
+    assert evaluate(shapes / "val", copied) == 0
+    assert re.fullmatch(r"note: 16 images on cpu: about \d+ (seconds|minutes)\n", capsys.readouterr().err)
+    monkeypatch.setattr(p1_eval, "LONG", 17)
+    assert evaluate(shapes / "val", copied) == 0 and capsys.readouterr().err == ""
+
+
+def test_the_expected_time_is_that_of_loading_and_of_the_model(monkeypatch):
+    """By a clock that they move themselves: 30 ms to load an image, shared by three processes, and 20 ms to see it."""
+    clock = [0.0]
+    monkeypatch.setattr(inference.time, "perf_counter", lambda: clock[0])
+
+    class Images:
+        def __len__(self):
+            return 1000
+
+        def __getitem__(self, index):
+            clock[0] += 0.03
+            return torch.zeros(3, 4, 4), 0
+
+    class Model(torch.nn.Module):
+        calls = 0
+
+        def forward(self, batch):
+            clock[0] += 0.02 * len(batch) + (0 if self.calls else 9)  # to warm up
+            self.calls += 1
+            return batch.mean((2, 3))
+
+    found = inference.expected_seconds(Model(), Images(), torch.device("cpu"), workers=3)
+    assert found == pytest.approx(1000 * (0.02 + 0.03 / 3))
+    assert [p1_eval.in_words(seconds) for seconds in (0.1, 42.4, 101, 600)] == ["2 seconds", "42 seconds", "2 minutes", "10 minutes"]
 
 
 def test_names_may_be_anything(copied, shapes, tmp_path, capsys):
