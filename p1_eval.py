@@ -23,7 +23,7 @@ from pathlib import Path
 
 from common.console import ArgumentParser, number, remark, reports_errors
 from common.errors import BadInput
-from common.files import sha256, write_text, written_whole
+from common.files import refuse_unwritable, sha256, write_text, written_whole
 
 
 LONG = 256  # images of a process, from which on the user is told how long it will take
@@ -109,6 +109,8 @@ def main(argv=None):
         remark(f"{len(names) - labelled} of {len(names)} images carry no label that the checkpoint knows: not scored")
     if args.expect is not None and not labelled:
         raise BadInput(f"--expect {args.expect}: no image in {args.images} carries a label that the checkpoint knows")
+
+    refuse_unwritable(*filter(None, (args.csv, args.json)))
 
     distributed.connect(device)
     first = distributed.rank() == 0  # alone it writes and reports

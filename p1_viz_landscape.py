@@ -33,7 +33,6 @@ A ViT-Tiny takes about 7 minutes a checkpoint on 2 cores, timm's test_vit half a
 import argparse
 import math
 import sys
-import tempfile
 from pathlib import Path
 
 from common.console import ArgumentParser, number, picture_file, remark, reports_errors
@@ -84,7 +83,7 @@ def main(argv=None):
     import torch
     from tqdm import tqdm
 
-    from common.files import written_whole
+    from common.files import refuse_unwritable, written_whole
     from datasets import images, shapes
     from engine.device import loader_workers, pick_device
     from models import landscape
@@ -205,15 +204,6 @@ def evenly(targets, count, seed):
         members = rng.permutation(np.flatnonzero(np.equal(targets, target)))
         rank[members] = range(len(members))
     return np.lexsort((rng.random(len(targets)), rank))[:count].tolist()
-
-
-def refuse_unwritable(*paths):
-    """Fail now rather than after minutes of work: BadInput or OSError for files that could not be written."""
-    for path in paths:
-        if path.is_dir():
-            raise BadInput(f"{path} is a folder: name a file")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
 
 
 def refuse_nonfinite(flag, *losses):

@@ -53,7 +53,7 @@ def main(argv=None):
     import torch
     from tqdm import tqdm
 
-    from common.files import sha256, write_text
+    from common.files import refuse_unwritable, sha256, write_text
     from datasets import captions, images, scenes
     from datasets.masks import find_mask, load_groups, patch_cover
     from engine.device import pick_device
@@ -69,6 +69,8 @@ def main(argv=None):
     masks = data / "masks" / "val"
     files = [find_mask(masks, Path(name).with_suffix("")) for name in folder.names] if masks.is_dir() else None
 
+    if args.json:
+        refuse_unwritable(args.json)
     found, pointings = [], {}
 
     def judge(reading, size, groups):

@@ -55,6 +55,15 @@ def _flush_folder(folder):
     os.close(handle)
 
 
+def refuse_unwritable(*paths):
+    """Fail now rather than after minutes of work: BadInput or OSError for files that could not be written; makes their folders."""
+    for path in paths:
+        if path.is_dir():
+            raise BadInput(f"{path} is a folder: name a file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+
+
 def remove_leftovers(path):
     """Remove the temporary files beside `path` of processes that were killed in `written_whole(path)`."""
     path = Path(path)
