@@ -1,4 +1,4 @@
-"""What is parsed, fed with anything: it is read as it is meant, or the error is one line. `FUZZ_EXAMPLES=20000` looks longer."""
+"""What is parsed, fed with anything: it is read as it is meant, or the error says that the input is bad."""
 
 import csv
 import json
@@ -6,7 +6,8 @@ import os
 import string
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from fuzzing import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import p1_eval
@@ -16,8 +17,6 @@ from common.recipe import parse_with_recipe
 from datasets import captions, images
 from models.tokenizer import Tokenizer, joined, words_of
 
-often = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", 150)), deadline=None,
-                 suppress_health_check=[HealthCheck.function_scoped_fixture])
 # names as the system gives them: anything but `/` and NUL, bytes that are no UTF-8 as surrogates
 file_names = st.binary(min_size=1, max_size=12).map(lambda name: os.fsdecode(name.replace(b"/", b"_").replace(b"\0", b"."))).filter(
     lambda name: name not in (".", ".."))
@@ -34,7 +33,7 @@ def only_bad_input(parse):
 # File names and labels
 
 
-@often
+@examples(150)
 @given(label=st.text(string.ascii_letters + string.digits + "_ .-ß猫", min_size=1), number=st.text(string.digits, min_size=1, max_size=6),
        ending=st.sampled_from([".jpg", ".jpeg", ".PNG", ""]))
 @example("a.b", "1", "")  # without an ending, the label may not hold a dot
@@ -44,7 +43,7 @@ def test_a_label_comes_back(label, number, ending):
     assert images.label_of(f"{label}/{number}{ending}") == label
 
 
-@often
+@examples(150)
 @given(st.lists(file_names, min_size=1, max_size=6, unique=True))
 def test_any_names_are_listed_once_and_labelled_or_not(tmp_path_factory, names):
     folder = tmp_path_factory.mktemp("names")
@@ -58,14 +57,14 @@ def test_any_names_are_listed_once_and_labelled_or_not(tmp_path_factory, names):
         assert label is None or (label and name.startswith(f"{label}_"))
 
 
-@often
+@examples(150)
 @given(st.lists(st.text(max_size=4), min_size=1, max_size=8))
 def test_labels_have_an_order_whatever_they_are(labels):
     found = only_bad_input(lambda: images.in_label_order(labels))
     assert found is None or (sorted(found) == sorted(set(labels)) and found == images.in_label_order(labels[::-1]))
 
 
-@often
+@examples(150)
 @given(content=st.one_of(st.binary(max_size=40), st.text(max_size=20).map(str.encode)),
        labels=st.lists(st.one_of(st.integers(0, 5).map(str), st.text(max_size=3)), min_size=1, max_size=4, unique=True))
 def test_a_classes_file_gives_each_label_a_name_or_is_refused(tmp_path, content, labels):
@@ -77,7 +76,7 @@ def test_a_classes_file_gives_each_label_a_name_or_is_refused(tmp_path, content,
 # Predictions
 
 
-@often
+@examples(150)
 @given(st.dictionaries(file_names, st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8), max_size=5))
 @example({"\r": "", "a\rb,.jpg": "Samoyed"})
 def test_predictions_survive_the_csv(tmp_path, answers):
@@ -105,7 +104,7 @@ def parse(tmp_path, content):
         assert exit.code == 2
 
 
-@often
+@examples(150)
 @given(key=st.sampled_from(FLAGS), value=VALUES)
 @example("weights", 0)
 def test_any_value_of_any_flag_in_a_recipe(tmp_path, capsys, key, value):
@@ -118,7 +117,7 @@ def test_any_value_of_any_flag_in_a_recipe(tmp_path, capsys, key, value):
         assert str(found).endswith(str(value)) or found == type(found)(value), (key, value, found)
 
 
-@often
+@examples(150)
 @given(st.one_of(st.binary(max_size=60), st.text(max_size=40).map(lambda text: text.encode("utf-8", "surrogatepass"))))
 def test_any_bytes_as_a_recipe(tmp_path, content):
     parse(tmp_path, content)
@@ -130,7 +129,7 @@ def test_any_bytes_as_a_recipe(tmp_path, content):
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 
-@often
+@examples(150)
 @given(content=st.one_of(st.binary(max_size=40), st.lists(st.text(max_size=4), max_size=6).map(
     lambda tokens: "\n".join([*SPECIAL, *tokens]).encode("utf-8", "surrogatepass"))), text=st.text(max_size=20))
 def test_any_bytes_as_a_vocabulary_and_any_text_as_a_caption(tmp_path, content, text):
@@ -154,7 +153,7 @@ COCO = st.fixed_dictionaries({
                             max_size=3)})
 
 
-@often
+@examples(150)
 @given(st.one_of(JSON, COCO))
 def test_any_json_as_captions(tmp_path_factory, content):
     folder = tmp_path_factory.mktemp("coco")

@@ -6,13 +6,18 @@ import pickle
 import resource
 import shutil
 import struct
+import subprocess
+import sys
+import textwrap
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from fuzzing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -24,6 +29,7 @@ from datasets import images
 from models import catr, vit
 
 MIB = 2**20
+REPOSITORY = Path(__file__).parents[1]
 
 
 class Trap:
@@ -168,8 +174,7 @@ VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text
                    st.integers(0, 10**13).map(lambda size: torch.zeros(1).expand(size)))
 
 
-@settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", 25)), deadline=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(25)
 @given(data=st.data())
 def test_any_field_of_any_value_is_read_or_refused(run, tmp_path, data):
     """Whatever one field holds, the checkpoint evaluates a photo, or the error is one line."""
@@ -188,8 +193,7 @@ def test_any_field_of_any_value_is_read_or_refused(run, tmp_path, data):
         assert checkpoint.model(photo[None]).shape == (1, len(checkpoint.labels))
 
 
-@settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", 25)), deadline=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(25)
 @given(data=st.data())
 def test_any_captioner_of_any_sizes_is_read_or_refused(tmp_path, data):
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
@@ -217,3 +221,26 @@ def test_the_arrays_of_a_run_are_read_without_pickle(run, shapes, tmp_path, caps
     np.savez(tmp_path / "run" / "eval.npz", names=np.array([Trap(tmp_path)], dtype=object))
     assert p1_report.main([str(tmp_path / "run"), "--output", str(tmp_path / "report")]) == 2
     assert "none of the runs can be used" in capsys.readouterr().err and not (tmp_path / "ran").exists()
+
+
+def test_neither_help_nor_imports_use_the_network():
+    """Everything of ours is imported, and each script asked for its help, where connecting and looking up names fail."""
+    code = """
+        import contextlib, importlib, io, pathlib, socket
+
+        def refuse(*args, **kwargs):
+            raise AssertionError("the network was used")
+
+        socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
+        for path in sorted(pathlib.Path().glob("*.py")):
+            script = importlib.import_module(path.stem)
+            if hasattr(script, "main"):
+                with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as said:
+                    script.main(["--help"])
+                assert said.getvalue().startswith("usage: "), path
+        for package in ("analysis", "common", "datasets", "engine", "models", "plots"):
+            for path in pathlib.Path(package).glob("*.py"):
+                importlib.import_module(f"{package}.{path.stem}")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
