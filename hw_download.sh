@@ -243,7 +243,8 @@ free_space() {  # bytes
 
 unpack() {  # ARCHIVE FOLDER MEMBERS: what is named so and nothing else, so that no member gets outside the folder
     local problem
-    problem=$(tar -xzf "$1" -C "$2" "${@:3}" 2>&1) || fail "$1 cannot be unpacked (${problem%%$'\n'*}): remove it, and run this again"
+    problem=$(tar -xzf "$1" -C "$2" "${@:3}" 2>&1) ||
+        fail "$1 cannot be unpacked (${problem%%$'\n'*}): remove it, and run this again"
 }
 
 arrange_pets() {  # from both archives, into p1_data, at once

@@ -109,8 +109,9 @@ def main(argv=None):
     probing = args.head_init == "probe" and not run.saved
     if run.saved:
         model, told = vit.build(args.arch, len(folder.labels)), None  # its weights come with the rest of the state
-    else:  # a probe learns from the pretrained head, which is then replaced
-        model, told = vit.create(args.arch, None if probing and not args.scratch else len(folder.labels), args.weights, args.scratch)
+    else:  # a probe learns from the pretrained head, if there is one, before it is replaced
+        classes = None if probing and not args.scratch else len(folder.labels)
+        model, told = vit.create(args.arch, classes, args.weights, args.scratch)
     if told and not probing:
         remark(told)
     model.to(run.device)
@@ -129,7 +130,8 @@ def main(argv=None):
                 dataset = images.ImageDataset(fit.root, own_names, own_targets, plain)
                 loader = run.loader(dataset, batch_size=args.batch_size)
                 own = list(predict(Features(model), loader, run.device)[0].numpy())
-            probe = fit_probe(distributed.joined(own), fit.targets, None if args.scratch or told else read_head(model), args.seed)
+            pretrained = None if args.scratch or told else read_head(model)
+            probe = fit_probe(distributed.joined(own), fit.targets, pretrained, args.seed)
         model.reset_classifier(len(folder.labels))
         set_head(model, probe)
         model.to(run.device)

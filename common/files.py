@@ -56,7 +56,10 @@ def _flush_folder(folder):
 
 
 def refuse_unwritable(*paths):
-    """Fail now rather than after minutes of work: BadInput or OSError for files that could not be written; makes their folders."""
+    """Fail now rather than after minutes of work: BadInput or OSError for files that could not be written.
+
+    Their folders are made.
+    """
     for path in paths:
         if path.is_dir():
             raise BadInput(f"{path} is a folder: name a file")

@@ -62,7 +62,8 @@ class Config:
             raise ValueError("sizes must be whole numbers above 0")
         if self.width % self.heads or self.width % 4 or not 0 <= self.dropout < 1:
             raise ValueError("the width must be a multiple of the heads and of 4, and dropout a share")
-        if max(numbers) > LARGEST or not all(isinstance(each, tuple) and len(each) == 4 for each in (self.blocks, self.channels)):
+        stages = (self.blocks, self.channels)
+        if max(numbers) > LARGEST or not all(isinstance(each, tuple) and len(each) == 4 for each in stages):
             raise ValueError(f"sizes above {LARGEST}, or not four stages")
         if max(self.encoder_layers, self.decoder_layers, *self.blocks) > MOST_LAYERS or self.longer_side > LARGEST_PHOTO:
             raise ValueError(f"more than {MOST_LAYERS} layers, or photos larger than {LARGEST_PHOTO} pixels")
@@ -335,14 +336,15 @@ class CATR(nn.Module):
 
 
 def resized(size, longer_side):
-    """The (width, height) that a photo of `size` is resized to: int(side * (longer_side / longer)), in floating point, 1 at least."""
+    """The (width, height) that a photo of `size` is resized to: int(side * (longer_side / longer)) in floating point, at least 1."""
     scale = longer_side / max(size)
     return tuple(max(1, int(side * scale)) for side in size)
 
 
 def preprocess(photo, config):
     """An RGB PIL image as the model sees it: float (3, h, w), bicubic, mean and std 0.5."""
-    return normalize(to_tensor(photo.resize(resized(photo.size, config.longer_side), Image.Resampling.BICUBIC)), [0.5] * 3, [0.5] * 3)
+    smaller = photo.resize(resized(photo.size, config.longer_side), Image.Resampling.BICUBIC)
+    return normalize(to_tensor(smaller), [0.5] * 3, [0.5] * 3)
 
 
 def seen_box(size, grid, config):
@@ -386,7 +388,8 @@ def open_captioner(path, vocab=None, default_vocab=None):
         content = {}
     if {"captioner", "vocabulary", "state_dict"} <= content.keys():
         if type(content.get("format")) is not int or content["format"] != 1:
-            raise BadInput(f"{path} has the checkpoint format {str(content.get('format'))[:9]}, and this version reads 1: update it")
+            raise BadInput(f"{path} has the checkpoint format {str(content.get('format'))[:9]}, and this version reads 1: "
+                           "update it")
         tokenizer, weights = Tokenizer(content["vocabulary"], path), content["state_dict"]
         if vocab and Tokenizer.from_file(vocab).vocabulary != tokenizer.vocabulary:
             raise BadInput(f"--vocab {vocab} is not the vocabulary of {path}, which carries its own: leave --vocab out")

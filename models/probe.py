@@ -108,22 +108,27 @@ def _fits(z, y, seen_as, trusts, strengths):
     prior = np.stack([seen_as[y == label].mean(0) for label in range(len(labels))])
     ends = np.eye(len(labels))[y]
     for alpha in trusts:
-        theta = np.column_stack([0 * prior, np.zeros(len(labels))])  # of W - alpha W0, and b
-        offset = z @ (alpha * prior).T
+        theta = np.zeros((len(labels), z.shape[1] + 1))
         for C in strengths:
-            def objective(flat):
-                """The mean over the images, and its gradient."""
-                delta, bias = np.split(flat.reshape(theta.shape), [-1], axis=1)
-                log_p = log_softmax(offset + z @ delta.T + bias.T, axis=1)
-                value = np.square(delta).sum() / 2 - C * (log_p * ends).sum()
-                error = np.exp(log_p) - ends
-                gradient = np.column_stack([delta + C * error.T @ z, C * error.sum(0)])
-                return value / (C * len(z)), gradient.ravel() / (C * len(z))
-
-            found = minimize(objective, theta.ravel(), jac=True, method="L-BFGS-B",
-                             options={"maxiter": 5000, "maxfun": 10000, "gtol": 1e-7, "ftol": 1e-14})
-            theta = found.x.reshape(theta.shape)
+            theta = _minimum(z, ends, z @ (alpha * prior).T, C, theta)
             yield alpha, C, theta[:, :-1] + alpha * prior, theta[:, -1]
+
+
+def _minimum(z, ends, offset, C, start):
+    """(W - alpha W0, b) at the minimum, side by side; alpha W0 gives the logits `offset`, and `ends` are one-hot targets."""
+
+    def objective(theta):
+        """Per image, and its gradient."""
+        delta, bias = np.split(theta.reshape(start.shape), [-1], axis=1)
+        log_p = log_softmax(offset + z @ delta.T + bias.T, axis=1)
+        error = np.exp(log_p) - ends
+        value = np.square(delta).sum() / 2 - C * (log_p * ends).sum()
+        gradient = np.column_stack([delta + C * error.T @ z, C * error.sum(0)])
+        return value / (C * len(z)), gradient.ravel() / (C * len(z))
+
+    found = minimize(objective, start.ravel(), jac=True, method="L-BFGS-B",
+                     options={"maxiter": 5000, "maxfun": 10000, "gtol": 1e-7, "ftol": 1e-14})
+    return found.x.reshape(start.shape)
 
 
 def _choose(z, y, seen_as, trusts, folds):

@@ -240,8 +240,11 @@ def _is_preprocessing(found, of_model):
     """Whether a checkpoint's data configuration can be that of a model whose own is `of_model`."""
     if not isinstance(found, dict) or found.keys() != of_model.keys() or found["input_size"] != of_model["input_size"]:
         return False
-    numbers = [found["crop_pct"], *(value for key in ("mean", "std") for value in (found[key] if isinstance(found[key], list) else [None]))]
-    return (len(numbers) == 7 and all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers)
+    if not isinstance(found["mean"], list) or not isinstance(found["std"], list):
+        return False
+    numbers = [found["crop_pct"], *found["mean"], *found["std"]]
+    return (len(found["mean"]) == len(found["std"]) == 3
+            and all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers)
             and 0.05 <= numbers[0] <= 2 and min(found["std"]) > 0
             and found["interpolation"] in ("nearest", "bilinear", "bicubic", "lanczos")
             and found["crop_mode"] in ("center", "squash", "border"))

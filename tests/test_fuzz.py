@@ -18,8 +18,8 @@ from datasets import captions, images
 from models.tokenizer import Tokenizer, joined, words_of
 
 # names as the system gives them: anything but `/` and NUL, bytes that are no UTF-8 as surrogates
-file_names = st.binary(min_size=1, max_size=12).map(lambda name: os.fsdecode(name.replace(b"/", b"_").replace(b"\0", b"."))).filter(
-    lambda name: name not in (".", ".."))
+file_names = st.binary(min_size=1, max_size=12).map(
+    lambda name: os.fsdecode(name.replace(b"/", b"_").replace(b"\0", b"."))).filter(lambda name: name not in (".", ".."))
 
 
 def only_bad_input(parse):
@@ -34,8 +34,8 @@ def only_bad_input(parse):
 
 
 @examples(150)
-@given(label=st.text(string.ascii_letters + string.digits + "_ .-ß猫", min_size=1), number=st.text(string.digits, min_size=1, max_size=6),
-       ending=st.sampled_from([".jpg", ".jpeg", ".PNG", ""]))
+@given(label=st.text(string.ascii_letters + string.digits + "_ .-ß猫", min_size=1),
+       number=st.text(string.digits, min_size=1, max_size=6), ending=st.sampled_from([".jpg", ".jpeg", ".PNG", ""]))
 @example("a.b", "1", "")  # without an ending, the label may not hold a dot
 def test_a_label_comes_back(label, number, ending):
     if ending or "." not in label:
@@ -90,8 +90,8 @@ def test_predictions_survive_the_csv(tmp_path, answers):
 # Recipes
 
 
-VALUES = st.recursive(st.one_of(st.booleans(), st.integers(), st.floats(), st.text(max_size=6)), lambda inner: st.lists(inner, max_size=2),
-                      max_leaves=3)
+VALUES = st.recursive(st.one_of(st.booleans(), st.integers(), st.floats(), st.text(max_size=6)),
+                      lambda inner: st.lists(inner, max_size=2), max_leaves=3)
 FLAGS = [option[2:] for action in p1_train.get_args_parser()._actions for option in action.option_strings]
 
 
@@ -144,13 +144,12 @@ def test_any_bytes_as_a_vocabulary_and_any_text_as_a_caption(tmp_path, content, 
         tokenizer.text(ids), tokenizer.words(text)
 
 
-JSON = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=4), st.floats()), lambda inner: st.one_of(
-    st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(["images", "annotations", "id", "image_id", "file_name", "caption"]),
-                                                 inner, max_size=4)), max_leaves=12)
-COCO = st.fixed_dictionaries({
-    "images": st.lists(st.fixed_dictionaries({"id": st.integers(0, 2), "file_name": st.one_of(st.just("a.jpg"), JSON)}), max_size=3),
-    "annotations": st.lists(st.fixed_dictionaries({"image_id": st.integers(0, 2), "caption": st.one_of(st.text(max_size=8), JSON)}),
-                            max_size=3)})
+KEYS = st.sampled_from(["images", "annotations", "id", "image_id", "file_name", "caption"])
+JSON = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=4), st.floats()),
+                    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=4)), max_leaves=12)
+IMAGE = st.fixed_dictionaries({"id": st.integers(0, 2), "file_name": st.one_of(st.just("a.jpg"), JSON)})
+ANNOTATION = st.fixed_dictionaries({"image_id": st.integers(0, 2), "caption": st.one_of(st.text(max_size=8), JSON)})
+COCO = st.fixed_dictionaries({"images": st.lists(IMAGE, max_size=3), "annotations": st.lists(ANNOTATION, max_size=3)})
 
 
 @examples(150)
