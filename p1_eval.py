@@ -25,7 +25,6 @@ from common.console import ArgumentParser, number, remark, reports_errors
 from common.errors import BadInput
 from common.files import refuse_unwritable, sha256, write_text, written_whole
 
-
 LONG = 256  # images of a process, from which on the user is told how long it will take
 
 

@@ -93,10 +93,7 @@ def main(argv=None):
     for start in range(0, len(paths), args.batch_size):
         batch = paths[start:start + args.batch_size]
         photos = [images.load_image(path) for path in batch]
-        with torch.no_grad():
-            memory = model.encode([catr.preprocess(photo, config).to(device) for photo in photos])
-        if not memory.features.isfinite().all():
-            raise BadInput(f"{checkpoint}: its weights give outputs that are not finite: it is damaged")
+        memory = captioning.encode(model, photos)
         captions = [given] * len(batch) if given else \
             captioning.search(model, memory, tokenizer, args.max_tokens, args.beam)
         for path, photo, reading in zip(batch, photos, captioning.read(model, memory, captions, tokenizer)):

@@ -130,6 +130,21 @@ def read_tensors(path):
     return content
 
 
+def refuse_other_format(content, path):
+    """BadInput for a checkpoint of ours, the dict `content`, in a format other than 1."""
+    found = content.get("format")
+    if type(found) is not int or found != 1:
+        raise BadInput(f"{path} has the checkpoint format {str(found)[:9]}, and this version reads 1: update it")
+
+
+def refuse_spoilt_weights(weights, path):
+    """BadInput that names the first tensor of a state dict whose values are not all finite."""
+    # float8 has no isfinite of its own
+    spoilt = next((key for key, value in weights.items() if not value.float().isfinite().all()), None)
+    if spoilt:
+        raise BadInput(f"{path} is of no use: {spoilt} holds values that are not finite; take an earlier checkpoint")
+
+
 def _tensors(content):
     """All tensors in nested dicts, lists and tuples."""
     if hasattr(content, "untyped_storage"):

@@ -29,7 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.transforms.functional import normalize, to_tensor
 
 from common.errors import BadInput
-from common.files import read_tensors
+from common.files import read_tensors, refuse_other_format, refuse_spoilt_weights
 from models.tokenizer import Tokenizer
 
 STRIDE = 16  # pixels between the centres of two cells of the feature map
@@ -387,9 +387,7 @@ def open_captioner(path, vocab=None, default_vocab=None):
     if not isinstance(content, dict):
         content = {}
     if {"captioner", "vocabulary", "state_dict"} <= content.keys():
-        if type(content.get("format")) is not int or content["format"] != 1:
-            raise BadInput(f"{path} has the checkpoint format {str(content.get('format'))[:9]}, and this version reads 1: "
-                           "update it")
+        refuse_other_format(content, path)
         tokenizer, weights = Tokenizer(content["vocabulary"], path), content["state_dict"]
         if vocab and Tokenizer.from_file(vocab).vocabulary != tokenizer.vocabulary:
             raise BadInput(f"--vocab {vocab} is not the vocabulary of {path}, which carries its own: leave --vocab out")
@@ -439,9 +437,7 @@ def load_weights(model, weights, path):
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise BadInput(f"{path} does not fit the captioner ({wrong[0]}{more}): pass a checkpoint of CATR or of p2_train.py")
-    spoilt = next((key for key, value in weights.items() if not value.isfinite().all()), None)
-    if spoilt:
-        raise BadInput(f"{path} is of no use: {spoilt} holds values that are not finite; take an earlier checkpoint")
+    refuse_spoilt_weights(weights, path)
     model.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)
 
 

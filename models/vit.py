@@ -27,7 +27,7 @@ from timm.models import beit, clean_state_dict, eva, vision_transformer
 from timm.optim import param_groups_layer_decay
 
 from common.errors import BadInput
-from common.files import read_tensors
+from common.files import read_tensors, refuse_other_format, refuse_spoilt_weights
 
 FIELDS = {"format", "arch", "labels", "class_names", "preprocessing", "settings", "state_dict"}
 # class -> timm's conversions of its weights from older layouts and other grid sizes; DeiT's class is a VisionTransformer
@@ -119,15 +119,9 @@ def load_weights(model, arch, path, adopt_head=False):
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise BadInput(f"{path} does not fit {arch} ({wrong[0]}{more}): {hint}")
-    _check_finite(weights, path)
+    refuse_spoilt_weights(weights, path)
     model.load_state_dict(weights)
     return told
-
-
-def _check_finite(weights, path):
-    spoilt = next((key for key, value in weights.items() if not value.isfinite().all()), None)
-    if spoilt:
-        raise BadInput(f"{path} is of no use: {spoilt} holds values that are not finite; take an earlier checkpoint")
 
 
 def fetch_pretrained(model, arch):
@@ -236,6 +230,12 @@ def _are_names(labels, class_names):
             and all(isinstance(name, str) for name in [*labels, *class_names]))
 
 
+def _shapes(state_dict):
+    """The shapes of its tensors by key; None for what is no state dict."""
+    if isinstance(state_dict, dict) and all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        return {key: value.shape for key, value in state_dict.items()}
+
+
 def _is_preprocessing(found, of_model):
     """Whether a checkpoint's data configuration can be that of a model whose own is `of_model`."""
     if not isinstance(found, dict) or found.keys() != of_model.keys() or found["input_size"] != of_model["input_size"]:
@@ -255,23 +255,21 @@ def open_checkpoint(path):
     content = read_tensors(path)
     if not isinstance(content, dict) or not FIELDS <= content.keys():
         raise BadInput(f"{path} is not a checkpoint of p1_train.py: for plain weights pass --arch and --weights")
-    if type(content["format"]) is not int or content["format"] != 1:
-        raise BadInput(f"{path} has the checkpoint format {str(content['format'])[:9]}, and this version reads 1: update it")
+    refuse_other_format(content, path)
     arch, labels, state_dict = content["arch"], content["labels"], content["state_dict"]
     if not isinstance(arch, str) or not _are_names(labels, content["class_names"]):
         raise BadInput(f"{path} does not say which model it is, or of which classes: it is damaged")
     try:
         with torch.device("meta"):  # what a file claims takes no memory until its weights are known to fit
             wanted = build(arch, len(labels)).state_dict()
-        if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()) or {
-                key: value.shape for key, value in state_dict.items()} != {key: value.shape for key, value in wanted.items()}:
+        if _shapes(state_dict) != _shapes(wanted):
             raise BadInput(f"its weights do not fit its own architecture, {arch}: it is damaged")
         model = build(arch, len(labels))
         if not _is_preprocessing(content["preprocessing"], preprocessing(model)):
             raise BadInput(f"its preprocessing does not fit its own architecture, {arch}: it is damaged")
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from error
-    _check_finite(state_dict, path)
+    refuse_spoilt_weights(state_dict, path)
     model.load_state_dict(state_dict)
     return Checkpoint(Path(path), model.eval(), content["arch"], content["labels"], content["class_names"],
                       content["preprocessing"], content["settings"])

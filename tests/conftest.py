@@ -47,3 +47,22 @@ def run(shapes, tmp_path_factory):
     output = tmp_path_factory.mktemp("run") / "output"
     assert p1_train.main(["--data", str(shapes), "--output", str(output), "--epochs", "2", "--sam", *TRAIN]) == 0
     return output
+
+
+@pytest.fixture(scope="session")
+def captioners(tmp_path_factory):
+    """A folder with scenes, a random captioner in both formats, and a vocabulary of another size."""
+    import torch
+
+    from datasets import scenes
+    from models import catr
+
+    folder = tmp_path_factory.mktemp("captioners")
+    scenes.write_scenes(folder / "coco", 3, 2)
+    config = catr.small_config(len(scenes.VOCABULARY))
+    weights = catr.CATR(config).state_dict()
+    torch.save({**catr.checkpoint_fields(config, scenes.VOCABULARY), "settings": {}, "state_dict": weights},
+               folder / "captioner.pt")
+    torch.save({"model": weights}, folder / "catr.pth")
+    (folder / "short.txt").write_text("\n".join(scenes.VOCABULARY[:9]) + "\n")
+    return folder

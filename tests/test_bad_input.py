@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import TRAIN
 from PIL import Image
-from test_command_line import SCRIPTS, captioners  # noqa: F401, a fixture
+from test_command_line import SCRIPTS
 
 import common.files
 from datasets import images
@@ -39,7 +39,7 @@ def best(run, tmp_path_factory):
 
 
 @pytest.fixture
-def call(run, best, photos, captioners, tmp_path, capsys):  # noqa: F811
+def call(run, best, photos, captioners, tmp_path, capsys):
     """Run a script in this process, on cheap models: call(script, flags and paths) -> (exit code, lines on stderr).
 
     What is not named is taken from data that is in order; `out` is where everything goes.
@@ -326,7 +326,7 @@ def damaged(content, how):
 @pytest.mark.parametrize("script", ["p1_eval.py", "p1_viz_posembed.py", "p1_viz_attn.py", "p1_viz_landscape.py", "p2_eval.py",
                                     "p2_caption_viz.py"])
 @pytest.mark.parametrize("how", ["empty", "cut", "without its end", "altered", "text"])
-def test_damaged_checkpoints(call, run, captioners, tmp_path, script, how):  # noqa: F811
+def test_damaged_checkpoints(call, run, captioners, tmp_path, script, how):
     whole = (captioners / "captioner.pt") if script.startswith("p2") else run / "best.pt"
     (tmp_path / "bad.pt").write_bytes(damaged(whole.read_bytes(), how))
     assert is_refused(call(script, checkpoint=tmp_path / "bad.pt"), "bad.pt")

@@ -186,6 +186,8 @@ def places(checkpoint, photos, run, shapes, tmp_path, monkeypatch):
     torch.save({"model": weights["state_dict"]}, tmp_path / "catr.pth")
     broken = {key: value * float("nan") for key, value in weights["state_dict"].items()}
     torch.save({**weights, "state_dict": broken}, tmp_path / "nan.pt")
+    huge = {key: value * 1e30 for key, value in weights["state_dict"].items()}
+    torch.save({**weights, "state_dict": huge}, tmp_path / "huge.pt")
     (tmp_path / "short.txt").write_text("\n".join(scenes.VOCABULARY[:9]))
     (tmp_path / "words.txt").write_text("\n".join([*scenes.VOCABULARY[:-1], "##es"]))
     (tmp_path / "other.txt").write_text("\n".join([*scenes.VOCABULARY[:-1], "word"]))
@@ -198,6 +200,7 @@ def places(checkpoint, photos, run, shapes, tmp_path, monkeypatch):
     ("{photos} --checkpoint {tmp}/file", "not a weights file"),
     ("{photos} --checkpoint {vit}", "is not a captioner: it is a classifier, test_vit"),
     ("{photos} --checkpoint {tmp}/nan.pt", "not finite"),
+    ("{photos} --checkpoint {tmp}/huge.pt", "gives values that are not finite"),
     ("{photos} --checkpoint {tmp}/catr.pth", "carries no vocabulary"),
     ("{photos} --checkpoint {tmp}/catr.pth --vocab {tmp}/short.txt", "short.txt has 9 tokens and"),
     ("{photos} --checkpoint {tmp}/catr.pth --vocab {tmp}/words.txt", "does not fit the captioner"),

@@ -19,27 +19,11 @@ import p1_viz_posembed
 import p2_caption_viz
 import p2_eval
 import p2_train
-from datasets import scenes
-from models import catr
 
 REPOSITORY = Path(__file__).parent.parent
 SCRIPTS = {"p1_train.py": p1_train, "p1_eval.py": p1_eval, "p1_viz_posembed.py": p1_viz_posembed, "p1_viz_attn.py": p1_viz_attn,
            "p1_viz_landscape.py": p1_viz_landscape, "p1_report.py": p1_report,
            "p2_train.py": p2_train, "p2_eval.py": p2_eval, "p2_caption_viz.py": p2_caption_viz}
-
-
-@pytest.fixture(scope="session")
-def captioners(tmp_path_factory):
-    """A folder with scenes, a random captioner in both formats, and a vocabulary of another size."""
-    folder = tmp_path_factory.mktemp("captioners")
-    scenes.write_scenes(folder / "coco", 3, 2)
-    config = catr.small_config(len(scenes.VOCABULARY))
-    weights = catr.CATR(config).state_dict()
-    torch.save({**catr.checkpoint_fields(config, scenes.VOCABULARY), "settings": {}, "state_dict": weights},
-               folder / "captioner.pt")
-    torch.save({"model": weights}, folder / "catr.pth")
-    (folder / "short.txt").write_text("\n".join(scenes.VOCABULARY[:9]) + "\n")
-    return folder
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import json
 import os
 import pickle
-import resource
+import re
 import shutil
 import struct
 import subprocess
@@ -24,7 +24,7 @@ from PIL import Image
 import p1_eval
 import p1_report
 from common.errors import BadImage, BadInput
-from common.files import read_tensors
+from common.files import read_tensors, refuse_spoilt_weights
 from datasets import images
 from models import catr, vit
 
@@ -43,10 +43,16 @@ class Trap:
 
 
 def grown(work):
-    """By how many MiB the most memory that this process held grew."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """By how many MiB the work made the memory of this process grow at its most."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: earlier tests took more than these may
+    before = peak()
     work()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return peak() - before
+
+
+def peak():
+    """The most memory that this process held, in MiB."""
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def rewritten(source, target, change, compression=zipfile.ZIP_STORED):
@@ -120,6 +126,14 @@ def test_weights_that_run_code_or_claim_memory_are_refused(tmp_path, recwarn, wr
         assert str(caught.value).startswith(f"{path} ") and "\n" not in str(caught.value)
 
     assert grown(read) < 200 and not (tmp_path / "ran").exists() and not recwarn.list
+
+
+def test_weights_in_eight_bits_are_looked_at(tmp_path):
+    """torch cannot ask them whether they are finite."""
+    eighths = torch.tensor([1.0, float("nan")]).to(torch.float8_e4m3fn)
+    refuse_spoilt_weights({"weight": eighths[:1]}, tmp_path / "weights.pt")
+    with pytest.raises(BadInput, match="weights.pt is of no use: weight holds values that are not finite"):
+        refuse_spoilt_weights({"weight": eighths}, tmp_path / "weights.pt")
 
 
 def test_a_gigapixel_image_is_refused_before_it_is_decoded(tmp_path):
