@@ -17,7 +17,9 @@ pixels that the model saw. STEM.npz holds the arrays:
 """
 
 import argparse
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from common.console import ArgumentParser, image_size, number, remark, reports_errors
@@ -79,9 +81,10 @@ def main(argv=None):
     from datasets.photos import find_images, refuse_to_overwrite
     from engine.device import pick_device
     from models import vit
-    from models.attention import attention_maps, cls_to_patch, patch_grid, peaks_on, rollout, share_on
+    from models.attention import patch_grid, peaks_on, share_on
     from models.occlusion import occlusion
     from plots.attention import LABEL, Seen, draw_heads, draw_rows
+    from plots.drawing import Drawing
 
     device = pick_device(args.device)
     paths = find_images(args.images)
@@ -129,31 +132,12 @@ def main(argv=None):
     covers = {path: covered(path, mask) for path, mask in masks.items()}  # before the first figure is drawn
 
     sheet, on_object, occluded = [], [], []
-    for start in range(0, len(paths), args.batch_size):
-        batch = paths[start:start + args.batch_size]
-        photos = [images.load_image(path) for path in batch]
-        inputs = torch.stack([transform(photo) for photo in photos]).to(device)
-        try:
-            logits, (*maps, chosen) = attention_maps(model, inputs, (*every, args.block))
-            shown = cls_to_patch(chosen, model, grid).cpu()
-        except BadInput as error:
-            raise BadInput(f"{args.checkpoint or args.arch}: {error}") from error
-        probabilities = logits.float().softmax(1).cpu()
-        for i, (path, photo) in enumerate(zip(batch, photos)):
+    with Drawing() as drawing:
+        for path, photo, seen_pixels, probabilities, arrays in attended(model, paths, transform, grid, device, args):
             seen = Seen(np.asarray(photo), images.crop_box(photo.size, preprocessing))
-            arrays = {"attention": shown[i].mean(0).numpy(), "attention_per_head": shown[i].numpy()}
-            drawn, title = arrays["attention"], path.stem
-            if args.rollout:
-                drawn = arrays["rollout"] = cls_to_patch(rollout([m[i:i + 1] for m in maps]), model, grid)[0].cpu().numpy()
-            if args.blocks:
-                arrays["attention_blocks"] = np.stack([cls_to_patch(m[i], model, grid).cpu().numpy() for m in maps])
-            if args.all:
-                weights = torch.stack([layer[i] for layer in maps]).cpu().numpy()
-                scale = weights.max((2, 3)) / 255
-                arrays["attention_all"] = np.rint(weights / scale[:, :, None, None]).astype(np.uint8)
-                arrays["attention_all_scale"] = scale
+            drawn, title = arrays["rollout" if args.rollout else "attention"], path.stem
             if names:
-                probability, index = probabilities[i].max(0)
+                probability, index = probabilities.max(0)
                 title += f": {names[index]}, probability {probability:.2f}"
             if args.masks:
                 inside, outside = covers[path]
@@ -165,27 +149,27 @@ def main(argv=None):
                 print(f"{path.stem}: {share:.1%} of the attention on the object, which covers {area:.1%} of the area; "
                       f"peak {'on or beside it' if peak else 'elsewhere'}")
             if args.occlusion:
-                arrays["probability"], falls = occlusion(model, inputs[i], torch.from_numpy(drawn))
+                arrays["probability"], falls = occlusion(model, seen_pixels, torch.from_numpy(drawn))
                 arrays["occlusion"] = np.array(falls)
                 occluded.append((arrays["probability"], arrays["occlusion"]))
                 print(f"{path.stem}: probability {arrays['probability']:.3f}; " + "; ".join(map(in_words, falls)))
             with written_whole(args.output_dir / f"{path.stem}.npz") as temporary:
                 np.savez_compressed(temporary, **arrays)
-            with written_whole(args.output_dir / f"{path.stem}.{args.format}") as temporary:
-                per_block = [(f"block {block}", arrays["attention_blocks"][block]) for block in every] \
-                    if args.blocks else [("", arrays["attention_per_head"])]
-                if args.heads:
-                    draw_heads(seen, per_block, title, temporary, args.interpolation)
-                elif args.blocks:
-                    draw_rows([(seen, heads.mean(0), name) for name, heads in per_block], temporary, args.interpolation,
-                              heading=title, compressed=True)
-                else:
-                    draw_rows([(seen, drawn, title)], temporary, args.interpolation, label)
+            picture = args.output_dir / f"{path.stem}.{args.format}"
+            per_block = [(f"block {block}", arrays["attention_blocks"][block]) for block in every] \
+                if args.blocks else [("", arrays["attention_per_head"])]
+            if args.heads:
+                drawing.draw(picture, draw_heads, seen, per_block, title, interpolation=args.interpolation)
+            elif args.blocks:
+                drawing.draw(picture, draw_rows, [(seen, heads.mean(0), name) for name, heads in per_block],
+                             interpolation=args.interpolation, heading=title, compressed=True)
+            else:
+                drawing.draw(picture, draw_rows, [(seen, drawn, title)], interpolation=args.interpolation, label=label)
             if args.sheet:
                 sheet.append((seen, drawn, title.replace(": ", "\n", 1)))
-    if args.sheet:
-        with written_whole(args.output_dir / f"{SHEET}.{args.format}") as temporary:
-            draw_rows(sheet, temporary, args.interpolation, label)
+        if args.sheet:
+            drawing.draw(args.output_dir / f"{SHEET}.{args.format}", draw_rows, sheet,
+                         interpolation=args.interpolation, label=label)
 
     if on_object:
         share, area, peak, chance = np.mean(on_object, 0)
@@ -197,6 +181,49 @@ def main(argv=None):
         print(f"mean of {len(occluded)}: probability {probability:.3f}; " + "; ".join(map(in_words, falls)))
     print(f"{len(paths)} image{'s' * (len(paths) > 1)} drawn to {args.output_dir}")
     return 0
+
+
+def attended(model, paths, transform, grid, device, args):
+    """Read the attention in photos: for each path its photo, the input (3, H, W), the probabilities (classes,), the arrays.
+
+    `grid` is that of the patches. The arrays are those of the attention at the top of this file.
+    """
+    import numpy as np
+    import torch
+
+    from datasets.images import load_image
+    from models.attention import attention_maps, cls_to_patch, rollout
+
+    every = range(len(model.blocks)) if args.all or args.blocks or args.rollout else ()
+
+    def load(path):
+        photo = load_image(path)
+        return photo, transform(photo)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(paths), args.batch_size):
+            batch = paths[start:start + args.batch_size]
+            photos, inputs = zip(*pool.map(load, batch))
+            inputs = torch.stack(inputs).to(device)
+            try:
+                logits, (*maps, chosen) = attention_maps(model, inputs, (*every, args.block))
+                shown = cls_to_patch(chosen, model, grid).cpu()
+            except BadInput as error:
+                raise BadInput(f"{args.checkpoint or args.arch}: {error}") from error
+            probabilities = logits.float().softmax(1).cpu()
+            for i, (path, photo) in enumerate(zip(batch, photos)):
+                arrays = {"attention": shown[i].mean(0).numpy(), "attention_per_head": shown[i].numpy()}
+                if args.rollout:
+                    mixed = rollout([m[i:i + 1] for m in maps])
+                    arrays["rollout"] = cls_to_patch(mixed, model, grid)[0].cpu().numpy()
+                if args.blocks:
+                    arrays["attention_blocks"] = np.stack([cls_to_patch(m[i], model, grid).cpu().numpy() for m in maps])
+                if args.all:
+                    weights = torch.stack([layer[i] for layer in maps]).cpu().numpy()
+                    scale = weights.max((2, 3)) / 255
+                    arrays["attention_all"] = np.rint(weights / scale[:, :, None, None]).astype(np.uint8)
+                    arrays["attention_all_scale"] = scale
+                yield path, photo, inputs[i], probabilities[i], arrays
 
 
 def in_words(fall):

@@ -74,6 +74,7 @@ def main(argv=None):
     from models import captioning, catr
     from models.tokenizer import joined, words_of
     from plots.captions import draw_caption
+    from plots.drawing import Drawing
 
     device = pick_device(args.device)
     paths = find_images(args.images)
@@ -90,41 +91,42 @@ def main(argv=None):
 
     label = (f"cross-attention of layer {args.layer % config.decoder_layers} of the decoder, counted from 0; mean over "
              f"its {config.heads} heads")
-    for start in range(0, len(paths), args.batch_size):
-        batch = paths[start:start + args.batch_size]
-        photos = [images.load_image(path) for path in batch]
-        memory = captioning.encode(model, photos)
-        captions = [given] * len(batch) if given else \
-            captioning.search(model, memory, tokenizer, args.max_tokens, args.beam)
-        for path, photo, reading in zip(batch, photos, captioning.read(model, memory, captions, tokenizer)):
-            caption, tokens = tokenizer.text(reading.ids), tokenizer.tokens(reading.ids)
-            attention, log_probs = reading.attention[args.layer].mean(0), reading.log_probs
-            arrays = {"attention": attention}
-            told = {"caption": caption, "tokens": tokens, "token_ids": reading.ids, "log_probs": log_probs.tolist(),
-                    "grid": list(attention.shape[1:])}
-            if args.all:
-                arrays["attention_all"] = reading.attention.mean(1)
-            if args.heads:
-                arrays["attention_per_head"] = reading.attention[args.layer]
-            shown = ["[end]" if i == tokenizer.end else token for i, token in zip(reading.ids, tokens)]
-            if args.merge_wordpieces:
-                words = words_of(tokens)
-                attention = arrays["attention_words"] = torch.stack([attention[pieces].mean(0) for pieces in words])
-                log_probs = torch.stack([log_probs[pieces].sum() for pieces in words])
-                shown = [joined([shown[i] for i in pieces]) for pieces in words]
-                told["words"] = [{"word": joined([tokens[i] for i in pieces]), "tokens": pieces, "log_prob": log_prob}
-                                 for pieces, log_prob in zip(words, log_probs.tolist())]
-            with written_whole(args.output_dir / f"{path.stem}.npz") as temporary:
-                np.savez_compressed(temporary, **{name: values.numpy() for name, values in arrays.items()})
-            write_text(args.output_dir / f"{path.stem}.json", json.dumps(told, indent=1) + "\n")
-            with written_whole(args.output_dir / f"{path.stem}.png") as temporary:
+    with Drawing() as drawing:
+        for start in range(0, len(paths), args.batch_size):
+            batch = paths[start:start + args.batch_size]
+            photos = [images.load_image(path) for path in batch]
+            memory = captioning.encode(model, photos)
+            captions = [given] * len(batch) if given else \
+                captioning.search(model, memory, tokenizer, args.max_tokens, args.beam)
+            for path, photo, reading in zip(batch, photos, captioning.read(model, memory, captions, tokenizer)):
+                caption, tokens = tokenizer.text(reading.ids), tokenizer.tokens(reading.ids)
+                attention, log_probs = reading.attention[args.layer].mean(0), reading.log_probs
+                arrays = {"attention": attention}
+                told = {"caption": caption, "tokens": tokens, "token_ids": reading.ids, "log_probs": log_probs.tolist(),
+                        "grid": list(attention.shape[1:])}
+                if args.all:
+                    arrays["attention_all"] = reading.attention.mean(1)
+                if args.heads:
+                    arrays["attention_per_head"] = reading.attention[args.layer]
+                shown = ["[end]" if i == tokenizer.end else token for i, token in zip(reading.ids, tokens)]
+                if args.merge_wordpieces:
+                    words = words_of(tokens)
+                    attention = arrays["attention_words"] = torch.stack([attention[pieces].mean(0) for pieces in words])
+                    log_probs = torch.stack([log_probs[pieces].sum() for pieces in words])
+                    shown = [joined([shown[i] for i in pieces]) for pieces in words]
+                    told["words"] = [{"word": joined([tokens[i] for i in pieces]), "tokens": pieces, "log_prob": log_prob}
+                                     for pieces, log_prob in zip(words, log_probs.tolist())]
+                with written_whole(args.output_dir / f"{path.stem}.npz") as temporary:
+                    np.savez_compressed(temporary, **{name: values.numpy() for name, values in arrays.items()})
+                write_text(args.output_dir / f"{path.stem}.json", json.dumps(told, indent=1) + "\n")
                 heading = path.stem + ", for a given caption" * bool(given)
-                draw_caption(np.asarray(photo), catr.seen_box(photo.size, attention.shape[1:], config),
-                             attention.numpy(), shown, log_probs.exp().tolist(), caption, heading, label, temporary)
-            print(f"{path.stem}: {caption or '(no words)'}")
-            if reading.ids[-1] != tokenizer.end:
-                remedy = ": raise --max-tokens" if args.max_tokens < config.positions else ", the captioner's most"
-                remark(f"{path.stem}: the caption was cut after {len(tokens)} tokens{remedy}")
+                drawing.draw(args.output_dir / f"{path.stem}.png", draw_caption, np.asarray(photo),
+                             catr.seen_box(photo.size, attention.shape[1:], config), attention.numpy(), shown,
+                             log_probs.exp().tolist(), caption, heading, label)
+                print(f"{path.stem}: {caption or '(no words)'}")
+                if reading.ids[-1] != tokenizer.end:
+                    remedy = ": raise --max-tokens" if args.max_tokens < config.positions else ", the captioner's most"
+                    remark(f"{path.stem}: the caption was cut after {len(tokens)} tokens{remedy}")
     print(f"{len(paths)} caption{'s' * (len(paths) > 1)} drawn to {args.output_dir}")
     return 0
 

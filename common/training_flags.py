@@ -5,7 +5,7 @@ import argparse
 from common.console import SaveEvery, number
 
 # Settings that do not change what a run computes.
-HARMLESS = {"resume", "recipe", "output", "workers", "device", "save_every", "skip_bad", "on_nonfinite"}
+HARMLESS = {"resume", "recipe", "output", "workers", "device", "save_every", "skip_bad", "on_nonfinite", "cache"}
 
 
 def optimizer_name(settings):

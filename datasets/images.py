@@ -284,22 +284,32 @@ class ImageDataset(torch.utils.data.Dataset):
     """Images by key, as (tensor (3, H, W), target).
 
     For evaluation a key is an index. For training (`seed` given) it is (epoch, index), and the augmentation depends on
-    (seed, epoch, index) alone: not on the number of workers, nor on what was loaded before.
+    (seed, epoch, index) alone: not on the number of workers, nor on what was loaded before. `cache` is a
+    `datasets.cache.Cache` that knows all the names, and changes nothing but the time.
     """
 
-    def __init__(self, root, names, targets, transform, seed=None):
+    def __init__(self, root, names, targets, transform, seed=None, cache=None):
         self.root, self.names, self.targets, self.transform, self.seed = Path(root), names, targets, transform, seed
+        self.cache = cache
 
     def __len__(self):
         return len(self.names)
 
     def __getitem__(self, key):
         if self.seed is None:
-            return self.transform(load_image(self.root / self.names[key])), self.targets[key]
+            return self.transform(self._decoded(self.names[key])), self.targets[key]
         epoch, index = key
-        image = load_image(self.root / self.names[index])
+        image = self._decoded(self.names[index])
         with random_streams(self.seed, epoch, index):
             return self.transform(image), self.targets[index]
+
+    def _decoded(self, name):
+        image = self.cache.get(name) if self.cache else None
+        if image is None:
+            image = load_image(self.root / name)
+            if self.cache:
+                self.cache.put(name, image)
+        return image
 
 
 # Files that cannot be decoded --------------------------------------------------------------------------------------

@@ -20,7 +20,9 @@ from common.console import SaveEvery, remark
 from common.errors import BadInput, Interrupted, TrainingStopped
 from common.training_flags import optimizer_name
 from engine import distributed, run_folder
-from engine.device import autocast, compute_deterministically, loader_workers, peak_memory, pick_device
+from engine.device import (
+    autocast, compute_deterministically, has_instructions_for, loader_workers, peak_memory, pick_device,
+)
 from engine.randomness import ShuffledBatches, seed_everything, seed_step
 from engine.schedule import warmup_cosine
 from engine.signals import StopSignal, ignore_stop_signals
@@ -74,7 +76,7 @@ class Run:
         args = self.args
         if args.deterministic:
             compute_deterministically()
-        if self.device.type == "cpu" and args.precision != "fp32" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        if self.device.type == "cpu" and not has_instructions_for(args.precision):
             remark(f"this processor has no instructions for {args.precision}: fp32 is many times faster here")
         distributed.connect(self.device)
         seed_everything(args.seed)
@@ -89,7 +91,8 @@ class Run:
         workers = loader_workers(self.args.workers)
         return torch.utils.data.DataLoader(
             dataset, generator=torch.Generator(), num_workers=workers, pin_memory=self.device.type == "cuda",
-            persistent_workers=workers > 0, worker_init_fn=ignore_stop_signals, **options)
+            persistent_workers=workers > 0, worker_init_fn=ignore_stop_signals,
+            multiprocessing_context="fork" if workers else None, **options)  # forked ones share datasets.cache
 
     def train(self, model, dataset, names, losses, *, fields, fingerprint, title, about, parameters=None, mix=None,
               evaluate=None, held_out=0, collate=None, explaining=nullcontext):

@@ -7,6 +7,8 @@ from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from plots.drawing import save
+
 DIMMED = 0.35  # brightness of what the model did not see
 LABEL = "attention of [CLS] to each patch"
 
@@ -59,7 +61,7 @@ def draw_rows(rows, path, interpolation="bilinear", label=LABEL, heading=None, c
     figure.colorbar(drawn, ax=panels, shrink=max(0.2, 0.85 / len(rows)), aspect=25, label=label)
     if heading:
         figure.suptitle(heading, fontsize=11, parse_math=False)
-    figure.savefig(path, dpi=180)
+    save(figure, path, dpi=180)
 
 
 def draw_heads(seen, blocks, heading, path, interpolation="bilinear", label=LABEL):
@@ -93,7 +95,7 @@ def draw_heads(seen, blocks, heading, path, interpolation="bilinear", label=LABE
                 axes.set_ylabel(name, fontsize=8)
     figure.colorbar(drawn, ax=panels, shrink=max(0.3, 0.85 / rows**0.5), aspect=25, label=label)
     figure.suptitle(heading, fontsize=10, parse_math=False)
-    figure.savefig(path, dpi=180)
+    save(figure, path, dpi=180)
 
 
 def _show_photo(axes, seen):

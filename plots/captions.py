@@ -11,6 +11,8 @@ from matplotlib.font_manager import FontProperties, fontManager
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
+from plots.drawing import save
+
 DPI = 160
 # Sizes on the page, in inches.
 PAGE, MARGIN = (11, 14.5), 0.35  # a page is higher only where small panels of many tokens do not fit
@@ -90,7 +92,7 @@ def draw_caption(photo, box, maps, titles, probabilities, caption, heading, labe
             write(title, title_size, middle, top - 0.06, ha="center", va="bottom")
             write(f"p = {probability:.2f}" if probability >= 0.005 else "p < 0.01", 8, middle,
                   top + panel * aspect + 0.05, color="0.4", ha="center")
-        figure.savefig(path, dpi=DPI)
+        save(figure, path, dpi=DPI)
 
 
 def panels(count, aspect, room):

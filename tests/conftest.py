@@ -66,3 +66,17 @@ def captioners(tmp_path_factory):
     torch.save({"model": weights}, folder / "catr.pth")
     (folder / "short.txt").write_text("\n".join(scenes.VOCABULARY[:9]) + "\n")
     return folder
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved during a test, which are drawn in this process."""
+    from matplotlib.figure import Figure
+
+    from plots import drawing
+
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: (figures.append(self), save(self, *args, **kwargs)))
+    monkeypatch.setattr(drawing.Drawing, "draw", lambda self, path, function, *args, **kwargs: drawing.draw_whole(
+        path, function, args, kwargs))
+    return figures

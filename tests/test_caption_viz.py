@@ -58,15 +58,6 @@ def draw(checkpoint, photos, tmp_path):
     return call
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that are saved during a test."""
-    figures, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: (
-        figures.append(self), save(self, *args, **kwargs)))
-    return figures
-
-
 def readings(checkpoint, photos, text=None, max_tokens=5, beam=1):
     """What `captioning` says of each photo by itself."""
     model, tokenizer = catr.open_captioner(checkpoint)

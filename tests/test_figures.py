@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 
 import p1_viz_attn
@@ -11,14 +10,6 @@ from models import vit
 from models.attention import attention_maps, rollout
 from plots.attention import Seen, draw_heads, draw_rows
 from plots.posembed import draw_similarities, mosaic
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that are saved during a test."""
-    figures, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: (figures.append(self), save(self, *args, **kwargs)))
-    return figures
 
 
 def test_the_mosaic_puts_each_map_in_its_place():

@@ -1,0 +1,67 @@
+"""Figures drawn beside the work that they are of, by a process for each core."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from common.errors import BadInput
+from common.files import written_whole
+
+PNG_COMPRESSION = 4  # of 0 to 9; matplotlib's own 6 takes twice as long for 2 % of the size
+
+
+class Drawing:
+    """Inside this context `draw` gives figures to other processes; at its end all are drawn.
+
+    matplotlib draws one figure at a time in a process, half a second each. An error of one, a full disk for instance,
+    comes out of a later `draw` or of the end of the context.
+    """
+
+    def __enter__(self):
+        workers = len(os.sched_getaffinity(0))
+        # forked, they have matplotlib imported; Ctrl-C is for this process, which ends them
+        self._pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"),
+                                         signal.signal, (signal.SIGINT, signal.SIG_IGN))
+        self._pending, self._most = deque(), 2 * workers
+        return self
+
+    def __exit__(self, kind, *error):
+        try:
+            while self._pending and kind is None:
+                self._finish_one()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+
+    def draw(self, path, function, *args, **kwargs):
+        """Have `function(*args, path, **kwargs)` draw a picture file, which is written whole or not at all."""
+        if len(self._pending) == self._most:  # the arrays of all would fill the memory
+            self._finish_one()
+        with _explaining_a_lost_process():
+            self._pending.append(self._pool.submit(draw_whole, path, function, args, kwargs))
+
+    def _finish_one(self):
+        with _explaining_a_lost_process():
+            self._pending.popleft().result()
+
+
+@contextlib.contextmanager
+def _explaining_a_lost_process():
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise BadInput("a process that draws figures was killed, perhaps for want of memory: free some") from error
+
+
+def draw_whole(path, function, args, kwargs):
+    """What a process of `Drawing` does for `draw`."""
+    with written_whole(path) as temporary:
+        function(*args, temporary, **kwargs)
+
+
+def save(figure, path, dpi):
+    """Write a matplotlib figure to a picture file, in the format of its name."""
+    figure.savefig(path, dpi=dpi, **({"pil_kwargs": {"compress_level": PNG_COMPRESSION}} if path.suffix == ".png" else {}))
