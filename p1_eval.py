@@ -95,7 +95,7 @@ def main(argv=None):
     from engine.device import loader_workers, pick_device
     from engine.inference import Mirrored, expected_seconds, predict
     from engine.run_folder import CONFIG
-    from models.vit import open_checkpoint
+    from models.vit import Normalised, open_checkpoint
 
     device = distributed.own_device(pick_device(args.device))
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32 on a GPU, too
@@ -115,12 +115,13 @@ def main(argv=None):
     first = distributed.rank() == 0  # alone it writes and reports
     own_names, own = distributed.share(names), []
     dataset = images.ImageDataset(args.images, own_names, [0] * len(own_names),
-                                  images.evaluation_transform(checkpoint.preprocessing))
+                                  images.evaluation_pixels(checkpoint.preprocessing))
     with images.explaining_bad_images(args.images, names), distributed.noticing_lost_processes():
         if own_names:  # there may be fewer images than processes
             workers = loader_workers(args.workers)
             loader = DataLoader(dataset, batch_size=args.batch_size, num_workers=workers, pin_memory=device.type == "cuda")
-            predictor = (Mirrored(checkpoint.model) if args.flip else checkpoint.model).to(device)
+            predictor = Normalised(checkpoint.model, checkpoint.preprocessing)
+            predictor = (Mirrored(predictor) if args.flip else predictor).to(device).eval()
             if len(own_names) >= LONG:
                 seconds = expected_seconds(predictor, dataset, device, workers)
                 remark(f"{len(names)} images on {device.type}: about {in_words(seconds)}")

@@ -241,6 +241,14 @@ def evaluation_transform(preprocessing):
     return timm.data.create_transform(**for_timm(preprocessing), is_training=False)
 
 
+def evaluation_pixels(preprocessing):
+    """The same without the last step: PIL image -> uint8 tensor (3, H, W), a quarter of the memory to hand over.
+
+    `models.vit.Normalised` takes that step for a whole batch.
+    """
+    return timm.data.create_transform(**for_timm(preprocessing), is_training=False, normalize=False)
+
+
 def for_timm(preprocessing):
     """The arguments of timm's `create_transform` that a data configuration stands for."""
     return {**preprocessing, "input_size": tuple(preprocessing["input_size"])}

@@ -28,7 +28,7 @@ def predict(model, loader, device, precision="fp32", progress=iter):
 
 
 @torch.no_grad()
-def expected_seconds(model, dataset, device, workers, trial=8):
+def expected_seconds(model, dataset, device, workers, trial=4):
     """How long `predict` will take, by a trial on a few images of the data set."""
     model.eval()
 
@@ -39,7 +39,7 @@ def expected_seconds(model, dataset, device, workers, trial=8):
 
     trial = min(trial, len(dataset))
     loading, images = seconds(lambda: torch.stack([dataset[i * len(dataset) // trial][0] for i in range(trial)]).to(device))
-    model(images).cpu()  # the first call is slower
+    model(images[:1]).cpu()  # the first call is slower
     computing, _ = seconds(lambda: model(images).cpu())
     loading /= max(1, workers)
     # a GPU computes while the cores load; on the CPU both share them

@@ -75,6 +75,22 @@ def preprocessing(model):
     return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
 
 
+class Normalised(torch.nn.Module):
+    """A model on the pixels of `datasets.images.evaluation_pixels`, uint8 (N, 3, H, W).
+
+    The arithmetic is that of `evaluation_transform`, bit for bit: x / 255, less the mean, by the standard deviation.
+    """
+
+    def __init__(self, model, preprocessing):
+        super().__init__()
+        self.model = model
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(preprocessing[name]).reshape(3, 1, 1), persistent=False)
+
+    def forward(self, pixels):
+        return self.model(pixels.float().div_(255).sub_(self.mean).div_(self.std))
+
+
 def load_weights(model, arch, path, adopt_head=False):
     """Load a weights file into a model of the name `arch`, with timm's conversions (older layouts, other grid sizes).
 

@@ -1,15 +1,20 @@
 """Attention maps over their photos."""
 
 from dataclasses import dataclass
+from textwrap import fill
 
 import numpy as np
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from plots.drawing import save
+from plots.drawing import place, save
 
 DIMMED = 0.35  # brightness of what the model did not see
+# Sizes on the page, in inches.
+LINE, GAP = 0.17, 0.1  # of a title
+BAR_AND_LABELS = 1.1
+LETTERS = 13  # of the bar's label, to an inch
 LABEL = "attention of [CLS] to each patch"
 
 
@@ -41,11 +46,18 @@ def draw_rows(rows, path, interpolation="bilinear", label=LABEL, heading=None, c
     different strength.
     """
     size = 1 if len(rows) <= 3 else 0.7
-    heights = [size * min(6.5, max(1.6, 3.3 * seen.aspect())) + 0.35 for seen, _, _ in rows]
-    figure = Figure(figsize=(size * 10 + 1, sum(heights) + 0.4 * bool(heading)), layout="constrained")
-    panels = figure.subplots(len(rows), 3, squeeze=False, height_ratios=heights)
+    heights = [size * min(6.5, max(1.6, 3.3 * seen.aspect())) for seen, _, _ in rows]
+    above = [LINE * (title.count("\n") + 1) + GAP for _, _, title in rows]
+    top = LINE * (heading.count("\n") + 1) + GAP if heading else 0
+    figure = Figure(figsize=(size * 10 + 1, top + sum(above) + sum(heights) + GAP))  # a layout engine takes longer than the rest
+    width, height = figure.get_size_inches()
+    across = (width - BAR_AND_LABELS - 4 * GAP) / 3
     norm = _norm([attention for _, attention, _ in rows], compressed)
-    for (seen, attention, title), (photo, alone, over) in zip(rows, panels):
+    y = top
+    for (seen, attention, title), space, high in zip(rows, above, heights):
+        y += space
+        photo, alone, over = (place(figure, GAP + i * (across + GAP), y, across, high) for i in range(3))
+        y += high
         _show_photo(photo, seen)
         left, upper, right, lower = seen.box
         photo.add_patch(Rectangle((left, upper), right - left, lower - upper, fill=False, color="white", linestyle="--"))
@@ -56,11 +68,15 @@ def draw_rows(rows, path, interpolation="bilinear", label=LABEL, heading=None, c
         _dim_unseen(over, seen)
         for axes in (photo, alone, over):
             _finish(axes, seen)
-    panels[0][1].set_title("attention", fontsize=10)
-    panels[0][2].set_title("over what the model saw", fontsize=10)
-    figure.colorbar(drawn, ax=panels, shrink=max(0.2, 0.85 / len(rows)), aspect=25, label=label)
+        if y == top + space + high:
+            alone.set_title("attention", fontsize=10)
+            over.set_title("over what the model saw", fontsize=10)
+    long = max(0.85 * heights[0], 0.2 * (height - top))
+    bar = place(figure, width - BAR_AND_LABELS, top + above[0] + (height - top - above[0] - GAP - long) / 2, long / 25, long)
+    figure.colorbar(drawn, cax=bar).set_label(fill(label, round(long * LETTERS)), fontsize=9)
+    bar.tick_params(labelsize=9)
     if heading:
-        figure.suptitle(heading, fontsize=11, parse_math=False)
+        figure.text(0.5, 1 - GAP / height, heading, fontsize=11, ha="center", va="top", parse_math=False)
     save(figure, path, dpi=180)
 
 
@@ -127,4 +143,6 @@ def _dim_unseen(axes, seen):
 def _finish(axes, seen):
     """After imshow, which sets limits of its own."""
     across, down = seen.limits()
-    axes.set(xlim=across, ylim=down, xticks=[], yticks=[])
+    axes.set(xlim=across, ylim=down)
+    for axis in (axes.xaxis, axes.yaxis):  # without ticks it would still take its time
+        axis.set_visible(False)

@@ -11,7 +11,7 @@ from matplotlib.font_manager import FontProperties, fontManager
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
-from plots.drawing import save
+from plots.drawing import place, save
 
 DPI = 160
 # Sizes on the page, in inches.
@@ -59,19 +59,12 @@ def draw_caption(photo, box, maps, titles, probabilities, caption, heading, labe
         row = ABOVE + panel * aspect + BELOW + BETWEEN
         figure.set_size_inches(PAGE[0], 2 * MARGIN + top_part + GAP + -(-len(titles) // columns) * row - BETWEEN)
 
-        def place(left, top, width, height):
-            """Axes at a place on the page, measured from its upper left corner."""
-            page = figure.get_size_inches()
-            axes = figure.add_axes((left / page[0], 1 - (top + height) / page[1], width / page[0], height / page[1]))
-            axes.set(xticks=[], yticks=[])
-            return axes
-
-        _show(place(MARGIN, MARGIN, across, across * aspect), _reduced(photo, across), photo)
+        _show(place(figure, MARGIN, MARGIN, across, across * aspect), _reduced(photo, across), photo)
         write(write.shortened(heading, 10, room), 10, start, MARGIN, color="0.4")
         write(lines, size, start, MARGIN + GAP)
         norm = PowerNorm(0.5, 0, maps.max())
         bar_top = MARGIN + top_part - BAR_AND_LABEL
-        bar = figure.colorbar(ScalarMappable(norm, "inferno"), place(start, bar_top, min(BAR[0], room), BAR[1]),
+        bar = figure.colorbar(ScalarMappable(norm, "inferno"), place(figure, start, bar_top, min(BAR[0], room), BAR[1]),
                               orientation="horizontal", ticks=MaxNLocator(4),
                               format=FuncFormatter(lambda x, _: f"{x:.3g}"))
         bar.ax.tick_params(labelsize=8)
@@ -82,7 +75,7 @@ def draw_caption(photo, box, maps, titles, probabilities, caption, heading, labe
         for i, (one, title, probability) in enumerate(zip(maps, titles, probabilities)):
             middle = MARGIN + (i % columns + 0.5) * pitch - GUTTER / 2
             top = MARGIN + top_part + GAP + i // columns * row + ABOVE
-            axes = place(middle - panel / 2, top, panel, panel * aspect)
+            axes = place(figure, middle - panel / 2, top, panel, panel * aspect)
             _show(axes, small, photo)
             fine = upsampled(one, box, (width, height), shape)
             # where there is no attention the photo shows through

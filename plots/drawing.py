@@ -4,14 +4,20 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import zlib
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+
 from common.errors import BadInput
 from common.files import written_whole
 
-PNG_COMPRESSION = 4  # of 0 to 9; matplotlib's own 6 takes twice as long for 2 % of the size
+# Runs of equal differences alone: a third of the time of the usual settings, for 3 % more size (photos and maps alike).
+PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 
 
 class Drawing:
@@ -23,9 +29,7 @@ class Drawing:
 
     def __enter__(self):
         workers = len(os.sched_getaffinity(0))
-        # forked, they have matplotlib imported; Ctrl-C is for this process, which ends them
-        self._pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"),
-                                         signal.signal, (signal.SIGINT, signal.SIG_IGN))
+        self._pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _begin)  # they have matplotlib imported
         self._pending, self._most = deque(), 2 * workers
         return self
 
@@ -48,6 +52,11 @@ class Drawing:
             self._pending.popleft().result()
 
 
+def _begin():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that they draw for, which ends them
+    os.nice(10)  # they use the time that it leaves: its threads wait for one another where one is held up
+
+
 @contextlib.contextmanager
 def _explaining_a_lost_process():
     try:
@@ -62,6 +71,24 @@ def draw_whole(path, function, args, kwargs):
         function(*args, temporary, **kwargs)
 
 
+def place(figure, left, top, width, height):
+    """Axes without ticks at a place on the page, in inches from its upper left corner."""
+    page = figure.get_size_inches()
+    axes = figure.add_axes((left / page[0], 1 - (top + height) / page[1], width / page[0], height / page[1]))
+    axes.set(xticks=[], yticks=[])
+    return axes
+
+
 def save(figure, path, dpi):
-    """Write a matplotlib figure to a picture file, in the format of its name."""
-    figure.savefig(path, dpi=dpi, **({"pil_kwargs": {"compress_level": PNG_COMPRESSION}} if path.suffix == ".png" else {}))
+    """Write a matplotlib figure to a picture file, in the format of its name.
+
+    A PNG is drawn once, where `figure.savefig` goes through all of it twice, and has no alpha.
+    """
+    if path.suffix != ".png":
+        figure.savefig(path, dpi=dpi)
+        return
+    figure.dpi = dpi
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    Image.fromarray(np.ascontiguousarray(pixels)).save(path, dpi=(dpi, dpi), **PNG)

@@ -3,6 +3,8 @@
 import numpy as np
 from matplotlib.figure import Figure
 
+from plots.drawing import save
+
 KINDS = (("same_row", "same\nrow"), ("same_column", "same\ncolumn"), ("elsewhere", "elsewhere"))
 
 
@@ -16,6 +18,20 @@ def mosaic(similarity):
     image = np.full((height, height + gap, width, width + gap), np.nan, dtype=np.float32)
     image[:, :height, :, :width] = similarity.transpose(0, 2, 1, 3)
     return image.reshape(height * (height + gap), width * (width + gap))[:-gap, :-gap], gap
+
+
+def draw_mosaic(axes, similarity):
+    """Draw the mosaic of a similarity (H, W, H, W) into axes, with the rows and columns of the patches. Returns the image."""
+    height, width = similarity.shape[:2]
+    image, gap = mosaic(similarity)
+    drawn = axes.imshow(image, vmin=-1, vmax=1, cmap="viridis", interpolation="nearest")
+    for axis, patches, label in ((axes.xaxis, width, "column of the patch"), (axes.yaxis, height, "row of the patch")):
+        shown = range(0, patches, 1 if patches <= 16 else 2 if patches <= 32 else 4)
+        axis.set_ticks([i * (patches + gap) + (patches - 1) / 2 for i in shown], [str(i) for i in shown])
+        axis.set_label_text(label)
+    axes.tick_params(length=0, labelsize=8)
+    axes.spines[:].set_visible(False)
+    return drawn
 
 
 def draw_similarities(similarities, statistics, random, titles, path):
@@ -33,15 +49,7 @@ def draw_similarities(similarities, statistics, random, titles, path):
     upper, lower = figure.subfigures(2, 1, height_ratios=heights)
     panels = upper.subplots(1, count, squeeze=False)[0]
     for axes, similarity, title in zip(panels, similarities, titles):
-        height, width = similarity.shape[:2]
-        image, gap = mosaic(similarity)
-        drawn = axes.imshow(image, vmin=-1, vmax=1, cmap="viridis", interpolation="nearest")
-        for axis, patches, label in ((axes.xaxis, width, "column of the patch"), (axes.yaxis, height, "row of the patch")):
-            shown = range(0, patches, 1 if patches <= 16 else 2 if patches <= 32 else 4)
-            axis.set_ticks([i * (patches + gap) + (patches - 1) / 2 for i in shown], [str(i) for i in shown])
-            axis.set_label_text(label)
-        axes.tick_params(length=0, labelsize=8)
-        axes.spines[:].set_visible(False)
+        drawn = draw_mosaic(axes, similarity)
         axes.set_title(title, fontsize=10, parse_math=False)  # a name may hold $
     upper.colorbar(drawn, ax=panels, aspect=30, pad=0.02, label="cosine similarity of the position embeddings")
 
@@ -71,4 +79,4 @@ def draw_similarities(similarities, statistics, random, titles, path):
         axes.grid(alpha=0.3, axis="y")
         axes.tick_params(labelsize=8)
         axes.title.set_fontsize(10)
-    figure.savefig(path, dpi=220)
+    save(figure, path, dpi=220)

@@ -71,12 +71,19 @@ def captioners(tmp_path_factory):
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that are saved during a test, which are drawn in this process."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     from plots import drawing
 
-    figures, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: (figures.append(self), save(self, *args, **kwargs)))
+    figures, save, draw = [], Figure.savefig, FigureCanvasAgg.draw
+
+    def noted(figure):
+        if figure not in figures:
+            figures.append(figure)
+
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: (noted(self), save(self, *args, **kwargs)))
+    monkeypatch.setattr(FigureCanvasAgg, "draw", lambda self: (noted(self.figure), draw(self)))
     monkeypatch.setattr(drawing.Drawing, "draw", lambda self, path, function, *args, **kwargs: drawing.draw_whole(
         path, function, args, kwargs))
     return figures

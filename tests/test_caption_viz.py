@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
 import p2_caption_viz
@@ -248,7 +247,7 @@ LONG = ["a", "antidisestablishmentarianism", "##s", 40 * "W", "$x_1^2$", "зон
 @pytest.mark.parametrize("size", [(1000, 200), (300, 300), (200, 1000)], ids=str)
 @pytest.mark.parametrize("count", [1, 2, 7, 23, 40])
 def test_no_text_overlaps_another_or_leaves_the_page(drawn, tmp_path, monkeypatch, count, size):
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))  # slow, and tested below
+    monkeypatch.setattr(captions, "save", lambda figure, *args, **kwargs: drawn.append(figure))  # slow, and tested below
     width, height = size
     grid = [max(1, side // 60) for side in (height, width)]
     titles = [LONG[i % len(LONG)] for i in range(count)]

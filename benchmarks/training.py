@@ -1,0 +1,168 @@
+"""How fast photos are trained on, against tensors in memory and against the loop that one writes first.
+
+    python -m benchmarks training            # the rows of the table
+    python -m benchmarks.training photos     # one of the ways alone, in images/s
+
+The ways, each in a process of its own:
+
+    photos      p1_train.py on JPEG files, with --cache 1, from the second epoch on
+    memory      the loop of p1_train.py on images that are in memory already
+    ceiling     forward, backward and Adam on one tensor, with the memory settings of p1_train.py: nothing else
+    eager       the same as torch comes
+    plain       PIL and torchvision in the main process, as torch comes, in fp32
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import timm
+import torch
+from PIL import Image
+from torch.nn.functional import cross_entropy
+from torchvision import transforms
+
+import p1_train
+from benchmarks import photos
+from benchmarks.rows import in_own_process, in_turn, ratio
+from engine.device import PRECISIONS, autocast, has_instructions_for, keep_freed_memory
+from engine.training import Run
+
+CPU = torch.device("cpu")
+CLASSES = 37
+WARM_UP = 2  # steps
+
+
+def trained(options, epochs, train):
+    """The images/s of p1_train.py from its second epoch on; `train` gets its arguments and what to train on as a list."""
+    with tempfile.TemporaryDirectory() as output:
+        train(["--data", str(photos.data_folder()), "--output", output, "--arch", options.arch, "--scratch", "--optimizer",
+               "adam", "--epochs", str(epochs), "--batch-size", str(options.batch_size), "--precision", options.precision,
+               "--holdout", "0", "--device", "cpu", "--cache", "1"])
+        rows = [line.split(",") for line in (Path(output) / "metrics.csv").read_text().splitlines()]
+    seconds, pace = rows[0].index("seconds"), rows[0].index("images_per_second")
+    images = sum(float(row[pace]) * float(row[seconds]) for row in rows[2:])
+    return images / sum(float(row[seconds]) for row in rows[2:])
+
+
+def from_photos(options):
+    return trained(options, 3, lambda args: p1_train.main(args))
+
+
+class InMemory(torch.utils.data.Dataset):
+    """As many images as are trained on in `steps` steps, all of them the same tensor, by the keys of p1_train.py."""
+
+    def __init__(self, batch_size, steps):
+        self.image, self.count = torch.randn(3, 224, 224), batch_size * steps
+
+    def __getitem__(self, key):
+        return self.image, key[1] % CLASSES
+
+
+def from_memory(options):
+    def train(args):
+        run = Run(settings := p1_train.get_args_parser().parse_args([*args, "--workers", "0"]))
+        settings.sam = False
+        dataset = InMemory(options.batch_size, options.steps)
+        model = timm.create_model(options.arch, num_classes=CLASSES)
+
+        def losses(model, batch):
+            logits = model(batch[0])
+            return cross_entropy(logits.float(), batch[1], reduction="sum"), (logits.argmax(1) == batch[1]).sum()
+
+        run.train(model, dataset, ["an image"] * dataset.count, losses, fields={}, fingerprint="", title="", about={})
+
+    return trained(options, 2, train)
+
+
+def on_a_tensor(options):
+    model = timm.create_model(options.arch, num_classes=CLASSES)
+    images, targets = torch.randn(options.batch_size, 3, 224, 224), torch.arange(options.batch_size) % CLASSES
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-5)
+    for step in range(WARM_UP + options.steps):
+        if step == WARM_UP:
+            started = time.perf_counter()
+        optimizer.zero_grad()
+        with autocast(CPU, options.precision):
+            loss = cross_entropy(model(images).float(), targets)
+        loss.backward()
+        optimizer.step()
+        loss.item()
+    return options.batch_size * options.steps / (time.perf_counter() - started)
+
+
+def ceiling(options):
+    keep_freed_memory()
+    return on_a_tensor(options)
+
+
+class PlainDataset(torch.utils.data.Dataset):
+    def __init__(self, folder):
+        self.paths = sorted(folder.iterdir())
+        self.transform = transforms.Compose([
+            transforms.RandomResizedCrop(224, scale=(0.5, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)])
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        path = self.paths[index]
+        return self.transform(Image.open(path).convert("RGB")), int(path.name.split("_")[0])
+
+
+def plain(options):
+    loader = torch.utils.data.DataLoader(PlainDataset(photos.data_folder() / "train"), options.batch_size, shuffle=True)
+    model = timm.create_model(options.arch, num_classes=CLASSES)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-5, foreach=False)
+    step, images_seen = 0, 0
+    while step < WARM_UP + options.steps:
+        for images, targets in loader:
+            if step == WARM_UP:
+                started, images_seen = time.perf_counter(), 0
+            if step == WARM_UP + options.steps:
+                break
+            optimizer.zero_grad()
+            loss = cross_entropy(model(images), targets)
+            loss.backward()
+            optimizer.step()
+            loss.item()
+            step, images_seen = step + 1, images_seen + len(images)
+    return images_seen / (time.perf_counter() - started)
+
+
+WAYS = {"photos": from_photos, "memory": from_memory, "ceiling": ceiling, "eager": on_a_tensor, "plain": plain}
+
+
+def rows(options):
+    """The rows of the table. `options` has `arch`, `repeats` and `steps`."""
+    precision = "bf16" if has_instructions_for("bf16") else "fp32"
+    flags = ["--arch", options.arch, "--steps", options.steps, "--precision", precision]
+    times = in_turn(options.repeats, **{way: lambda way=way: in_own_process("benchmarks.training", way, *flags) for way in WAYS})
+    yield ratio(f"training on photos ({precision}) / on a tensor in memory", times["photos"], times["ceiling"], ">=", 0.95,
+                "images/s")
+    yield ratio(f"training on photos ({precision}) / the plain loop (fp32)", times["photos"], times["plain"], ">=", 2, "images/s")
+    yield ratio(f"training step ({precision}, 32 images) / plain eager", times["memory"], times["eager"], ">=", 1.05, "images/s")
+    flags += ["--batch-size", 64]
+    times = in_turn(options.repeats, **{way: lambda way=way: in_own_process("benchmarks.training", way, *flags)
+                                        for way in ("memory", "eager")})
+    yield ratio(f"training step ({precision}, 64 images) / plain eager", times["memory"], times["eager"], ">=", 1.05, "images/s")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("way", choices=list(WAYS))
+    parser.add_argument("--arch", default="vit_tiny_patch16_224", help="(%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, help="(%(default)s)")
+    parser.add_argument("--steps", type=int, default=10, help="that are measured, but for `photos` (%(default)s)")
+    parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="(%(default)s)")
+    options = parser.parse_args(argv)
+    print(json.dumps(WAYS[options.way](options)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
