@@ -81,7 +81,7 @@ def measure(config, device, count, repeats):
 def rows(options):
     """The rows of the table."""
     device = pick_device("cpu")
-    times = measure(catr.Config() if options.full else catr.small_config(100), device, 16, options.repeats)
+    times = measure(catr.small_config(100) if options.small else catr.Config(), device, 16, options.repeats)
     for way, words in (("prefix", "the tokens so far"), ("padded", "all positions")):
         yield ratio(f"caption of 16 tokens with its maps / the network again on {words}", times["kept"], times[way], ">=", 10, "s",
                     inverted=True)

@@ -61,9 +61,9 @@ def from_photos(checkpoint, folder):
 @torch.no_grad()
 def ceiling(checkpoint, folder):
     keep_freed_memory()
-    model, _ = opened(checkpoint)
+    model, preprocessing = opened(checkpoint)
     count = len(list(folder.iterdir()))
-    images = torch.randn(SEVERAL, 3, 224, 224)
+    images = torch.randn(SEVERAL, *preprocessing["input_size"])
     model(images)
     started = time.perf_counter()
     for start in range(0, count, SEVERAL):

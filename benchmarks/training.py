@@ -55,8 +55,8 @@ def from_photos(options):
 class InMemory(torch.utils.data.Dataset):
     """As many images as are trained on in `steps` steps, all of them the same tensor, by the keys of p1_train.py."""
 
-    def __init__(self, batch_size, steps):
-        self.image, self.count = torch.randn(3, 224, 224), batch_size * steps
+    def __init__(self, shape, batch_size, steps):
+        self.image, self.count = torch.randn(shape), batch_size * steps
 
     def __getitem__(self, key):
         return self.image, key[1] % CLASSES
@@ -66,8 +66,8 @@ def from_memory(options):
     def train(args):
         run = Run(settings := p1_train.get_args_parser().parse_args([*args, "--workers", "0"]))
         settings.sam = False
-        dataset = InMemory(options.batch_size, options.steps)
         model = timm.create_model(options.arch, num_classes=CLASSES)
+        dataset = InMemory(model.pretrained_cfg["input_size"], options.batch_size, options.steps)
 
         def losses(model, batch):
             logits = model(batch[0])
@@ -80,7 +80,8 @@ def from_memory(options):
 
 def on_a_tensor(options):
     model = timm.create_model(options.arch, num_classes=CLASSES)
-    images, targets = torch.randn(options.batch_size, 3, 224, 224), torch.arange(options.batch_size) % CLASSES
+    images = torch.randn(options.batch_size, *model.pretrained_cfg["input_size"])
+    targets = torch.arange(options.batch_size) % CLASSES
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-5)
     for step in range(WARM_UP + options.steps):
         if step == WARM_UP:
@@ -100,10 +101,10 @@ def ceiling(options):
 
 
 class PlainDataset(torch.utils.data.Dataset):
-    def __init__(self, folder):
+    def __init__(self, folder, size):
         self.paths = sorted(folder.iterdir())
         self.transform = transforms.Compose([
-            transforms.RandomResizedCrop(224, scale=(0.5, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.RandomResizedCrop(size, scale=(0.5, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
             transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)])
 
     def __len__(self):
@@ -115,8 +116,9 @@ class PlainDataset(torch.utils.data.Dataset):
 
 
 def plain(options):
-    loader = torch.utils.data.DataLoader(PlainDataset(photos.data_folder() / "train"), options.batch_size, shuffle=True)
     model = timm.create_model(options.arch, num_classes=CLASSES)
+    dataset = PlainDataset(photos.data_folder() / "train", model.pretrained_cfg["input_size"][-1])
+    loader = torch.utils.data.DataLoader(dataset, options.batch_size, shuffle=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-5, foreach=False)
     step, images_seen = 0, 0
     while step < WARM_UP + options.steps:
@@ -140,16 +142,17 @@ WAYS = {"photos": from_photos, "memory": from_memory, "ceiling": ceiling, "eager
 def rows(options):
     """The rows of the table. `options` has `arch`, `repeats` and `steps`."""
     precision = "bf16" if has_instructions_for("bf16") else "fp32"
-    flags = ["--arch", options.arch, "--steps", options.steps, "--precision", precision]
+    few, many = (4, 8) if options.small else (32, 64)
+    flags = ["--arch", options.arch, "--steps", options.steps, "--precision", precision, "--batch-size", few]
     times = in_turn(options.repeats, **{way: lambda way=way: in_own_process("benchmarks.training", way, *flags) for way in WAYS})
     yield ratio(f"training on photos ({precision}) / on a tensor in memory", times["photos"], times["ceiling"], ">=", 0.95,
                 "images/s")
     yield ratio(f"training on photos ({precision}) / the plain loop (fp32)", times["photos"], times["plain"], ">=", 2, "images/s")
-    yield ratio(f"training step ({precision}, 32 images) / plain eager", times["memory"], times["eager"], ">=", 1.05, "images/s")
-    flags += ["--batch-size", 64]
+    yield ratio(f"training step ({precision}, {few} images) / plain eager", times["memory"], times["eager"], ">=", 1.05, "images/s")
+    flags[-1] = many
     times = in_turn(options.repeats, **{way: lambda way=way: in_own_process("benchmarks.training", way, *flags)
                                         for way in ("memory", "eager")})
-    yield ratio(f"training step ({precision}, 64 images) / plain eager", times["memory"], times["eager"], ">=", 1.05, "images/s")
+    yield ratio(f"training step ({precision}, {many} images) / plain eager", times["memory"], times["eager"], ">=", 1.05, "images/s")
 
 
 def main(argv=None):

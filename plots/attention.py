@@ -8,8 +8,9 @@ from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from plots.drawing import place, save
+from plots.drawing import place, reduced, save
 
+DPI = 180
 DIMMED = 0.35  # brightness of what the model did not see
 # Sizes on the page, in inches.
 LINE, GAP = 0.17, 0.1  # of a title
@@ -53,31 +54,32 @@ def draw_rows(rows, path, interpolation="bilinear", label=LABEL, heading=None, c
     width, height = figure.get_size_inches()
     across = (width - BAR_AND_LABELS - 4 * GAP) / 3
     norm = _norm([attention for _, attention, _ in rows], compressed)
-    y = top
+    panels, y = [], top
     for (seen, attention, title), space, high in zip(rows, above, heights):
         y += space
         photo, alone, over = (place(figure, GAP + i * (across + GAP), y, across, high) for i in range(3))
         y += high
-        _show_photo(photo, seen)
+        pixels = reduced(seen.photo, across, DPI)
+        _show_photo(photo, seen, pixels)
         left, upper, right, lower = seen.box
         photo.add_patch(Rectangle((left, upper), right - left, lower - upper, fill=False, color="white", linestyle="--"))
         photo.set_title(title, fontsize=10, parse_math=False)  # a name may hold $
         drawn = _show_map(alone, seen, attention, norm, "nearest")
-        _show_photo(over, seen)
+        _show_photo(over, seen, pixels)
         _show_map(over, seen, attention, norm, interpolation, transparent=True)
         _dim_unseen(over, seen)
         for axes in (photo, alone, over):
             _finish(axes, seen)
-        if y == top + space + high:
-            alone.set_title("attention", fontsize=10)
-            over.set_title("over what the model saw", fontsize=10)
+        panels.append((alone, over))
+    panels[0][0].set_title("attention", fontsize=10)
+    panels[0][1].set_title("over what the model saw", fontsize=10)
     long = max(0.85 * heights[0], 0.2 * (height - top))
     bar = place(figure, width - BAR_AND_LABELS, top + above[0] + (height - top - above[0] - GAP - long) / 2, long / 25, long)
     figure.colorbar(drawn, cax=bar).set_label(fill(label, round(long * LETTERS)), fontsize=9)
     bar.tick_params(labelsize=9)
     if heading:
-        figure.text(0.5, 1 - GAP / height, heading, fontsize=11, ha="center", va="top", parse_math=False)
-    save(figure, path, dpi=180)
+        figure.suptitle(heading, y=1 - GAP / height, fontsize=11, parse_math=False)
+    save(figure, path, dpi=DPI)
 
 
 def draw_heads(seen, blocks, heading, path, interpolation="bilinear", label=LABEL):
@@ -95,6 +97,7 @@ def draw_heads(seen, blocks, heading, path, interpolation="bilinear", label=LABE
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)
     norm = _norm([attention for _, attention in blocks], compressed=True)
+    pixels = reduced(seen.photo, side * seen.photo.shape[1] / (right - left), DPI)
     for axes in panels.flat:
         axes.set_axis_off()
     for row, (name, attention) in enumerate(blocks):
@@ -102,7 +105,7 @@ def draw_heads(seen, blocks, heading, path, interpolation="bilinear", label=LABE
             axes = panels.flat[row * columns + head]
             axes.set_axis_on()
             if len(blocks) == 1:
-                _show_photo(axes, seen)
+                _show_photo(axes, seen, pixels)
             drawn = _show_map(axes, seen, one, norm, interpolation, transparent=len(blocks) == 1)
             axes.set(xlim=(left, right), ylim=(lower, upper), xticks=[], yticks=[])
             if row == 0:
@@ -111,11 +114,11 @@ def draw_heads(seen, blocks, heading, path, interpolation="bilinear", label=LABE
                 axes.set_ylabel(name, fontsize=8)
     figure.colorbar(drawn, ax=panels, shrink=max(0.3, 0.85 / rows**0.5), aspect=25, label=label)
     figure.suptitle(heading, fontsize=10, parse_math=False)
-    save(figure, path, dpi=180)
+    save(figure, path, dpi=DPI)
 
 
-def _show_photo(axes, seen):
-    axes.imshow(seen.photo, extent=(0, seen.photo.shape[1], seen.photo.shape[0], 0))
+def _show_photo(axes, seen, pixels):
+    axes.imshow(pixels, extent=(0, seen.photo.shape[1], seen.photo.shape[0], 0), interpolation="bilinear")
 
 
 def _norm(maps, compressed):

@@ -9,9 +9,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, fontManager
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from PIL import Image
 
-from plots.drawing import place, save
+from plots.drawing import place, reduced, save
 
 DPI = 160
 # Sizes on the page, in inches.
@@ -59,7 +58,7 @@ def draw_caption(photo, box, maps, titles, probabilities, caption, heading, labe
         row = ABOVE + panel * aspect + BELOW + BETWEEN
         figure.set_size_inches(PAGE[0], 2 * MARGIN + top_part + GAP + -(-len(titles) // columns) * row - BETWEEN)
 
-        _show(place(figure, MARGIN, MARGIN, across, across * aspect), _reduced(photo, across), photo)
+        _show(place(figure, MARGIN, MARGIN, across, across * aspect), reduced(photo, across, DPI), photo)
         write(write.shortened(heading, 10, room), 10, start, MARGIN, color="0.4")
         write(lines, size, start, MARGIN + GAP)
         norm = PowerNorm(0.5, 0, maps.max())
@@ -70,7 +69,7 @@ def draw_caption(photo, box, maps, titles, probabilities, caption, heading, labe
         bar.ax.tick_params(labelsize=8)
         write(label, 8, start, bar_top + 0.4, color="0.4")
 
-        pitch, small = (ACROSS + GUTTER) / columns, _reduced(photo, panel)
+        pitch, small = (ACROSS + GUTTER) / columns, reduced(photo, panel, DPI)
         shape = tuple(max(1, round(inches * DPI)) for inches in (panel * aspect, panel))
         for i, (one, title, probability) in enumerate(zip(maps, titles, probabilities)):
             middle = MARGIN + (i % columns + 0.5) * pitch - GUTTER / 2
@@ -118,15 +117,8 @@ def upsampled(attention, box, size, shape):
     return rows @ attention @ columns.T
 
 
-def _reduced(photo, inches):
-    """A photo with no more pixels than it has on the page at a width: many panels of a large one would be slow."""
-    height, width = photo.shape[:2]
-    shape = max(1, round(inches * DPI)), max(1, round(inches * DPI * height / width))
-    return np.asarray(Image.fromarray(photo).resize(shape, Image.Resampling.BOX)) if shape[0] < width else photo
-
-
-def _show(axes, reduced, photo):
-    axes.imshow(reduced, extent=(0, photo.shape[1], photo.shape[0], 0), aspect="auto")
+def _show(axes, pixels, photo):
+    axes.imshow(pixels, extent=(0, photo.shape[1], photo.shape[0], 0), aspect="auto")
 
 
 class _Writer:

@@ -79,6 +79,13 @@ def place(figure, left, top, width, height):
     return axes
 
 
+def reduced(photo, inches, dpi):
+    """A photo, uint8 (height, width, 3), with no more pixels than it has on the page at a width: a large one would be slow."""
+    height, width = photo.shape[:2]
+    shape = max(1, round(inches * dpi)), max(1, round(inches * dpi * height / width))
+    return np.asarray(Image.fromarray(photo).resize(shape, Image.Resampling.BOX)) if shape[0] < width else photo
+
+
 def save(figure, path, dpi):
     """Write a matplotlib figure to a picture file, in the format of its name.
 
@@ -90,5 +97,5 @@ def save(figure, path, dpi):
     figure.dpi = dpi
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    Image.fromarray(np.ascontiguousarray(pixels)).save(path, dpi=(dpi, dpi), **PNG)
+    size = canvas.get_width_height()
+    Image.frombytes("RGB", size, canvas.buffer_rgba(), "raw", "RGBX").save(path, dpi=(dpi, dpi), **PNG)
