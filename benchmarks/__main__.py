@@ -19,7 +19,8 @@ PARTS = {"training": "training", "sam": "sam_step", "evaluation": "evaluation", 
 
 
 def get_args_parser():
-    parser = ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(prog="python -m benchmarks", description=__doc__,
+                            formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (all)")
     add("--json", type=Path, metavar="FILE", help="where the rows go, too")

@@ -83,8 +83,8 @@ def rows(options):
     device = pick_device("cpu")
     times = measure(catr.small_config(100) if options.small else catr.Config(), device, 16, options.repeats)
     for way, words in (("prefix", "the tokens so far"), ("padded", "all positions")):
-        yield ratio(f"caption of 16 tokens with its maps / the network again on {words}", times["kept"], times[way], ">=", 10, "s",
-                    inverted=True)
+        yield ratio(f"caption of 16 tokens with its maps / the network again on {words}",
+                    times["kept"], times[way], ">=", 10, "s", inverted=True)
 
 
 def main(argv=None):

@@ -26,7 +26,7 @@ from torchvision import transforms
 
 import p1_eval
 from benchmarks import photos
-from benchmarks.rows import in_own_process, in_turn, ratio
+from benchmarks.rows import in_own_processes, ratio
 from engine.device import keep_freed_memory
 from models import vit
 
@@ -77,8 +77,8 @@ def plain(checkpoint, folder):
     model, preprocessing = opened(checkpoint)
     size = preprocessing["input_size"][-1]
     transform = transforms.Compose([
-        transforms.Resize(int(size / preprocessing["crop_pct"]), transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(size),
-        transforms.ToTensor(), transforms.Normalize(preprocessing["mean"], preprocessing["std"])])
+        transforms.Resize(int(size / preprocessing["crop_pct"]), transforms.InterpolationMode.BICUBIC),
+        transforms.CenterCrop(size), transforms.ToTensor(), transforms.Normalize(preprocessing["mean"], preprocessing["std"])])
     predictions = []
     for path in sorted(folder.iterdir()):
         image = transform(Image.open(path).convert("RGB"))
@@ -96,8 +96,7 @@ def rows(options):
     with tempfile.TemporaryDirectory() as work:
         checkpoint = Path(work) / "checkpoint.pt"
         write_checkpoint(checkpoint, options.arch)
-        found = in_turn(options.repeats, **{way: lambda way=way: in_own_process("benchmarks.evaluation", way, checkpoint, folder)
-                                            for way in WAYS})
+        found = in_own_processes(options.repeats, "benchmarks.evaluation", WAYS, checkpoint, folder)
     pace = {way: [count / seconds for seconds, _ in turns] for way, turns in found.items()}
     (_, ours), (_, theirs) = found["photos"][0], found["plain"][0]
     if ours != theirs:

@@ -18,7 +18,7 @@ from PIL import Image
 
 import p1_viz_attn
 from benchmarks import evaluation, photos
-from benchmarks.rows import in_own_process, in_turn, ratio
+from benchmarks.rows import in_own_processes, in_turn, ratio
 
 TOLERANCE = 1e-5
 GRID = 24
@@ -146,23 +146,22 @@ def rows(options):
         grid_as_one_image(similarity, path)  # the first figure loads the fonts
         times = in_turn(options.repeats, image=lambda: seconds(lambda: grid_as_one_image(similarity, path)),
                         subplots=lambda: seconds(lambda: grid_of_subplots(similarity, path)))
-        yield ratio(f"grid of {grid} x {grid} similarities / one subplot a patch", times["image"], times["subplots"], ">=", 15, "s",
-                    inverted=True)
+        yield ratio(f"grid of {grid} x {grid} similarities / one subplot a patch", times["image"], times["subplots"],
+                    ">=", 15, "s", inverted=True)
 
         checkpoint, folder = Path(work) / "checkpoint.pt", Path(work) / "photos"
         evaluation.write_checkpoint(checkpoint, options.arch)
         folder.mkdir()
         for photo in photos.paths(options.photos):
             (folder / photo.name).symlink_to(photo)
-        found = in_turn(options.repeats, **{way: lambda way=way: in_own_process("benchmarks.figures", way, checkpoint, folder, work)
-                                            for way in WAYS})
+        found = in_own_processes(options.repeats, "benchmarks.figures", WAYS, checkpoint, folder, work)
         ours, plain = (np.load(Path(work) / f"{way}.npy") for way in ("arrays", "plain_arrays"))
         if not np.abs(ours - plain).max() <= TOLERANCE:
             raise RuntimeError(f"the maps differ by {np.abs(ours - plain).max()}")
-        yield ratio(f"attention of {options.photos} photos / one photo at a time, not fused", found["arrays"], found["plain_arrays"],
-                    ">=", 1.2, "s", inverted=True)
-        yield ratio("the same with the pictures / a matplotlib figure a photo", found["pictures"], found["plain_pictures"], ">=", 2,
-                    "s", inverted=True)
+        yield ratio(f"attention of {options.photos} photos / one photo at a time, not fused",
+                    found["arrays"], found["plain_arrays"], ">=", 1.2, "s", inverted=True)
+        yield ratio("the same with the pictures / a matplotlib figure a photo",
+                    found["pictures"], found["plain_pictures"], ">=", 2, "s", inverted=True)
 
 
 def main(argv=None):

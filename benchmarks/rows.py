@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 HOLDS = {">=": operator.ge, "<=": operator.le}
@@ -60,6 +61,11 @@ def in_turn(repeats, **ways):
         for name, way in ways.items():
             found[name].append(way())
     return found
+
+
+def in_own_processes(repeats, module, ways, *args):
+    """The same for `python -m module way args`, each time in a process of its own."""
+    return in_turn(repeats, **{way: partial(in_own_process, module, way, *args) for way in ways})
 
 
 def in_own_process(module, *args):

@@ -45,7 +45,8 @@ def demo_seconds():
     """The time from the call of demo.sh, in a copy of the project with the .venv of this one, to the first training step."""
     with tempfile.TemporaryDirectory() as work:
         copy = Path(work) / "copy"
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "data", "runs", "figures", "downloads", "p1_data"))
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(
+            ".git", ".venv", "data", "runs", "figures", "downloads", "p1_data"))
         (copy / ".venv").symlink_to(ROOT / ".venv")
         terminal, theirs = pty.openpty()  # the progress bar is for terminals
         started = time.perf_counter()
@@ -98,8 +99,8 @@ def rows(options):
         def training(folder):
             def call():
                 shutil.rmtree(work / "run", ignore_errors=True)
-                return peak_mib("p1_train.py", "--data", folder.parent, "--output", work / "run", "--arch", "test_vit", "--scratch",
-                                "--optimizer", "adam", "--epochs", "1", *device)
+                return peak_mib("p1_train.py", "--data", folder.parent, "--output", work / "run", "--arch", "test_vit",
+                                "--scratch", "--optimizer", "adam", "--epochs", "1", *device)
             return call
 
         for name, way in (("evaluating", evaluating), ("training on", training)):

@@ -27,7 +27,7 @@ from torchvision import transforms
 
 import p1_train
 from benchmarks import photos
-from benchmarks.rows import in_own_process, in_turn, ratio
+from benchmarks.rows import in_own_processes, ratio
 from engine.device import PRECISIONS, autocast, has_instructions_for, keep_freed_memory
 from engine.training import Run
 
@@ -144,15 +144,17 @@ def rows(options):
     precision = "bf16" if has_instructions_for("bf16") else "fp32"
     few, many = (4, 8) if options.small else (32, 64)
     flags = ["--arch", options.arch, "--steps", options.steps, "--precision", precision, "--batch-size", few]
-    times = in_turn(options.repeats, **{way: lambda way=way: in_own_process("benchmarks.training", way, *flags) for way in WAYS})
-    yield ratio(f"training on photos ({precision}) / on a tensor in memory", times["photos"], times["ceiling"], ">=", 0.95,
-                "images/s")
-    yield ratio(f"training on photos ({precision}) / the plain loop (fp32)", times["photos"], times["plain"], ">=", 2, "images/s")
-    yield ratio(f"training step ({precision}, {few} images) / plain eager", times["memory"], times["eager"], ">=", 1.05, "images/s")
+    times = in_own_processes(options.repeats, "benchmarks.training", WAYS, *flags)
+    yield ratio(f"training on photos ({precision}) / on a tensor in memory", times["photos"], times["ceiling"],
+                ">=", 0.95, "images/s")
+    yield ratio(f"training on photos ({precision}) / the plain loop (fp32)", times["photos"], times["plain"],
+                ">=", 2, "images/s")
+    yield ratio(f"training step ({precision}, {few} images) / plain eager", times["memory"], times["eager"],
+                ">=", 1.05, "images/s")
     flags[-1] = many
-    times = in_turn(options.repeats, **{way: lambda way=way: in_own_process("benchmarks.training", way, *flags)
-                                        for way in ("memory", "eager")})
-    yield ratio(f"training step ({precision}, {many} images) / plain eager", times["memory"], times["eager"], ">=", 1.05, "images/s")
+    times = in_own_processes(options.repeats, "benchmarks.training", ["memory", "eager"], *flags)
+    yield ratio(f"training step ({precision}, {many} images) / plain eager", times["memory"], times["eager"],
+                ">=", 1.05, "images/s")
 
 
 def main(argv=None):

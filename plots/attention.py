@@ -50,7 +50,8 @@ def draw_rows(rows, path, interpolation="bilinear", label=LABEL, heading=None, c
     heights = [size * min(6.5, max(1.6, 3.3 * seen.aspect())) for seen, _, _ in rows]
     above = [LINE * (title.count("\n") + 1) + GAP for _, _, title in rows]
     top = LINE * (heading.count("\n") + 1) + GAP if heading else 0
-    figure = Figure(figsize=(size * 10 + 1, top + sum(above) + sum(heights) + GAP))  # a layout engine takes longer than the rest
+    # without a layout engine, which would take longer than all the rest
+    figure = Figure(figsize=(size * 10 + 1, top + sum(above) + sum(heights) + GAP))
     width, height = figure.get_size_inches()
     across = (width - BAR_AND_LABELS - 4 * GAP) / 3
     norm = _norm([attention for _, attention, _ in rows], compressed)

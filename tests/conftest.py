@@ -33,7 +33,8 @@ def real_data():
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory):
     """A drawn data set of 4 classes, 8 images each to train on and 4 to validate on; tests must not change it."""
-    return write_dataset(tmp_path_factory.mktemp("shapes") / "set", ["cross", "heart", "ring", "star"], train_per_class=8, val_per_class=4, seed=7)
+    return write_dataset(tmp_path_factory.mktemp("shapes") / "set", ["cross", "heart", "ring", "star"],
+                         train_per_class=8, val_per_class=4, seed=7)
 
 
 TRAIN = ["--arch", "test_vit", "--scratch", "--device", "cpu", "--workers", "0", "--batch-size", "8", "--lr", "1e-3"]
