@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def demo_seconds():
             ".git", ".venv", "data", "runs", "figures", "downloads", "p1_data"))
         (copy / ".venv").symlink_to(ROOT / ".venv")
         terminal, theirs = pty.openpty()  # the progress bar is for terminals
+        termios.tcsetwinsize(terminal, (24, 200))  # wide enough for the loss
         started = time.perf_counter()
         demo = subprocess.Popen(["bash", "demo.sh"], cwd=copy, stdout=theirs, stderr=theirs, start_new_session=True)
         os.close(theirs)

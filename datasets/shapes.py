@@ -120,20 +120,24 @@ def gradient(rng, size, low, high, spread):
     """A linear gradient between colours about `low` to `high`, in a random direction, float (height, width, 3)."""
     width, height = size
     angle = rng.uniform(0, TAU)
-    x, y = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height))
-    ramp = (x * math.cos(angle) + y * math.sin(angle))[:, :, None]
-    return rng.uniform(low, high, 3) + ramp * rng.uniform(-spread, spread, 3)
+    ramp = np.linspace(-1, 1, width) * math.cos(angle) + (np.linspace(-1, 1, height) * math.sin(angle))[:, None]
+    middle = rng.uniform(low, high, 3)
+    return coloured(ramp, rng.uniform(-spread, spread, 3), middle)
+
+
+def coloured(plane, colour, middle=(0, 0, 0)):
+    """middle + plane * colour, (height, width) times (3,): (height, width, 3). Broadcasting along so short an axis is slow."""
+    return np.stack([base + plane * value for value, base in zip(colour, middle)], 2)
 
 
 def busy_background(rng, size):
     width, height = size
     image = gradient(rng, size, 30, 120, spread=35)
     blotches = Image.fromarray(rng.normal(0, 1, (6, 6)).astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
-    image += np.asarray(blotches)[:, :, None] * rng.normal(0, 16, 3)
+    image += coloured(np.asarray(blotches), rng.normal(0, 16, 3))
     angle, period = rng.uniform(0, TAU), rng.uniform(6, 40)
-    x, y = np.meshgrid(np.arange(width), np.arange(height))
-    stripes = np.sin((x * math.cos(angle) + y * math.sin(angle)) * TAU / period)
-    image += stripes[:, :, None] * rng.normal(0, 10, 3)
+    across, down = np.arange(width) * math.cos(angle), np.arange(height) * math.sin(angle)
+    image += coloured(np.sin((across + down[:, None]) * TAU / period), rng.normal(0, 10, 3))
     canvas = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(canvas)
     for _ in range(rng.integers(3, 9)):
@@ -164,7 +168,7 @@ def draw_image(name, rng, radius=DEMO_RADIUS):
 
     background = busy_background(rng, (width, height))
     surface = gradient(rng, (width, height), 150, 240, spread=25)
-    alpha = mask[:, :, None] / 255
+    alpha = np.stack([mask / 255] * 3, 2)
     image = alpha * surface + (1 - alpha) * background + rng.normal(0, 6, (height, width, 3))
     return np.clip(image, 0, 255).astype(np.uint8), ((mask > 127) * 255).astype(np.uint8)
 

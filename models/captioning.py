@@ -37,7 +37,7 @@ def encode(model, photos):
     return memory
 
 
-@torch.no_grad()
+@torch.inference_mode()  # many small operations, for which no_grad does more
 def search(model, memory, tokenizer, max_tokens, beam=1):
     """The captions that a CATR finds for the photos of a Memory: a list of lists of ids, without the start token.
 

@@ -277,10 +277,13 @@ def open_checkpoint(path):
         raise BadInput(f"{path} does not say which model it is, or of which classes: it is damaged")
     try:
         with torch.device("meta"):  # what a file claims takes no memory until its weights are known to fit
-            wanted = build(arch, len(labels)).state_dict()
-        if _shapes(state_dict) != _shapes(wanted):
+            model = build(arch, len(labels))
+        if _shapes(state_dict) != _shapes(model.state_dict()):
             raise BadInput(f"its weights do not fit its own architecture, {arch}: it is damaged")
-        model = build(arch, len(labels))
+        if all(name in state_dict for name, _ in model.named_buffers()):
+            model.to_empty(device="cpu")  # random weights first would take as long as opening the file
+        else:
+            model = build(arch, len(labels))
         if not _is_preprocessing(content["preprocessing"], preprocessing(model)):
             raise BadInput(f"its preprocessing does not fit its own architecture, {arch}: it is damaged")
     except BadInput as error:

@@ -1,4 +1,4 @@
-"""Figures drawn beside the work that they are of, by a process for each core."""
+"""Figures drawn beside the work that they are of, by processes of their own."""
 
 import contextlib
 import multiprocessing
@@ -28,7 +28,7 @@ class Drawing:
     """
 
     def __enter__(self):
-        workers = len(os.sched_getaffinity(0))
+        workers = len(os.sched_getaffinity(0)) + 1  # one may wait for the disk
         self._pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _begin)  # they have matplotlib imported
         self._pending, self._most = deque(), 2 * workers
         return self
