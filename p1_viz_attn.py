@@ -133,7 +133,7 @@ def main(argv=None):
 
     sheet, on_object, occluded = [], [], []
     with Drawing() as drawing:
-        for path, photo, seen_pixels, probabilities, arrays in attended(model, paths, transform, grid, device, args):
+        for path, photo, inputs, probabilities, arrays in attended(model, paths, transform, grid, device, args):
             seen = Seen(np.asarray(photo), images.crop_box(photo.size, preprocessing))
             drawn, title = arrays["rollout" if args.rollout else "attention"], path.stem
             if names:
@@ -149,7 +149,7 @@ def main(argv=None):
                 print(f"{path.stem}: {share:.1%} of the attention on the object, which covers {area:.1%} of the area; "
                       f"peak {'on or beside it' if peak else 'elsewhere'}")
             if args.occlusion:
-                arrays["probability"], falls = occlusion(model, seen_pixels, torch.from_numpy(drawn))
+                arrays["probability"], falls = occlusion(model, inputs, torch.from_numpy(drawn))
                 arrays["occlusion"] = np.array(falls)
                 occluded.append((arrays["probability"], arrays["occlusion"]))
                 print(f"{path.stem}: probability {arrays['probability']:.3f}; " + "; ".join(map(in_words, falls)))
