@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from common.errors import BadImage, BadInput
 from datasets import augmentation, images
+from models.vit import Normalised
 
 PREPROCESSING = {"input_size": [3, 64, 64], "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3,
                  "crop_pct": 0.9, "crop_mode": "center"}
@@ -217,6 +218,17 @@ def test_the_evaluation_transform_is_the_models_own():
     expected = photo.resize((92, 71), Image.Resampling.BICUBIC).crop((14, 4, 78, 68))  # 71 = floor(64 / 0.9)
     expected = torch.from_numpy(np.asarray(expected).copy()).permute(2, 0, 1) / 127.5 - 1
     torch.testing.assert_close(images.evaluation_transform(PREPROCESSING)(photo), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mean, std", [((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+def test_pixels_normalised_in_a_batch_are_the_same_bits(mean, std):
+    rng = np.random.default_rng(0)
+    photos = [Image.fromarray(rng.integers(0, 256, (90, 100 + i, 3), dtype=np.uint8)) for i in range(3)]
+    preprocessing = {**PREPROCESSING, "mean": list(mean), "std": list(std)}
+    pixels = torch.stack([images.evaluation_pixels(preprocessing)(photo) for photo in photos])
+    assert pixels.dtype == torch.uint8
+    expected = torch.stack([images.evaluation_transform(preprocessing)(photo) for photo in photos])
+    assert torch.equal(Normalised(torch.nn.Identity(), preprocessing)(pixels), expected)
 
 
 def test_augmentation_depends_on_seed_epoch_and_index_alone(shapes):

@@ -289,3 +289,16 @@ def test_layer_decay_gives_each_parameter_the_rate_of_the_formula(arch, depth):
                  depth if name.startswith("norm.") else 0)
         assert scale[id(parameter)] == pytest.approx(0.7 ** (depth + 1 - layer)), name
     assert all(group.keys() == {"params", "lr_scale"} for group in groups)
+
+
+@pytest.mark.parametrize("arch", ["test_vit", "eva02_tiny_patch14_224"])
+def test_an_opened_checkpoint_has_all_that_was_saved_and_what_no_checkpoint_holds(tmp_path, arch):
+    torch.manual_seed(1)
+    model = timm.create_model(arch, num_classes=3).eval()
+    assert (arch != "test_vit") == any(name not in model.state_dict() for name, _ in model.named_buffers())  # rotary positions
+    path = tmp_path / "checkpoint.pt"
+    torch.save({**vit.checkpoint_fields(arch, "abc", "ABC", vit.preprocessing(model)), "settings": {},
+                "state_dict": model.state_dict()}, path)
+    images = torch.randn(2, *model.pretrained_cfg["input_size"])
+    with torch.no_grad():
+        assert torch.equal(vit.open_checkpoint(path).model(images), model(images))
