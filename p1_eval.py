@@ -121,7 +121,7 @@ def main(argv=None):
             workers = loader_workers(args.workers)
             loader = DataLoader(dataset, batch_size=args.batch_size, num_workers=workers, pin_memory=device.type == "cuda")
             predictor = Normalised(checkpoint.model, checkpoint.preprocessing)
-            predictor = (Mirrored(predictor) if args.flip else predictor).to(device).eval()
+            predictor = (Mirrored(predictor) if args.flip else predictor).to(device)
             if len(own_names) >= LONG:
                 seconds = expected_seconds(predictor, dataset, device, workers)
                 remark(f"{len(names)} images on {device.type}: about {in_words(seconds)}")

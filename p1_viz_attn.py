@@ -126,7 +126,6 @@ def main(argv=None):
             raise BadInput(f"{mask} marks neither object nor background in what the model sees of {path}: leave it out")
         return inside, outside
 
-    every = range(len(model.blocks)) if args.all or args.blocks or args.rollout else ()
     label = "attention rollout from [CLS] to each patch" if args.rollout else \
         LABEL if args.block == -1 else f"{LABEL}, block {args.block}"
     covers = {path: covered(path, mask) for path, mask in masks.items()}  # before the first figure is drawn
@@ -156,7 +155,7 @@ def main(argv=None):
             with written_whole(args.output_dir / f"{path.stem}.npz") as temporary:
                 np.savez_compressed(temporary, **arrays)
             picture = args.output_dir / f"{path.stem}.{args.format}"
-            per_block = [(f"block {block}", arrays["attention_blocks"][block]) for block in every] \
+            per_block = [(f"block {block}", heads) for block, heads in enumerate(arrays["attention_blocks"])] \
                 if args.blocks else [("", arrays["attention_per_head"])]
             if args.heads:
                 drawing.draw(picture, draw_heads, seen, per_block, title, interpolation=args.interpolation)

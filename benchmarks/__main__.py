@@ -1,6 +1,6 @@
 """All comparisons, in one table: what, ours, the other way, their ratio, its goal, whether it is met, and the spread.
 
-    REAL_DATA=DIR python -m benchmarks --json rows.json     # on the photos of DIR/pets; about 25 minutes on 2 cores
+    REAL_DATA=DIR python -m benchmarks --json rows.json     # on the photos of DIR/pets
     python -m benchmarks captions figures                   # some parts; without REAL_DATA on drawn photos
 
 Each value is the median over turns, in each of which both sides are measured. Nothing else should run beside it.

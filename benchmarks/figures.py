@@ -84,9 +84,7 @@ def arrays(checkpoint, folder):
 @torch.no_grad()
 def plain_arrays(checkpoint, folder):
     """One photo at a time through timm's own slow path, fused attention off in all blocks."""
-    content = torch.load(checkpoint, weights_only=True)
-    model = timm.create_model(content["arch"], num_classes=len(content["labels"])).eval()
-    model.load_state_dict(content["state_dict"])
+    model, _ = evaluation.opened(checkpoint)
     for block in model.blocks:
         block.attn.fused_attn = False
     last = {}

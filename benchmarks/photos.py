@@ -6,7 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from datasets.shapes import drawn_once
+
 DRAWN = Path(__file__).resolve().parent.parent / "data" / "benchmark_photos"
+COUNTS = {"train": 331, "val": 111}
 WEIGHTS = "weights/vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
 
 
@@ -14,15 +17,13 @@ def data_folder():
     """A folder with train/ and val/, of labelled photos: 331 and 111."""
     if "REAL_DATA" in os.environ:
         return Path(os.environ["REAL_DATA"]).resolve() / "pets"
-    if not DRAWN.exists():
-        write_photos(DRAWN, {"train": 331, "val": 111})
-    return DRAWN
+    return drawn_once(DRAWN, {"version": 1, **COUNTS}, set(COUNTS), lambda partial: write_photos(partial, COUNTS))
 
 
 def weights_file():
     """Pretrained weights of a ViT-Tiny, or None."""
-    file = Path(os.environ.get("REAL_DATA", "")) / WEIGHTS
-    return file.resolve() if "REAL_DATA" in os.environ and file.exists() else None
+    file = Path(os.environ.get("REAL_DATA", DRAWN)).resolve() / WEIGHTS
+    return file if file.exists() else None
 
 
 def write_photos(folder, counts):

@@ -15,12 +15,12 @@ HOLDS = {">=": operator.ge, "<=": operator.le}
 @dataclass
 class Row:
     """`values` has one a turn: ratios, or seconds where there is nothing to compare with. `unit` is that of `ours` and
-    `other`, the medians. `goal` is None where the row is only told."""
+    `other`, the medians."""
 
     what: str
     values: list
     op: str
-    goal: float | None
+    goal: float
     ours: float | None = None
     other: float | None = None
     unit: str = ""
@@ -31,15 +31,14 @@ class Row:
 
     @property
     def met(self):
-        return None if self.goal is None else HOLDS[self.op](self.value, self.goal)
+        return HOLDS[self.op](self.value, self.goal)
 
     def as_json(self):
         return {"what": self.what, "value": self.value, "op": self.op, "goal": self.goal, "met": self.met,
                 "spread": [min(self.values), max(self.values)], "ours": self.ours, "other": self.other, "unit": self.unit}
 
     def __str__(self):
-        goal = "" if self.goal is None else f"{self.op} {self.goal:g}"
-        met = {None: "", True: "yes", False: "NO"}[self.met]
+        goal, met = f"{self.op} {self.goal:g}", "yes" if self.met else "NO"
         measured = "".join(f"{'' if value is None else f'{value:.4g}':>9}" for value in (self.ours, self.other))
         spread = f"{min(self.values):.3g} to {max(self.values):.3g}"
         return f"{self.what:62}{measured} {self.unit:8} {self.value:7.3g}  {goal:8} {met:4} {spread}"

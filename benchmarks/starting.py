@@ -54,14 +54,15 @@ def demo_seconds():
         started = time.perf_counter()
         demo = subprocess.Popen(["bash", "demo.sh"], cwd=copy, stdout=theirs, stderr=theirs, start_new_session=True)
         os.close(theirs)
-        shown = b""
-        while b"loss=" not in shown:
-            shown += os.read(terminal, 4096)
-        seconds = time.perf_counter() - started
-        os.killpg(demo.pid, signal.SIGKILL)
-        demo.wait()
-        os.close(terminal)
-        return seconds
+        try:
+            shown = b""
+            while b"loss=" not in shown:
+                shown += os.read(terminal, 4096)
+            return time.perf_counter() - started
+        finally:
+            os.killpg(demo.pid, signal.SIGKILL)
+            demo.wait()
+            os.close(terminal)
 
 
 def peak_mib(*command):

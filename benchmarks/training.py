@@ -13,6 +13,7 @@ The ways, each in a process of its own:
 """
 
 import argparse
+import csv
 import json
 import sys
 import tempfile
@@ -42,14 +43,14 @@ def trained(options, epochs, train):
         train(["--data", str(photos.data_folder()), "--output", output, "--arch", options.arch, "--scratch", "--optimizer",
                "adam", "--epochs", str(epochs), "--batch-size", str(options.batch_size), "--precision", options.precision,
                "--holdout", "0", "--device", "cpu", "--cache", "1"])
-        rows = [line.split(",") for line in (Path(output) / "metrics.csv").read_text().splitlines()]
-    seconds, pace = rows[0].index("seconds"), rows[0].index("images_per_second")
-    images = sum(float(row[pace]) * float(row[seconds]) for row in rows[2:])
-    return images / sum(float(row[seconds]) for row in rows[2:])
+        with open(Path(output) / "metrics.csv", newline="") as file:
+            epochs = list(csv.DictReader(file))[1:]
+    seconds = [float(epoch["seconds"]) for epoch in epochs]
+    return sum(float(epoch["images_per_second"]) * each for epoch, each in zip(epochs, seconds)) / sum(seconds)
 
 
 def from_photos(options):
-    return trained(options, 3, lambda args: p1_train.main(args))
+    return trained(options, 3, p1_train.main)
 
 
 class InMemory(torch.utils.data.Dataset):
@@ -64,8 +65,7 @@ class InMemory(torch.utils.data.Dataset):
 
 def from_memory(options):
     def train(args):
-        run = Run(settings := p1_train.get_args_parser().parse_args([*args, "--workers", "0"]))
-        settings.sam = False
+        run = Run(p1_train.get_args_parser().parse_args([*args, "--no-sam", "--workers", "0"]))
         model = timm.create_model(options.arch, num_classes=CLASSES)
         dataset = InMemory(model.pretrained_cfg["input_size"], options.batch_size, options.steps)
 

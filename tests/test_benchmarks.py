@@ -6,7 +6,7 @@ import json
 import pytest
 
 from benchmarks import __main__ as table
-from benchmarks import caption_decoding, photos, sam_step
+from benchmarks import caption_decoding, photos, sam_step, starting
 from benchmarks import rows as benchmark_rows
 from benchmarks.rows import Row, in_own_process, in_turn, ratio
 
@@ -49,6 +49,16 @@ def test_the_table_in_small(part, tmp_path, monkeypatch, capsys):
     assert len(rows) == {"training": 4, "evaluation": 2, "figures": 3, "captions": 2}[part]
     for row in rows:
         assert row["op"] == ">=" and row["value"] > 0 and row["met"] == (row["value"] >= row["goal"])
+
+
+def test_peaks_of_memory_are_those_of_the_command():
+    little, much = starting.peak_mib("-c", "pass"), starting.peak_mib("-c", "x = bytearray(b'x' * 100 * 2**20)")
+    assert 95 < much - little < 220, "the bytes and a copy of them"
+
+
+def test_listing_counts_all_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(starting, "FILES", 200)
+    assert starting.listing_seconds(tmp_path / "files") > 0 and starting.listing_seconds(tmp_path / "files") > 0
 
 
 def test_a_part_that_does_not_exist_is_refused(capsys):

@@ -1,6 +1,9 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -215,3 +218,13 @@ def test_a_full_gpu_is_one_line(shapes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", full)
     assert train(shapes, tmp_path / "run", "--epochs", 1) == 2
     assert "smaller --batch-size" in capsys.readouterr().err
+
+
+def test_freed_memory_is_used_again():
+    """Pages that the system must clear for a second tensor of 256 MiB, with and without the setting."""
+    count = "\n".join(["import resource, torch", "from engine.device import keep_freed_memory", "{}", "torch.ones(2**26)",
+                       "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt", "torch.ones(2**26)",
+                       "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"])
+    faults = [int(subprocess.run([sys.executable, "-c", count.format(call)], capture_output=True, text=True, check=True,
+                                 cwd=Path(__file__).parent.parent).stdout) for call in ("", "keep_freed_memory()")]
+    assert faults[1] < faults[0] / 2
