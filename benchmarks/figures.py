@@ -142,8 +142,8 @@ def rows(options):
     with tempfile.TemporaryDirectory() as work:
         path = Path(work) / "grid.png"
         grid_as_one_image(similarity, path)  # the first figure loads the fonts
-        times = in_turn(options.repeats, image=lambda: seconds(lambda: grid_as_one_image(similarity, path)),
-                        subplots=lambda: seconds(lambda: grid_of_subplots(similarity, path)))
+        times = in_turn(options.repeats, {"image": lambda: seconds(lambda: grid_as_one_image(similarity, path)),
+                                          "subplots": lambda: seconds(lambda: grid_of_subplots(similarity, path))})
         yield ratio(f"grid of {grid} x {grid} similarities / one subplot a patch", times["image"], times["subplots"],
                     ">=", 15, "s", inverted=True)
 

@@ -53,7 +53,7 @@ def ratio(what, ours, other, op, goal, unit, inverted=False):
     return Row(what, [a / b for a, b in pairs], op, goal, statistics.median(ours), statistics.median(other), unit)
 
 
-def in_turn(repeats, **ways):
+def in_turn(repeats, ways):
     """Call each of the `ways` once a turn: a dict from their names to what they returned in each."""
     found = {name: [] for name in ways}
     for _ in range(repeats):
@@ -64,7 +64,7 @@ def in_turn(repeats, **ways):
 
 def in_own_processes(repeats, module, ways, *args):
     """The same for `python -m module way args`, each time in a process of its own."""
-    return in_turn(repeats, **{way: partial(in_own_process, module, way, *args) for way in ways})
+    return in_turn(repeats, {way: partial(in_own_process, module, way, *args) for way in ways})
 
 
 def in_own_process(module, *args):

@@ -5,7 +5,7 @@
 
 The ways, each in a process of its own:
 
-    photos      p1_train.py on JPEG files, with --cache 1, from the second epoch on
+    photos      p1_train.py on JPEG files, with --cache, from the second epoch on
     memory      the loop of p1_train.py on images that are in memory already
     ceiling     forward, backward and Adam on one tensor, with the memory settings of p1_train.py: nothing else
     eager       the same as torch comes
@@ -32,17 +32,18 @@ from benchmarks.rows import in_own_processes, ratio
 from engine.device import PRECISIONS, autocast, has_instructions_for, keep_freed_memory
 from engine.training import Run
 
-CPU = torch.device("cpu")
 CLASSES = 37
+CACHE = {"cpu": 1, "cuda": 8}  # GiB
 WARM_UP = 2  # steps
 
 
 def trained(options, epochs, train):
     """The images/s of p1_train.py from its second epoch on; `train` gets its arguments and what to train on as a list."""
+    data = options.data or photos.data_folder()
     with tempfile.TemporaryDirectory() as output:
-        train(["--data", str(photos.data_folder()), "--output", output, "--arch", options.arch, "--scratch", "--optimizer",
-               "adam", "--epochs", str(epochs), "--batch-size", str(options.batch_size), "--precision", options.precision,
-               "--holdout", "0", "--device", "cpu", "--cache", "1"])
+        train(["--data", str(data), "--output", output, "--arch", options.arch, "--scratch", "--optimizer", "adam",
+               "--epochs", str(epochs), "--batch-size", str(options.batch_size), "--precision", options.precision,
+               "--holdout", "0", "--device", options.device, "--cache", str(CACHE[options.device])])
         with open(Path(output) / "metrics.csv", newline="") as file:
             epochs = list(csv.DictReader(file))[1:]
     seconds = [float(epoch["seconds"]) for epoch in epochs]
@@ -66,7 +67,7 @@ class InMemory(torch.utils.data.Dataset):
 def from_memory(options):
     def train(args):
         run = Run(p1_train.get_args_parser().parse_args([*args, "--no-sam", "--workers", "0"]))
-        model = timm.create_model(options.arch, num_classes=CLASSES)
+        model = timm.create_model(options.arch, num_classes=CLASSES).to(run.device)
         dataset = InMemory(model.pretrained_cfg["input_size"], options.batch_size, options.steps)
 
         def losses(model, batch):
@@ -79,15 +80,16 @@ def from_memory(options):
 
 
 def on_a_tensor(options):
-    model = timm.create_model(options.arch, num_classes=CLASSES)
-    images = torch.randn(options.batch_size, *model.pretrained_cfg["input_size"])
-    targets = torch.arange(options.batch_size) % CLASSES
+    device = torch.device(options.device)
+    model = timm.create_model(options.arch, num_classes=CLASSES).to(device)
+    images = torch.randn(options.batch_size, *model.pretrained_cfg["input_size"], device=device)
+    targets = torch.arange(options.batch_size, device=device) % CLASSES
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-5)
     for step in range(WARM_UP + options.steps):
         if step == WARM_UP:
             started = time.perf_counter()
         optimizer.zero_grad()
-        with autocast(CPU, options.precision):
+        with autocast(device, options.precision):
             loss = cross_entropy(model(images).float(), targets)
         loss.backward()
         optimizer.step()
@@ -164,6 +166,8 @@ def main(argv=None):
     parser.add_argument("--batch-size", type=int, default=32, help="(%(default)s)")
     parser.add_argument("--steps", type=int, default=10, help="that are measured, but for `photos` (%(default)s)")
     parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="(%(default)s)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of all but `plain` (%(default)s)")
+    parser.add_argument("--data", type=Path, help="the folder with train/, for `photos` (that of benchmarks.photos)")
     options = parser.parse_args(argv)
     print(json.dumps(WAYS[options.way](options)))
     return 0
