@@ -60,10 +60,10 @@ def main(argv=None):
     from analysis.claims import Comparisons, claims, sam_pairs, sweeps
     from analysis.mistakes import PHOTOS_A_PAIR, confused_pairs, confusion, hard_photos
     from analysis.runs import group_runs, read_runs
-    from analysis.scores import reliability
     from common.files import write_text, written_whole
     from datasets.images import load_image
     from plots import report as plots
+    from report import figures as figures_of
 
     runs, left_out = read_runs(args.runs)
     for line in left_out:
@@ -78,7 +78,7 @@ def main(argv=None):
     rows = [document.table_row(setting) for setting in settings]
     comparisons = Comparisons(settings)
     swept = sweeps(settings)
-    table = document.settings_markdown(rows) + "\n" + document.notes(settings)
+    table = document.markdown_table(*document.settings_cells(rows)) + "\n" + document.notes(settings)
     text = document.Report("What the runs say")
     text.section("Settings", table)
     text.section("What may be claimed", document.claims_section(claims(settings, comparisons)))
@@ -93,16 +93,7 @@ def main(argv=None):
         text.figure(name, words)
 
     text.section("Curves")
-    held_out = {setting.held_out for setting in settings}
-    accuracy = {True: "held-out accuracy", False: "training accuracy"}
-    figure("curves.png", plots.draw_curves(
-        [plots.Curves(setting.name + (f" ({accuracy[setting.held_out]})" if len(held_out) > 1 else ""),
-                      setting.runs[0].history["epoch"],
-                      np.mean([run.history["passes"].cumsum() for run in setting.runs], 0),
-                      np.stack([run.history["train_loss"] for run in setting.runs]),
-                      np.stack([run.watched for run in setting.runs])) for setting in settings],
-        accuracy[held_out.pop()] if len(held_out) == 1 else "accuracy"),
-        "Mean over seeds as a line, their range as a band; above over epochs, below over forward-backward passes.")
+    figure("curves.png", figures_of.curves(settings), figures_of.CURVES)
 
     if swept:
         text.section("Learning rates", document.sweep_section(swept))
@@ -114,12 +105,7 @@ def main(argv=None):
             "Mean over seeds as a line, their range as a bar.")
 
     text.section("Calibration")
-    figure("calibration.png", plots.draw_reliability(
-        [(f"{setting.name}\nECE {setting.mean('ece'):.3f}",
-          *reliability(np.concatenate([run.confidence for run in setting.runs]), setting.correct.ravel()))
-         for setting in settings]),
-        "Answers by their confidence, in 15 bins, all seeds together: the larger a point, the more answers. Below the "
-        "dashed line the model is surer than it is right. ECE is that of one run, mean over seeds.")
+    figure("calibration.png", figures_of.calibration(settings), figures_of.RELIABILITY)
 
     # Mistakes
     without_photos = {}

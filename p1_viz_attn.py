@@ -13,7 +13,12 @@ pixels that the model saw. STEM.npz holds the arrays:
     attention_all (layers, heads, N, N) as bytes         with --all; times attention_all_scale (layers, heads) it is
                                                          every row of every layer
     share_on_object, share_of_area, peak_on_object       with --masks
+    object_cover, background_cover (H, W)                with --masks: the part of each patch that they cover
     occlusion (rows of share removed, probability without the most attended patches, without random ones); probability
+
+With --all it also says, for `report_page.py`, of what they are: `model`, `photo` (its path), `box` (left, top, right and
+bottom of what the model saw, in pixels of the photo), `predicted` and `label`, the true class by the photo's name (names,
+empty where nobody knows), and `confidence`, the probability of the predicted class.
 """
 
 import argparse
@@ -102,12 +107,13 @@ def main(argv=None):
     if args.checkpoint:
         opened = vit.open_checkpoint(args.checkpoint)
         model, preprocessing, names = opened.model, opened.preprocessing, opened.class_names
+        known = dict(zip(opened.labels, names))  # the names of the classes by their labels
     else:
         model, told = vit.create(args.arch, weights=args.weights)
         preprocessing = vit.preprocessing(model)
         if told:
             remark(f"{args.weights} has no head for its classes: no prediction is shown")
-        names = [] if told else [f"class {i}" for i in range(model.num_classes)]
+        names, known = [] if told else [f"class {i}" for i in range(model.num_classes)], {}
     if args.occlusion and not names:
         raise BadInput(f"--occlusion: {args.checkpoint or args.arch} predicts no classes: leave it out")
     if args.image_size:
@@ -135,14 +141,20 @@ def main(argv=None):
         for path, photo, inputs, probabilities, arrays in attended(model, paths, transform, grid, device, args):
             seen = Seen(np.asarray(photo), images.crop_box(photo.size, preprocessing))
             drawn, title = arrays["rollout" if args.rollout else "attention"], path.stem
+            predicted, confidence = "", 0.0
             if names:
-                probability, index = probabilities.max(0)
-                title += f": {names[index]}, probability {probability:.2f}"
+                confidence, index = (value.item() for value in probabilities.max(0))
+                predicted = names[index]
+                title += f": {predicted}, probability {confidence:.2f}"
+            if args.all:
+                arrays.update(model=str(args.checkpoint or args.arch), photo=str(path.resolve()), box=seen.box,
+                              predicted=predicted, confidence=confidence, label=known.get(images.label_of(path.name)) or known.get(path.parent.name, ""))
             if args.masks:
                 inside, outside = covers[path]
                 share, area = (value.item() for value in share_on(torch.from_numpy(drawn), inside, outside))
                 peak, chance = peaks_on(torch.from_numpy(drawn), inside)
-                arrays.update(share_on_object=share, share_of_area=area, peak_on_object=peak)
+                arrays.update(share_on_object=share, share_of_area=area, peak_on_object=peak, object_cover=inside.numpy(),
+                              background_cover=outside.numpy())
                 on_object.append((share, area, peak, chance))
                 title += f"\nattention on the object {share:.0%}, area {area:.0%}"
                 print(f"{path.stem}: {share:.1%} of the attention on the object, which covers {area:.1%} of the area; "

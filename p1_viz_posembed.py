@@ -6,7 +6,7 @@
         --output figures/compared.png
 
 The map in row i, column j compares the patch there with all patches. Several names and checkpoints stand side by side.
-FILE.npz holds the arrays: `similarity` (H, W, H, W), then `similarity_1`, `similarity_2`, ...
+FILE.npz holds the arrays: `similarity` (H, W, H, W), then `similarity_1`, `similarity_2`, ...; and their `titles`.
 
 Printed, and drawn below: the mean similarity to the patches of the same row, of the same column and elsewhere, and the
 share of patches whose most similar other patch is one of their 8 neighbours; each beside 100 random embeddings.
@@ -85,7 +85,7 @@ def main(argv=None):
 
     arrays = {"similarity" if i == 0 else f"similarity_{i}": similarity for i, similarity in enumerate(similarities)}
     with written_whole(args.output.with_suffix(".npz")) as temporary:
-        np.savez_compressed(temporary, **arrays)
+        np.savez_compressed(temporary, **arrays, titles=[title.replace("\n", " ") for title in titles])
     with written_whole(args.output) as temporary:
         draw_similarities(similarities, statistics, random, titles, temporary)
     print("same row  same column  elsewhere  nearest one adjacent")

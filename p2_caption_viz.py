@@ -6,8 +6,9 @@
 
 For each image (folders count as the images in them) STEM.png shows the photo, the caption, and for each token the
 cross-attention of one layer of the decoder, mean over its heads, over the photo. STEM.json holds `caption`, `tokens`,
-`token_ids`, `log_probs`, `grid` (rows and columns of the maps) and, with --merge-wordpieces, `words`. STEM.npz holds
-the maps as the softmax gives them, so that each sums to 1; row t belongs to the query that predicts token t:
+`token_ids`, `log_probs`, `grid` (rows and columns of the maps), `photo` (its path), `box` (left, top, right and bottom of
+what the maps cover, in pixels of the photo) and, with --merge-wordpieces, `words`. STEM.npz holds the maps as the softmax
+gives them, so that each sums to 1; row t belongs to the query that predicts token t:
 
     attention (T, H, W)                  of --layer, mean over its heads
     attention_per_head (heads, T, H, W)  with --heads
@@ -101,9 +102,10 @@ def main(argv=None):
             for path, photo, reading in zip(batch, photos, captioning.read(model, memory, captions, tokenizer)):
                 caption, tokens = tokenizer.text(reading.ids), tokenizer.tokens(reading.ids)
                 attention, log_probs = reading.attention[args.layer].mean(0), reading.log_probs
+                box = catr.seen_box(photo.size, attention.shape[1:], config)
                 arrays = {"attention": attention}
                 told = {"caption": caption, "tokens": tokens, "token_ids": reading.ids, "log_probs": log_probs.tolist(),
-                        "grid": list(attention.shape[1:])}
+                        "grid": list(attention.shape[1:]), "photo": str(path.resolve()), "box": box}
                 if args.all:
                     arrays["attention_all"] = reading.attention.mean(1)
                 if args.heads:
@@ -120,9 +122,8 @@ def main(argv=None):
                     np.savez_compressed(temporary, **{name: values.numpy() for name, values in arrays.items()})
                 write_text(args.output_dir / f"{path.stem}.json", json.dumps(told, indent=1) + "\n")
                 heading = path.stem + ", for a given caption" * bool(given)
-                drawing.draw(args.output_dir / f"{path.stem}.png", draw_caption, np.asarray(photo),
-                             catr.seen_box(photo.size, attention.shape[1:], config), attention.numpy(), shown,
-                             log_probs.exp().tolist(), caption, heading, label)
+                drawing.draw(args.output_dir / f"{path.stem}.png", draw_caption, np.asarray(photo), box,
+                             attention.numpy(), shown, log_probs.exp().tolist(), caption, heading, label)
                 print(f"{path.stem}: {caption or '(no words)'}")
                 if reading.ids[-1] != tokenizer.end:
                     remedy = ": raise --max-tokens" if args.max_tokens < config.positions else ", the captioner's most"

@@ -61,8 +61,8 @@ def markdown_table(header, rows):
     return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)]) + "\n"
 
 
-def settings_markdown(rows):
-    """The settings table for people: two columns of a range become one, and what nobody knows a dash."""
+def settings_cells(rows):
+    """The settings table for people, (header, rows of texts): two columns of a range become one, the unknown a dash."""
     def cell(row, name, form):
         value = row[name]
         if value is None or (isinstance(value, float) and not np.isfinite(value)):
@@ -80,7 +80,7 @@ def settings_markdown(rows):
             else:
                 cells[-1] += f" to {cell(row, name, form)}"
         written.append(cells)
-    return markdown_table([heading for _, heading, _ in COLUMNS if heading], written)
+    return [heading for _, heading, _ in COLUMNS if heading], written
 
 
 def notes(settings):

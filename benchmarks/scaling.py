@@ -86,7 +86,7 @@ def on_paper(points):
     size = 4 * largest["parameters"]  # gradients in fp32
     measured = next(point for point in points if point["value"] == largest["value"] and point["optimizer"] == "sam")
     goal = 2 * flops_per_image(largest["value"]) * 64 / (0.45 * PEAKS["H100"])
-    steps = {"measured here": measured["seconds"], "at 45 % of an H100, 64 images": goal}
+    steps = {"measured here": measured["seconds"], "45 % of an H100": goal}
     return {"arch": largest["value"], "gradient_bytes": size, "steps": [
         {"step": name, "seconds": seconds, "gpus": gpus, "climb": climb,
          "efficiency": efficiency(seconds, size, gpus, exchanges)}

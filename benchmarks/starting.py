@@ -18,7 +18,7 @@ from benchmarks import evaluation, photos
 from benchmarks.rows import Row, in_turn, ratio
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = sorted(path.name for path in ROOT.glob("p[12]_*.py"))
+SCRIPTS = sorted(path.name for pattern in ("p[12]_*.py", "report_page.py") for path in ROOT.glob(pattern))
 FILES = 100_000
 FEW, MANY = 200, 2_000  # photos
 

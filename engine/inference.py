@@ -10,21 +10,27 @@ from engine.device import autocast
 
 @torch.no_grad()
 def predict(model, loader, device, precision="fp32", progress=iter):
-    """The logits, float32 (images, classes), and the targets (images,) of all batches, on the CPU.
+    """The logits, float32 (images, classes), and the targets (images,) of a loader's whole data set, on the CPU.
 
     `progress` wraps the loader. The model is in evaluation mode during the call and comes back as it was.
     """
     was_training = model.training
     model.eval()
-    logits, targets = [], []
+    # Room for all of them from the start: a small tensor that each batch left would split the memory of its large ones,
+    # which the next batch could then not use again.
+    logits, targets, start = None, torch.empty(len(loader.dataset), dtype=torch.long), 0
     try:
         for images, labels in progress(loader):
             with autocast(device, precision):
-                logits.append(model(images.to(device, non_blocking=True)).float().cpu())
-            targets.append(labels)
+                found = model(images.to(device, non_blocking=True))
+            if logits is None:
+                logits = torch.empty(len(targets), found.shape[1])
+            end = start + len(labels)
+            logits[start:end], targets[start:end] = found, labels
+            start = end
     finally:
         model.train(was_training)
-    return torch.cat(logits), torch.cat(targets)
+    return logits, targets
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from matplotlib.ticker import NullLocator, PercentFormatter
 from plots.report import COLOURS, style
 
 NAMES = {"adam": "Adam", "sam": "SAM around Adam"}
-SHORT = {"adam": "Adam", "sam": "SAM, own climb", "joint": "SAM, joint climb"}
+SHORT = {"adam": "Adam", "sam": "SAM", "joint": "SAM,\njoint climb"}
 WAYS = list(SHORT)
 
 
@@ -65,15 +65,16 @@ def _draw_processes(axes, points, title):
 
 def _draw_paper(axes, paper, seconds, curves):
     for i, ((gpus, climb), shares) in enumerate(curves.items()):
-        axes.plot(seconds, shares, label=f"{gpus} GPUs, {climb} climb", color=COLOURS[i // 2], linestyle="-:"[i % 2])
+        axes.plot(seconds, shares, label=f"{gpus} GPUs, {climb}", color=COLOURS[i // 2], linestyle="-:"[i % 2])
     for i, (name, at) in enumerate({row["step"]: row["seconds"] for row in paper["steps"]}.items()):
         axes.axvline(at, color="0.5", linewidth=1)
-        axes.text(at, 0.03, f" {name}", rotation=90, fontsize=8, color="0.3", ha="right", va="bottom")
+        axes.text(at, 0.42, f" {name}", rotation=90, fontsize=8, color="0.3", ha="left", va="bottom")
     axes.set_xscale("log")
     axes.set_xticks(ticks := [0.001, 0.01, 0.1, 1, 10], [f"{tick:g}" for tick in ticks])
+    axes.set_xlim(right=3 * max(10, *(row["seconds"] for row in paper["steps"])))
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set(xlabel="a step of SAM on one GPU, seconds", ylabel="efficiency, at least")
-    axes.set_title(f"on paper: {paper['arch']}, {paper['gradient_bytes'] / 1e6:.0f} MB of gradient", fontsize=10)
+    axes.set_title(f"on paper: {paper['arch']},\ngradient of {paper['gradient_bytes'] / 1e6:.0f} MB", fontsize=9)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center")
+    axes.legend(title="SAM's climb", fontsize=8, title_fontsize=8, loc="lower left", bbox_to_anchor=(0.41, 0))

@@ -1,26 +1,33 @@
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from datasets.shapes import write_dataset
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
 
 def pytest_addoption(parser):
     parser.addoption("--require-real-data", action="store_true", help="fail if a test on real data was skipped")
+    parser.addoption("--require-browser", action="store_true", help="fail if a test in a browser was skipped")
 
 
 def pytest_runtest_setup(item):
     if item.get_closest_marker("real_data") and "REAL_DATA" not in os.environ:
         pytest.skip("REAL_DATA is not set")
+    if item.get_closest_marker("browser") and not CHROMIUM:
+        pytest.skip("there is no Chromium: install the package chromium")
 
 
 def pytest_sessionfinish(session):
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    skipped = [report for report in reporter.stats.get("skipped", []) if "real_data" in report.keywords]
-    if skipped and session.config.getoption("--require-real-data"):
-        reporter.write_line(f"{len(skipped)} tests on real data were skipped, and --require-real-data forbids that")
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    for marker, option in (("real_data", "--require-real-data"), ("browser", "--require-browser")):
+        skipped = [report for report in reporter.stats.get("skipped", []) if marker in report.keywords]
+        if skipped and session.config.getoption(option):
+            reporter.write_line(f"{len(skipped)} tests were skipped that {option} wants")
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture

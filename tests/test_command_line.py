@@ -19,11 +19,13 @@ import p1_viz_posembed
 import p2_caption_viz
 import p2_eval
 import p2_train
+import report_page
 
 REPOSITORY = Path(__file__).parent.parent
 SCRIPTS = {"p1_train.py": p1_train, "p1_eval.py": p1_eval, "p1_viz_posembed.py": p1_viz_posembed, "p1_viz_attn.py": p1_viz_attn,
            "p1_viz_landscape.py": p1_viz_landscape, "p1_report.py": p1_report,
-           "p2_train.py": p2_train, "p2_eval.py": p2_eval, "p2_caption_viz.py": p2_caption_viz}
+           "p2_train.py": p2_train, "p2_eval.py": p2_eval, "p2_caption_viz.py": p2_caption_viz,
+           "report_page.py": report_page}
 
 
 @pytest.fixture
@@ -189,7 +191,7 @@ def commands(text):
     """The lines of a text that call one of the scripts, joined where they go on."""
     text = text.replace("\\\n", " ")
     start = r"^\s*(?:python|torchrun --nproc-per-node \d+)"
-    return [shlex.split(line) for line in re.findall(start + r" (p[12]_\w+\.py .*|-m .*)$", text, re.MULTILINE)]
+    return [shlex.split(line) for line in re.findall(start + r" ((?:p[12]_|report_)\w+\.py .*|-m .*)$", text, re.MULTILINE)]
 
 
 @pytest.mark.parametrize("source", ["README.md", "demo.sh", *SCRIPTS])

@@ -312,7 +312,7 @@ def test_a_model_without_numbers_has_dashes(tmp_path):
     del config["model"]
     (folder / "config.json").write_text(json.dumps(config))
     settings, _ = read(tmp_path)
-    assert "| – | – | – | – | 0 | 0.983 | one run |" in document.settings_markdown([document.table_row(settings[0])])
+    assert "| – | – | – | – | 0 | 0.983 | one run |" in document.markdown_table(*document.settings_cells([document.table_row(settings[0])]))
 
 
 def test_settings_on_other_images_share_the_table_and_nothing_else(tmp_path):
