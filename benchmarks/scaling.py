@@ -30,7 +30,8 @@ SWEEPS = {"batch size": ("--batch-size", [1, 2, 4, 8, 16, 32, 64]), "image size"
 SMALL = {"batch size": ("--batch-size", [1, 2]), "image size": ("--image-size", [96, 160]), "model": ("--arch", ["test_vit"])}
 
 PER_MACHINE = 8  # GPUs
-WITHIN, ACROSS = 450e9, 50e9  # bytes/s a GPU sends: NVLink 4, and one 400 Gbit/s card a GPU (NVIDIA's data sheet of the DGX H100)
+# bytes/s that a GPU sends: over NVLink 4, and over a card of 400 Gbit/s for each GPU (NVIDIA's data sheet of the DGX H100)
+WITHIN, ACROSS = 450e9, 50e9
 EXCHANGES = {"local": 1, "synchronised": 2}  # of gradients in a step of SAM, by what it climbs along
 GPUS = [8, 64]
 

@@ -69,7 +69,8 @@ def rows(options):
             done = [passes * flops * turn["images_per_second"] / 1e12 for turn in found[way]]
             yield ratio(f"FLOP utilisation, {way}, {how}", done, [peak / 1e12] * len(done), ">=", 0.45, "TFLOP/s")
         seconds = {way: [turn["seconds"] for turn in turns] for way, turns in found.items()}
-        yield ratio(f"SAM step / two plain steps, {how}", seconds["sam"], [2 * each for each in seconds["adam"]], "<=", 1.03, "s")
+        yield ratio(f"SAM step / two plain steps, {how}", seconds["sam"], [2 * each for each in seconds["adam"]],
+                    "<=", 1.03, "s")
         memory = {way: [turn["memory"] / 2**20 for turn in turns] for way, turns in found.items()}
         copy = 4 * found["adam"][0]["parameters"] / 2**20
         yield ratio(f"peak memory, SAM / Adam and a copy of the weights, {how}", memory["sam"],

@@ -17,7 +17,8 @@ def section(folders, photos):
 
     Raises BadInput for folders without such arrays, and for photos that are gone.
     """
-    read = {file: one for folder in folders for file in sorted(folder.glob("*.npz")) if (one := read_arrays(file))}
+    files = [file for folder in folders for file in sorted(folder.glob("*.npz"))]
+    read = {file: one for file in files if (one := read_arrays(file))}
     if not read:
         raise BadInput(f"{', '.join(map(str, folders))}: no arrays of p1_viz_attn.py are there")
     shown, blobs = [], {}
@@ -74,8 +75,8 @@ def story(shown, read):
 
     masked = [(one, map_) for one, map_ in zip(read, last) if "object_cover" in one]
     first, final = (np.mean([most_attended(one[layer].mean(0)) for one in attention]) for layer in (0, -1))
-    sentences.append(f"In the first layer the tenth of the patches to which [CLS] attends most gets {percent(first)} of what it "
-                     f"gives to patches, in the last one {percent(final)} (mean over heads and photos).")
+    sentences.append(f"In the first layer the tenth of the patches to which [CLS] attends most gets {percent(first)} of what "
+                     f"it gives to patches, in the last one {percent(final)} (mean over heads and photos).")
     if masked:
         covers = [(torch.from_numpy(one["object_cover"]), torch.from_numpy(one["background_cover"])) for one, _ in masked]
         maps = [torch.from_numpy(map_) for _, map_ in masked]
@@ -87,7 +88,8 @@ def story(shown, read):
                       f"in {percent(chance)}."]
     else:
         itself = np.mean([one["attention_all"][-1, :, 0, 0] * one["attention_all_scale"][-1] for one in read])
-        heads = np.mean([one[-1].max((-2, -1)) / one[-1].sum((-2, -1)) for one in attention if one.shape == attention[0].shape], 0)
+        alike = [one[-1] for one in attention if one.shape == attention[0].shape]
+        heads = np.mean([heads.max((-2, -1)) / heads.sum((-2, -1)) for heads in alike], 0)
         sentences += [f"In the last layer [CLS] gives {percent(itself)} of its attention to itself.",
                       f"The strongest single patch of a head gets between {percent(heads.min())} and {percent(heads.max())} of "
                       "what the head gives to patches, depending on the head."]

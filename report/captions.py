@@ -83,8 +83,8 @@ def story(shown, read, table):
         ordered = sorted(classes, key=lambda row: row["hit"] - row["chance"])
         best, worst = ordered[-1], ordered[0]
         sentences += [
-            f"On {counted(table['photos'], 'drawn scene')}, of which {percent(table['exact'])} are described word for word, the peak "
-            f"for a word of the class {best['name']} lies on what it names in {percent(best['hit'])}, by chance in "
+            f"On {counted(table['photos'], 'drawn scene')}, of which {percent(table['exact'])} are described word for word, "
+            f"the peak for a word of the class {best['name']} lies on what it names in {percent(best['hit'])}, by chance in "
             f"{percent(best['chance'])}: the widest margin of {len(classes)} classes.",
             f"The narrowest one is that of {worst['name']}: {percent(worst['hit'])}, by chance {percent(worst['chance'])}."]
     else:

@@ -35,7 +35,7 @@ def jpeg(photo, side, quality=85):
 
 
 def on_canvas(size, box, side):
-    """A photo's (width, height) and a box (left, top, right, bottom) on it, as on a canvas whose longer side has `side` pixels."""
+    """A photo's (width, height) and a box (left, top, right, bottom) on it, where its longer side has `side` pixels."""
     scale = side / max(size)
     width, height = (max(1, round(scale * length)) for length in size)
     return [width, height], [length * scale for length, scale in zip(box, 2 * (width / size[0], height / size[1]))]

@@ -82,7 +82,8 @@ function drawOverlay(canvas, photo, picture, values, top, opacity, cells, dimmed
   context.imageSmoothingEnabled = true;
   context.drawImage(picture, 0, 0, width, height);
   context.imageSmoothingEnabled = false;
-  context.drawImage(cells.fill(k => values[k] / top, share => opacity * Math.sqrt(share)), left, upper, right - left, lower - upper);
+  context.drawImage(cells.fill(k => values[k] / top, share => opacity * Math.sqrt(share)),
+    left, upper, right - left, lower - upper);
   if (dimmed) {
     context.fillStyle = "rgba(0, 0, 0, 0.65)";
     context.fillRect(0, 0, width, upper);
@@ -168,7 +169,10 @@ function results({photos, cells}) {
       event.preventDefault();
       let [row, column] = event.target.dataset.cell.split("-").map(Number);
       const most = matrix.querySelectorAll("tbody tr").length;
-      do { row += down; column += across; } while (row >= 0 && column >= 0 && row < most && column < most && !byCell.has(`${row}-${column}`));
+      do {
+        row += down;
+        column += across;
+      } while (Math.min(row, column) >= 0 && Math.max(row, column) < most && !byCell.has(`${row}-${column}`));
       byCell.get(`${row}-${column}`)?.focus();
     });
     matrix.addEventListener("focusin", event => {
@@ -286,7 +290,8 @@ function attention({photos}) {
   const chosen = () => [Number(layer.value), Number(head.value) - 1];
 
   function drawOverview(query) {
-    const [rows, columns] = photo.grid, side = Math.max(2, Math.floor(Math.min(96, 480 / photo.heads) / columns)) * columns + 2;
+    const [rows, columns] = photo.grid, side = Math.max(2, Math.floor(Math.min(96, 480 / photo.heads, 640 / photo.layers) / columns))
+      * columns + 2;
     const high = side * rows / columns, [ofLayer, ofHead] = chosen(), maps = [];
     resize(overview, photo.heads * side, Math.round(photo.layers * high));
     let top = 0;
@@ -330,11 +335,12 @@ function attention({photos}) {
         object += photo.object[k];
         background += photo.background[k];
       });
-      sentences.push(`${percent(on / (on + off))} of that lies on the object, which covers ${percent(object / (object + background))}` +
-        " of the area.");
+      sentences.push(`${percent(on / (on + off))} of that lies on the object, which covers ` +
+        `${percent(object / (object + background))} of the area.`);
     }
     if (photo.predicted) {
-      const verdict = !photo.label ? "" : photo.label === photo.predicted ? ", which is right" : `, which is wrong: it is ${photo.label}`;
+      const verdict = !photo.label ? "" : photo.label === photo.predicted ? ", which is right"
+        : `, which is wrong: it is ${photo.label}`;
       sentences.push(`Predicted: ${photo.predicted}, probability ${photo.confidence.toFixed(2)}${verdict}.`);
     }
     told.textContent = sentences.join(" ");

@@ -4,10 +4,12 @@
 
 Its fine-tuned model reaches an accuracy of 0.95, and the peak of its attention falls on the object, or on a patch next to
 it, for 90 % of the validation images. The captioner's caption is exact for 90 % of 400 scenes, and the peak of the map falls on
-the object, or on a cell next to it, for 85 % of the colours and of the shapes. Exit code: 0 if so, else 1.
+the object, or on a cell next to it, for 85 % of the colours and of the shapes. The page holds all of it in 15 MB at most.
+Exit code: 0 if so, else 1.
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -45,7 +47,11 @@ def main():
     print(f"exact captions {captions['exact']:.1%} of {captions['photos']}; pointing game: colour {hits['colour']:.1%}, "
           f"shape {hits['shape']:.1%}")
     captioner_holds = captions["exact"] >= 0.9 and captions["photos"] == 400 and min(hits.values()) >= 0.85
-    return 0 if accuracy >= 0.95 and peak >= 0.9 and captioner_holds else 1
+    page = (RUN / "index.html").read_bytes()
+    sections = re.findall(rb'<section id="(\w+)"', page)
+    print(f"the page has {len(page) / 1e6:.1f} MB and {len(sections)} sections")
+    page_holds = len(page) <= 15e6 and sections == [b"results", b"positions", b"attention", b"captions"]
+    return 0 if accuracy >= 0.95 and peak >= 0.9 and captioner_holds and page_holds else 1
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,8 @@ def written(run, shapes, captioners, tmp_path_factory):
 
 
 def arguments(folder, output):
-    return ["--output", str(output), "--runs", str(folder / "one"), str(folder / "two"), "--posembed", str(folder / "posembed.npz"),
-            "--attention", str(folder / "attention"), "--captions", str(folder / "captions"),
+    return ["--output", str(output), "--runs", str(folder / "one"), str(folder / "two"),
+            "--posembed", str(folder / "posembed.npz"), "--attention", str(folder / "attention"), "--captions", str(folder / "captions"),
             "--pointing", str(folder / "pointing.json")]
 
 
@@ -227,11 +228,19 @@ def page(browser, html):
     opened.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
     opened.on("request", lambda request: requests.append(request.url))
     opened.goto(html.as_uri())
-    opened.wait_for_function("[...document.querySelectorAll('output[id$=told]')].every(each => each.textContent)")
+    wait_until(opened, "[...document.querySelectorAll('output[id$=told]')].every(each => each.textContent)")
     yield opened
     assert complaints == []
     assert [url for url in requests if not url.startswith("data:")] == [html.as_uri()]
     opened.close()
+
+
+def wait_until(page, condition):
+    """Wait until an expression is true. Playwright's own wait would evaluate text in the page, which forbids that."""
+    until = time.monotonic() + 10
+    while not page.evaluate(condition):
+        assert time.monotonic() < until, f"never: {condition}"
+        time.sleep(0.02)
 
 
 def settled(page):
@@ -280,7 +289,8 @@ def test_pointing_at_a_patch_shows_its_similarities(page, written):
         height, width = similarity.shape[:2]
         for canvas, row, column in (("positions-map", 1, 2), ("positions-grid", height - 1, 0)):
             point(page, canvas, (column + 0.5) / width, (row + 0.5) / height)
-            page.wait_for_function(f"document.getElementById('positions-told').textContent.startsWith('Patch in row {row}, column {column}.')")
+            wait_until(page, "document.getElementById('positions-told').textContent"
+                             f".startsWith('Patch in row {row}, column {column}.')")
             image = pixels(page, "positions-map")
             found, _ = centres(image, (0, 0, image.shape[1], image.shape[0]), (height, width))
             low, high = similarity.min(), similarity.max()
@@ -290,7 +300,7 @@ def test_pointing_at_a_patch_shows_its_similarities(page, written):
             told = re.search(r"row (\d+), column (\d+), with (.*)\.$", page.locator("#positions-told").text_content())
             step = (high - low) / 255  # of what the page knows
             assert others[int(told[1]), int(told[2])] >= others.max() - step
-            assert float(told[3]) == pytest.approx(others.max(), abs=0.005 + step)
+            assert float(told[3]) == pytest.approx(others.max(), abs=0.005 + float(step))
     page.locator("#positions-map").focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowUp")
@@ -298,10 +308,10 @@ def test_pointing_at_a_patch_shows_its_similarities(page, written):
     assert page.locator("#positions-told").text_content().startswith(f"Patch in row {height - 2}, column 1.")
     # the overview: each map in its place
     grid = pixels(page, "positions-grid")
-    high, wide = grid.shape[0] // height, grid.shape[1] // width
+    down, across = grid.shape[0] // height, grid.shape[1] // width
     for row, column in ((0, 0), (2, 3)):
-        tile = grid[row * high:(row + 1) * high - 1, column * wide:(column + 1) * wide - 1]
-        found, _ = centres(tile, (0, 0, wide - 1, high - 1), (height, width))
+        tile = grid[row * down:(row + 1) * down - 1, column * across:(column + 1) * across - 1]
+        found, _ = centres(tile, (0, 0, across - 1, down - 1), (height, width))
         assert np.abs(found[..., :3] - coloured("viridis", (similarity[row, column] - low) / (high - low))).max() <= 6
 
 
@@ -408,13 +418,13 @@ def test_keys_step_through_the_photos_wrong_ones_first(page, written):
     assert any(wrong) and not all(wrong), "the test needs both"
     for key, expected in (("n", 1), ("n", 2), ("p", 1), ("p", 0), ("p", len(files) - 1)):
         page.locator("#attention-photo").press(key)
-        page.wait_for_function(f"document.getElementById('attention-photo-list').selectedIndex === {expected}")
-    page.wait_for_function(f"document.getElementById('attention-told').textContent.includes('{float(arrays[-1]['confidence']):.2f}')")
+        wait_until(page, f"document.getElementById('attention-photo-list').selectedIndex === {expected}")
+    wait_until(page, f"document.getElementById('attention-told').textContent.includes('{float(arrays[-1]['confidence']):.2f}')")
     page.locator("#attention-wrong").check()
     shown = page.locator("#attention-photo-list option").all_text_contents()
     first = [f"{file.stem} (wrong)" for file, is_wrong in zip(files, wrong) if is_wrong]
     assert shown == first + [file.stem for file, is_wrong in zip(files, wrong) if not is_wrong]
-    page.wait_for_function("document.getElementById('attention-told').textContent.includes('which is wrong: it is')")
+    wait_until(page, "document.getElementById('attention-told').textContent.includes('which is wrong: it is')")
     page.locator("#attention [data-step='1']").click()
     assert page.locator("#attention-photo-list").input_value() == "1"
 
@@ -459,9 +469,9 @@ def test_pointing_at_a_word_shows_its_map(page, written):
     pieces = [i for i, token in enumerate(tokens) if token in ("star", "##s")]
     assert len(pieces) == 2
     buttons.nth(2).hover()
-    check(0 if len(maps) > 1 else -1, pieces)
+    check(0, pieces)
     page.locator("#captions [data-step='1']").click()
-    page.wait_for_function("document.getElementById('captions-photo-list').selectedIndex === 1")
+    wait_until(page, "document.getElementById('captions-photo-list').selectedIndex === 1")
 
 
 @pytest.mark.browser
@@ -504,14 +514,14 @@ def test_names_of_strangers_are_text(page):
 
 @pytest.mark.browser
 def test_everything_has_a_name_and_can_be_reached_by_the_keyboard(page):
-    nameless = page.evaluate("""[...document.querySelectorAll("button, select, input, canvas[tabindex], canvas[role], [role=region]")]
+    nameless = page.evaluate("""[...document.querySelectorAll("button, select, input, canvas[role], [role=region]")]
         .filter(each => !(each.getAttribute("aria-label") || each.textContent.trim() || [...each.labels ?? []].length))
         .map(each => each.outerHTML)""")
     assert nameless == []
     reached = set()
     for _ in range(80):
         page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.id || document.activeElement.className || document.activeElement.tagName"))
+        reached.add(page.evaluate("document.activeElement.id"))
     assert {"positions-grid", "positions-map", "attention-photo", "attention-heads", "attention-layer", "attention-head",
             "attention-cls", "attention-opacity", "attention-top", "captions-layer", "captions-words", "matrix"} <= reached
 
@@ -522,7 +532,7 @@ def test_nothing_is_wider_than_a_phone_or_lost_on_a_projector(browser, html, sch
     for width in (360, 1280, 1920):
         opened = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
         opened.goto(html.as_uri())
-        opened.wait_for_function("document.getElementById('attention-told').textContent")
+        wait_until(opened, "document.getElementById('attention-told').textContent")
         assert opened.evaluate("document.documentElement.scrollWidth") <= width
         background = opened.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (max(map(int, re.findall(r"\d+", background)[:3])) < 60) == (scheme == "dark")

@@ -1,0 +1,74 @@
+"""How long a page of report_page.py takes to open, and to answer when one points at something, in headless Chromium.
+
+    python -m benchmarks.page runs/demo/index.html
+
+A move is what the browser's main thread works between two places of the pointer, from Chromium's own trace: the script, the
+layout and the painting.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+from benchmarks.rows import HEADING, Row
+
+CANVASES = ("positions-map", "attention-photo", "attention-heads")
+MOVES = 100
+OPEN = "[...document.querySelectorAll('output[id$=told]')].every(each => each.textContent)"
+
+
+def opened(browser, page_file):
+    """A page in which every map is drawn, and the seconds that this took."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    started = time.perf_counter()
+    page.goto(page_file.resolve().as_uri())
+    while not page.evaluate(OPEN):
+        time.sleep(0.005)
+    return page, time.perf_counter() - started
+
+
+def move_milliseconds(browser, page, canvas):
+    """What the main thread works for a move over a canvas, on average, in milliseconds."""
+    place = page.locator(f"#{canvas}")
+    place.scroll_into_view_if_needed()
+    box = place.bounding_box()
+    with tempfile.TemporaryDirectory() as work:
+        trace = Path(work) / "trace.json"
+        browser.start_tracing(page=page, path=trace)
+        for i in range(MOVES):
+            page.mouse.move(box["x"] + (i * 37 % 97 + 1) / 99 * box["width"], box["y"] + (i * 61 % 89 + 1) / 91 * box["height"])
+        browser.stop_tracing()
+        events = json.loads(trace.read_bytes())["traceEvents"]
+    mains = {(event["pid"], event["tid"]) for event in events if event["name"] == "thread_name"
+             and event["args"]["name"] == "CrRendererMain"}
+    busy = sum(event.get("dur", 0) for event in events if event["name"] == "RunTask" and (event["pid"], event["tid"]) in mains)
+    return busy / MOVES / 1000
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", type=Path, metavar="FILE.html")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(%(default)s)")
+    args = parser.parse_args(argv)
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    print(HEADING)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        pages, seconds = zip(*(opened(browser, args.page) for _ in range(args.repeats)))
+        print(Row(f"opening {args.page.name} from the disk, seconds", list(seconds), "<=", 1))
+        for canvas in CANVASES:
+            if pages[0].locator(f"#{canvas}").count():
+                times = [move_milliseconds(browser, page, canvas) for page in pages]
+                print(Row(f"a move over {canvas}, milliseconds", times, "<=", 16))
+        browser.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
