@@ -31,7 +31,7 @@ step "Write a page to look inside: an image of each class, and those that the mo
 wrong=$(awk -F, 'NR > 1 { split($1, name, "_"); if (name[1] != $2) print "data/demo/val/" $1 }' runs/demo/pred.csv)
 photos=$(printf '%s\n' data/demo/val/?_0.jpg $wrong | sort -u)
 python p1_viz_attn.py $photos --checkpoint runs/demo/pretrained/best.pt --output-dir runs/demo/attention --all \
-    --masks data/demo/masks/val > /dev/null
+    --masks data/demo/masks/val
 python report_page.py --output runs/demo/index.html --runs runs/demo/pretrained runs/demo/scratch \
     --posembed runs/demo/figures/posembed.npz --attention runs/demo/attention --captions runs/demo/captions \
     --pointing runs/demo/captions.json

@@ -24,7 +24,8 @@ def get_args_parser():
     parser = ArgumentParser(prog="python -m benchmarks", description=__doc__,
                             formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (on a CPU all but vit-base, on a GPU {' and '.join(ON_A_GPU)})")
+    add("parts", nargs="*", metavar="PART",
+        help=f"{', '.join(PARTS)} (on a CPU all but vit-base, on a GPU {' and '.join(ON_A_GPU)})")
     add("--json", type=Path, metavar="FILE", help="where the rows go, too")
     add("--repeats", type=number(int, low=1), default=3, metavar="N", help="turns (%(default)s)")
     add("--device", choices=["cpu", "cuda"], default="cpu", help=f"of {' and '.join(ON_A_GPU)} (%(default)s)")

@@ -51,11 +51,16 @@ def move_milliseconds(browser, page, canvas):
     return busy / MOVES / 1000
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def get_args_parser():
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.page", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", type=Path, metavar="FILE.html")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(%(default)s)")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv=None):
+    args = get_args_parser().parse_args(argv)
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     print(HEADING)
     with sync_playwright() as playwright:

@@ -107,6 +107,6 @@ def rows(options):
             return call
 
         for name, way in (("evaluating", evaluating), ("training on", training)):
-            found = in_turn(1, {"many": way(many), "few": way(few)})
+            found = in_turn(options.repeats, {"many": way(many), "few": way(few)})
             yield ratio(f"peak memory, {name} {MANY:,} photos / {FEW}", found["many"], found["few"], "<=", 1.05, "MiB")
     yield Row("demo.sh to the first training step, seconds", [demo_seconds() for _ in range(options.repeats)], "<=", 8)

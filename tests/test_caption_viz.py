@@ -77,7 +77,8 @@ def test_each_photo_has_its_picture_its_json_and_its_arrays(
     said = capsys.readouterr()
     for stem, reading in readings(checkpoint, photos, beam=beam):
         told, arrays = written[stem]
-        assert list(told) == ["caption", "tokens", "token_ids", "log_probs", "grid"] and list(arrays) == ["attention"]
+        assert list(told) == ["caption", "tokens", "token_ids", "log_probs", "grid", "photo", "box"]
+        assert list(arrays) == ["attention"]
         assert told["token_ids"] == reading.ids
         assert told["tokens"] == [scenes.VOCABULARY[i] for i in reading.ids]
         np.testing.assert_allclose(told["log_probs"], reading.log_probs, atol=1e-4)

@@ -117,7 +117,8 @@ def test_posembed_writes_the_picture_and_its_array(run, tmp_path, capsys, suffix
     assert lines[0].split("  ")[:2] == ["same row", "same column"] and "best.pt" in lines[1] and "last.pt" in lines[2]
     assert "mean of 100 random embeddings, 10x10 of 64" in lines[3] and len(lines) == 6
     with np.load(output.with_suffix(".npz")) as arrays:
-        assert sorted(arrays) == ["similarity", "similarity_1"]
+        assert sorted(arrays) == ["similarity", "similarity_1", "titles"]
+        assert [title.rpartition("/")[2] for title in arrays["titles"]] == ["best.pt", "last.pt"]
         similarity = arrays["similarity"]
     embedding = torch.load(run / "best.pt", weights_only=True)["state_dict"]["pos_embed"][0, 1:]
     expected = torch.cosine_similarity(embedding[:, None], embedding[None], dim=-1).reshape(10, 10, 10, 10)
