@@ -22,6 +22,7 @@ from pathlib import Path
 from common.console import ArgumentParser, remark, reports_errors
 from common.errors import BadInput
 
+TITLE = "Look inside"
 HEAVY = 60e6  # bytes, from which on a browser takes seconds to open the page
 
 
@@ -29,7 +30,6 @@ def get_args_parser():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="FILE.html", help="the page")
-    add("--title", default="Look inside", help="its heading (%(default)s)")
     add("--runs", type=Path, nargs="+", action="extend", default=[], metavar="DIR", help="output folders of p1_train.py")
     add("--posembed", type=Path, metavar="FILE.npz", help="of p1_viz_posembed.py")
     add("--attention", type=Path, nargs="+", action="extend", default=[], metavar="DIR", help="of p1_viz_attn.py --all")
@@ -75,7 +75,7 @@ def main(argv=None):
     if args.captions:
         sections.append(captions.section(args.captions, photos, args.pointing))
 
-    html = as_html(args.title, sections)
+    html = as_html(TITLE, sections)
     write_text(args.output, html)
     size = args.output.stat().st_size
     if size > HEAVY:

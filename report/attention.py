@@ -6,7 +6,7 @@ import torch
 from common.errors import BadInput
 from models.attention import peaks_on, share_on
 from report.packing import deflated, jpeg, on_canvas, packed
-from report.section import Section, counted, percent
+from report.section import Section, counted, percent, read_npz
 
 SIDE = 720  # pixels of the longer side of a photo
 TENTH = 0.1  # of the patches
@@ -45,15 +45,14 @@ def read_arrays(file):
     Raises BadInput for one that was written without --all, and for a damaged one.
     """
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            if "attention" not in arrays or arrays["attention"].ndim != 2:
-                return None
-            one = {name: arrays[name] for name in arrays.files}
+        one = read_npz(file)
+        if "attention" not in one or one["attention"].ndim != 2:
+            return None
         layers, heads, tokens, keys = one["attention_all"].shape
         fits = one["attention_all_scale"].shape == (layers, heads) and tokens == keys > one["attention"].size
         if not fits or not {"photo", "box", "model", "predicted", "confidence", "label"} <= one.keys():
             raise KeyError("photo")
-    except (ValueError, KeyError, EOFError, OSError) as error:
+    except (ValueError, KeyError) as error:
         raise BadInput(f"{file} does not hold all layers, heads and tokens of a photo: draw it with p1_viz_attn.py --all") \
             from error
     return one

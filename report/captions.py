@@ -7,7 +7,7 @@ import numpy as np
 from common.errors import BadInput
 from models.tokenizer import joined, words_of
 from report.packing import as_bytes, deflated, jpeg, on_canvas
-from report.section import Section, counted, percent
+from report.section import Section, counted, percent, read_npz
 
 SIDE = 640  # pixels of the longer side of a photo
 END = "[end]"
@@ -47,12 +47,11 @@ def read_caption(file):
     """What STEM.json says, and `attention_all` (layers, T, H, W) of STEM.npz. Raises BadInput where they are not that."""
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
-        with np.load(file.with_suffix(".npz"), allow_pickle=False) as arrays:
-            attention = arrays["attention_all"]
+        attention = read_npz(file.with_suffix(".npz"))["attention_all"]
         fits = attention.shape[1] == len(told["tokens"]) == len(told["log_probs"]) and attention.ndim == 4
         if not fits or not {"photo", "box", "caption"} <= told.keys():
             raise KeyError("photo")
-    except (ValueError, KeyError, TypeError, IndexError, EOFError, OSError) as error:
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise BadInput(f"{file} does not come with all layers of a caption: draw it with p2_caption_viz.py --all") from error
     return told, attention
 

@@ -6,7 +6,7 @@ import torch
 from common.errors import BadInput
 from models.attention import position_statistics
 from report.packing import as_bytes, deflated
-from report.section import Section, percent
+from report.section import Section, percent, read_npz
 
 DAMAGED = "draw it again with p1_viz_posembed.py"
 
@@ -14,15 +14,15 @@ DAMAGED = "draw it again with p1_viz_posembed.py"
 def section(file):
     """The Section of the arrays that p1_viz_posembed.py wrote. Raises BadInput for a file that does not hold them."""
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            titles = arrays["titles"].tolist()
-            similarities = [arrays["similarity" if i == 0 else f"similarity_{i}"] for i in range(len(titles))]
+        arrays = read_npz(file)
+        titles = arrays["titles"].tolist()
+        similarities = [arrays["similarity" if i == 0 else f"similarity_{i}"] for i in range(len(titles))]
         shapes = [similarity.shape for similarity in similarities]
         if not titles or any(len(shape) != 4 or shape[:2] != shape[2:] for shape in shapes):
             raise ValueError("not square")
     except FileNotFoundError as error:
         raise BadInput(f"{file} does not exist: name what p1_viz_posembed.py wrote") from error
-    except (ValueError, KeyError, EOFError, OSError) as error:
+    except (ValueError, KeyError) as error:
         raise BadInput(f"{file} holds no similarities with their titles: {DAMAGED}") from error
     models, blobs = [], {}
     for i, (title, similarity) in enumerate(zip(titles, similarities)):

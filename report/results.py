@@ -31,7 +31,8 @@ def section(folders, photos):
         return thumbnails.setdefault((images, image), len(thumbnails))
 
     matrices = [matrix(setting, thumbnail) for setting in settings]
-    pictures = [jpeg(photos.find(images.folder / images.names[image]), THUMBNAIL, 80) for images, image in thumbnails]
+    names = [(images.folder, images.names[image]) for images, image in thumbnails]
+    pictures = [jpeg(photos.find(folder / name, name), THUMBNAIL, 80) for folder, name in names]
     return Section(
         "results", "Results", story(settings, comparisons),
         {"photos": pictures, "cells": [one.pop("cells") for one in matrices]},

@@ -1,7 +1,11 @@
-"""A section of the page, and the photos that sections show."""
+"""A section of the page, and the files that sections are made of."""
 
+import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from common.errors import BadImage, BadInput
 from datasets.images import load_image
@@ -33,15 +37,29 @@ class Photos:
     def __init__(self, folders):
         self.folders = list(map(Path, folders))
 
-    def find(self, path):
-        """The photo as a PIL image. Raises BadInput where it is nowhere, or cannot be decoded."""
-        for place in (Path(path), *(folder / Path(path).name for folder in self.folders)):
+    def find(self, path, name=None):
+        """The photo as a PIL image; `name` is that within a folder, if not the last part of the path.
+
+        Raises BadInput where it is nowhere, or cannot be decoded.
+        """
+        for place in (Path(path), *(folder / (name or Path(path).name) for folder in self.folders)):
             if place.is_file():
                 try:
                     return load_image(place)
                 except (OSError, BadImage) as error:
                     raise BadInput(f"{place} cannot be decoded: mend it, or draw its figures again") from error
         raise BadInput(f"{path} does not exist any more: name the folder of the photos with --images")
+
+
+def read_npz(file):
+    """The arrays of an .npz file as a dict. Raises ValueError for what is none, or damaged."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{file} is no whole .npz file") from error
 
 
 def percent(share):

@@ -148,6 +148,9 @@ def test_chance_of_a_neighbour_is_that_of_a_count():
     ("--attention {folder}/captions", "no arrays of p1_viz_attn.py"),
     ("--attention {tmp}/missing", "missing does not exist"),
     ("--attention {tmp}/plain", "0_0.npz does not hold all layers"),
+    ("--attention {tmp}/cut", "0_0.npz does not hold all layers"),
+    ("--posembed {tmp}/cut/0_0.npz", "holds no similarities"),
+    ("--captions {tmp}/cut_captions", "draw it with p2_caption_viz.py --all"),
     ("--attention {tmp}/moved", "does not exist any more: name the folder of the photos with --images"),
     ("--captions {folder}/attention", "no captions of p2_caption_viz.py"),
     ("--captions {tmp}/plain_captions", "draw it with p2_caption_viz.py --all"),
@@ -159,14 +162,18 @@ def test_chance_of_a_neighbour_is_that_of_a_count():
     ("--runs {folder}/attention", "is not a run folder"),
 ])
 def test_what_is_missing_is_named(written, tmp_path, capsys, flags, expected):
-    for name in ("plain", "moved"):
+    for name in ("plain", "moved", "cut"):
         (tmp_path / name).mkdir()
+    (tmp_path / "cut" / "0_0.npz").write_bytes((written / "attention" / "0_0.npz").read_bytes()[:-3000])
     arrays = dict(np.load(written / "attention" / "0_0.npz"))
     np.savez(tmp_path / "moved" / "0_0.npz", **{**arrays, "photo": "/nowhere/0_0.jpg"})
     np.savez(tmp_path / "plain" / "0_0.npz", attention=arrays["attention"])
     shutil.copytree(written / "captions", tmp_path / "plain_captions")
     for file in (tmp_path / "plain_captions").glob("*.npz"):
         np.savez(file, attention=np.load(file)["attention"])
+    shutil.copytree(written / "captions", tmp_path / "cut_captions")
+    for file in (tmp_path / "cut_captions").glob("*.npz"):
+        file.write_bytes(file.read_bytes()[:100])
     output = tmp_path / "page.html"
     code = report_page.main(["--output", str(output), *flags.format(folder=written, tmp=tmp_path).split()])
     said = capsys.readouterr().err.splitlines()
@@ -180,6 +187,12 @@ def test_photos_that_were_moved_are_found_by_their_names(written, shapes, tmp_pa
     np.savez(tmp_path / "moved" / "0_0.npz", **{**arrays, "photo": "/nowhere/0_0.jpg"})
     assert report_page.main(["--output", str(tmp_path / "p.html"), "--attention", str(tmp_path / "moved"),
                              "--images", str(shapes / "val")]) == 0
+
+
+def test_a_page_that_opens_slowly_is_remarked_on(written, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report_page, "HEAVY", 1000)
+    assert report_page.main(["--output", str(tmp_path / "p.html"), "--posembed", str(written / "posembed.npz")]) == 0
+    assert "name fewer photos" in capsys.readouterr().err
 
 
 def contrast(one, other):
