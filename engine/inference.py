@@ -10,9 +10,9 @@ from engine.device import autocast
 
 @torch.no_grad()
 def predict(model, loader, device, precision="fp32", progress=iter):
-    """The logits, float32 (images, classes), and the targets (images,) of a loader's whole data set, on the CPU.
+    """The logits, float32 (images, classes), and the targets (images,) of a loader's batches, on the CPU.
 
-    `progress` wraps the loader. The model is in evaluation mode during the call and comes back as it was.
+    `progress` wraps the loader, and may end early. The model is in evaluation mode during the call and comes back as it was.
     """
     was_training = model.training
     model.eval()
@@ -30,7 +30,7 @@ def predict(model, loader, device, precision="fp32", progress=iter):
             start = end
     finally:
         model.train(was_training)
-    return logits, targets
+    return logits[:start], targets[:start]
 
 
 @torch.no_grad()
