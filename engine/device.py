@@ -9,7 +9,7 @@ import torch
 
 from common.errors import BadInput
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # the numbers of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # the numbers of glibc's malloc.h
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -36,6 +36,7 @@ def keep_freed_memory():
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_ARENA_MAX, 1)  # memory that one thread leaves serves all: with an arena each, a process grows for minutes
 
 
 def has_instructions_for(precision):

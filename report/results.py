@@ -56,8 +56,9 @@ def matrix(setting, thumbnail):
         "seeds": len(setting.runs), "accuracy": setting.mean("accuracy"), "images": len(images.names),
         "rows": [[{"count": f"{counts[i, j]:.1f}".removesuffix(".0"), "share": shares[i, j]} if counts[i, j] else None
                   for j in kept] for i in kept],
-        "cells": {f"{row}-{column}": [[thumbnail(images, one.image), images.names[one.image], one.probability]
-                                      for one in found[i, j][:MOST_PHOTOS]]
+        "cells": {f"{row}-{column}": {"total": len(found[i, j]), "photos": [
+                      [thumbnail(images, one.image), images.names[one.image], one.probability]
+                      for one in found[i, j][:MOST_PHOTOS]]}
                   for row, i in enumerate(kept) for column, j in enumerate(kept) if counts[i, j]}}
 
 

@@ -184,8 +184,10 @@ function results({photos, cells}) {
       clear();
       event.target.setAttribute("aria-pressed", "true");
       const heading = document.createElement("h4"), list = document.createElement("ul");
-      heading.textContent = event.target.getAttribute("aria-label");
-      for (const [photo, name, probability] of cells[i][event.target.dataset.cell]) {
+      const {total, photos: shown} = cells[i][event.target.dataset.cell];
+      heading.textContent = event.target.getAttribute("aria-label")
+        + (shown.length < total ? ` (the ${shown.length} surest of ${total} photos)` : "");
+      for (const [photo, name, probability] of shown) {
         const item = document.createElement("li"), image = new Image();
         Object.assign(image, {src: photos[photo], alt: ""});
         item.append(image, `${name}, ${probability.toFixed(2)}`);
