@@ -51,6 +51,16 @@ def move_milliseconds(browser, page, canvas):
     return busy / MOVES / 1000
 
 
+def rows(browser, page_file, repeats):
+    """The rows of a page: seconds to open it, and milliseconds for a move over each of its canvases."""
+    pages, seconds = zip(*(opened(browser, page_file) for _ in range(repeats)))
+    yield Row(f"opening {page_file.name} from the disk, seconds", list(seconds), "<=", 1)
+    for canvas in CANVASES:
+        if pages[0].locator(f"#{canvas}").count():
+            times = [move_milliseconds(browser, page, canvas) for page in pages]
+            yield Row(f"a move over {canvas}, milliseconds", times, "<=", 16)
+
+
 def get_args_parser():
     parser = argparse.ArgumentParser(prog="python -m benchmarks.page", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -65,12 +75,8 @@ def main(argv=None):
     print(HEADING)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        pages, seconds = zip(*(opened(browser, args.page) for _ in range(args.repeats)))
-        print(Row(f"opening {args.page.name} from the disk, seconds", list(seconds), "<=", 1))
-        for canvas in CANVASES:
-            if pages[0].locator(f"#{canvas}").count():
-                times = [move_milliseconds(browser, page, canvas) for page in pages]
-                print(Row(f"a move over {canvas}, milliseconds", times, "<=", 16))
+        for row in rows(browser, args.page, args.repeats):
+            print(row, flush=True)
         browser.close()
     return 0
 

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import starting
-from benchmarks.rows import Row, in_own_processes, ratio
+from benchmarks.rows import in_own_processes, ratio
 from benchmarks.step import CLASSES
 from engine.device import PRECISIONS, has_instructions_for, pick_device
 

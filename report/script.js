@@ -118,6 +118,18 @@ function picture(address) {
   return pictures.get(address);
 }
 
+/** The bytes of a photo's maps, and its picture. */
+const load = photo => Promise.all([unpacked(photo.blob), picture(photo.photo)]);
+
+/** A function that loads for something and then uses what came, unless it was called again meanwhile. */
+function newest(load, use) {
+  let calls = 0;
+  return async asked => {
+    const call = ++calls, loaded = await load(asked);
+    if (call === calls) use(asked, loaded);
+  };
+}
+
 // Controls -----------------------------------------------------------------------------------------------------------
 
 function choices(select, names, chosen) {
@@ -234,8 +246,8 @@ function positions({models}) {
       `${Math.floor(nearest / columns)}, column ${nearest % columns}, with ${similarity(nearest).toFixed(2)}.`);
   });
 
-  async function show(index) {
-    const model = models[index], [rows, columns] = model.grid, count = rows * columns, found = await unpacked(model.blob);
+  const show = newest(index => unpacked(models[index].blob), (index, found) => {
+    const model = models[index], [rows, columns] = model.grid, count = rows * columns;
     Object.assign(state, {model: index, patch: [Math.min(state.patch[0], rows - 1), Math.min(state.patch[1], columns - 1)]});
     values = found;
     one = new Cells(rows, columns, "viridis");
@@ -247,7 +259,7 @@ function positions({models}) {
     find("positions-low").textContent = model.low.toFixed(2);
     find("positions-high").textContent = (model.low + 255 * model.scale).toFixed(2);
     draw();
-  }
+  });
 
   for (const canvas of [grid, map]) {
     for (const kind of ["pointermove", "pointerdown"])
@@ -348,9 +360,7 @@ function attention({photos}) {
     told.textContent = sentences.join(" ");
   });
 
-  async function show(place) {
-    const next = photos[order[place]];
-    const [found, image] = await Promise.all([unpacked(next.blob), picture(next.photo)]);
+  const show = newest(load, (next, [found, image]) => {
     const before = photo;
     [photo, bytes, shown] = [next, found, image];
     for (const name of ["object", "background"])
@@ -363,17 +373,17 @@ function attention({photos}) {
     }
     if (String(before?.grid) !== String(photo.grid)) kept = CLS;
     draw();
-  }
+  });
 
   function list(wrongFirst) {
     const wrong = i => Number(Boolean(photos[i].label) && photos[i].label !== photos[i].predicted);
     order = photos.map((_, i) => i).sort((a, b) => wrongFirst ? wrong(b) - wrong(a) || a - b : a - b);
     choices(find("attention-photo-list"), order.map(i => photos[i].name + (wrong(i) ? " (wrong)" : "")), 0);
-    return show(0);
+    show(photos[order[0]]);
   }
 
   const settings = overlaySettings("attention", draw);
-  const step = stepping("attention", photos.length, show);
+  const step = stepping("attention", photos.length, place => show(photos[order[place]]));
   for (const select of [layer, head]) select.addEventListener("change", draw);
   find("attention-wrong")?.addEventListener("change", event => list(event.target.checked));
   find("attention-cls").addEventListener("click", () => { kept = CLS; draw(); });
@@ -453,18 +463,16 @@ function captions({photos}) {
     draw();
   }
 
-  async function show(place) {
-    const next = photos[place];
-    const [found, image] = await Promise.all([unpacked(next.blob), picture(next.photo)]);
+  const show = newest(load, (next, [found, image]) => {
     const before = photo;
     [photo, bytes, shown] = [next, found, image];
     cells = new Cells(...photo.grid, "inferno");
     if (before?.layers !== photo.layers) choices(layer, [...Array(photo.layers).keys()], photo.layers - 1);
     list();
-  }
+  });
 
   const settings = overlaySettings("captions", draw);
-  stepping("captions", photos.length, show);
+  stepping("captions", photos.length, place => show(photos[place]));
   layer.addEventListener("change", draw);
   whole.addEventListener("change", list);
   bar.addEventListener("keydown", event => {
@@ -474,7 +482,7 @@ function captions({photos}) {
     bar.children[Math.min(last, Math.max(0, to))].focus();
   });
   choices(find("captions-photo-list"), photos.map(each => each.name), 0);
-  show(0);
+  show(photos[0]);
 }
 
 for (const [id, section] of Object.entries({results, positions, attention, captions}))

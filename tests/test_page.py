@@ -540,6 +540,29 @@ def test_everything_has_a_name_and_can_be_reached_by_the_keyboard(page):
 
 
 @pytest.mark.browser
+def test_the_last_photo_asked_for_is_the_one_shown(page, written):
+    """However long the others take to come."""
+    files = sorted((written / "attention").glob("*.npz"))
+    page.evaluate("""() => {
+        const inflate = DecompressionStream;
+        let wait = 400;
+        window.DecompressionStream = function (kind) {
+            const inner = new inflate(kind), own = wait;
+            const delay = new TransformStream({flush: () => new Promise(done => setTimeout(done, own))});
+            wait = 0;  // the first one takes longest
+            return {readable: inner.readable.pipeThrough(delay), writable: inner.writable};
+        };
+    }""")
+    page.locator("#attention-photo").press("n")
+    page.locator("#attention-photo").press("n")
+    expected = np.load(files[2])
+    wait_until(page, f"document.getElementById('attention-told').textContent.includes('{float(expected['confidence']):.2f}')")
+    time.sleep(0.8)
+    assert f"probability {float(expected['confidence']):.2f}" in page.locator("#attention-told").text_content()
+    assert page.evaluate("document.getElementById('attention-photo-list').selectedIndex") == 2
+
+
+@pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_wider_than_a_phone_or_lost_on_a_projector(browser, html, scheme):
     for width in (360, 1280, 1920):
@@ -552,3 +575,12 @@ def test_nothing_is_wider_than_a_phone_or_lost_on_a_projector(browser, html, sch
         for canvas in ("positions-map", "attention-photo", "captions-photo"):
             assert opened.locator(f"#{canvas}").bounding_box()["width"] >= min(280, width)
         opened.close()
+
+
+@pytest.mark.browser
+def test_opening_and_pointing_are_timed(browser, html, monkeypatch):
+    from benchmarks import page as timed
+
+    monkeypatch.setattr(timed, "MOVES", 5)
+    rows = list(timed.rows(browser, html, 1))
+    assert len(rows) == 1 + len(timed.CANVASES) and all(row.value > 0 for row in rows)
