@@ -29,17 +29,30 @@ def confused_pairs(setting):
 
     The mistakes are of up to `PHOTOS_A_PAIR` photos, each with the seed that was the most certain of it.
     """
-    targets, found = setting.images.targets, []
+    cells, found = answers(setting), []
     for count, i, j in most_confused(confusion(setting)):
-        surest = {}
-        for run in setting.runs:
-            for image, (target, predicted) in enumerate(zip(targets, run.predicted)):
-                if {target, predicted} == {i, j}:  # two classes, so it is a mistake
-                    mistake = Mistake(image, int(predicted), float(run.confidence[image]))
-                    surest[image] = max(surest.get(image, mistake), mistake, key=lambda one: one.probability)
-        mistakes = sorted(surest.values(), key=lambda one: -one.probability)
+        mistakes = sorted(cells.get((i, j), []) + cells.get((j, i), []), key=surest_first)
         found.append((count, i, j, mistakes[:PHOTOS_A_PAIR]))
     return found
+
+
+def answers(setting):
+    """The photos behind each cell (true class, predicted one) of a setting's confusions, right answers among them.
+
+    A dict to lists of Mistakes: a photo's is that of the surest of the seeds that answered so; the surest come first.
+    """
+    found = {}
+    for run in setting.runs:
+        for image, (target, predicted) in enumerate(zip(setting.images.targets, run.predicted.tolist())):
+            one = Mistake(image, predicted, float(run.confidence[image]))
+            cell = found.setdefault((target, predicted), {})
+            cell[image] = max(cell.get(image, one), one, key=lambda answer: answer.probability)
+    return {key: sorted(cell.values(), key=surest_first) for key, cell in found.items()}
+
+
+def surest_first(one):
+    """What Mistakes are sorted by."""
+    return -one.probability, one.image
 
 
 def hard_photos(settings):

@@ -14,10 +14,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
-
 from benchmarks.rows import HEADING, Row
+from common.console import reports_errors
+from common.errors import BadInput
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CANVASES = ("positions-map", "attention-photo", "attention-heads")
 MOVES = 100
 OPEN = "[...document.querySelectorAll('output[id$=told]')].every(each => each.textContent)"
@@ -69,12 +70,19 @@ def get_args_parser():
     return parser
 
 
+@reports_errors
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not args.page.is_file():
+        raise BadInput(f"{args.page} does not exist: name what report_page.py wrote")
+    if not CHROMIUM:
+        raise BadInput("there is no Chromium: install the package chromium")
+
+    from playwright.sync_api import sync_playwright
+
     print(HEADING)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         for row in rows(browser, args.page, args.repeats):
             print(row, flush=True)
         browser.close()

@@ -1,6 +1,6 @@
 """How speed changes with the sizes of batch, image and model and with the number of processes: a figure and its numbers.
 
-    python -m benchmarks.scaling --output scaling.png     # and scaling.json; about 15 minutes on 2 cores
+    python -m benchmarks.scaling --output scaling.png     # and scaling.json; about 8 minutes on 2 cores
     python -m benchmarks.scaling --device cuda --precision bf16 --output scaling.png
 
 Steps of Adam and of SAM around it by `benchmarks.step`, in turn, each in a process of its own. What several machines would

@@ -132,8 +132,7 @@ def draw_confusion(counts, names, title):
     """
     counts, names = np.asarray(counts, dtype=float), list(names)
     if len(names) > MOST_CLASSES:
-        wrong = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
-        kept = np.sort(np.argsort(-wrong, kind="stable")[:MOST_CLASSES])
+        kept = most_mistaken(counts)
         title += f"; the {MOST_CLASSES} of {len(names)} classes with the most mistakes"
         totals = counts.sum(1)[kept]
         counts, names = counts[np.ix_(kept, kept)], [names[i] for i in kept]
@@ -160,6 +159,12 @@ def draw_confusion(counts, names, title):
     axes.set_title(_wrapped(title, int(10 * side)), fontsize=10, parse_math=False)
     figure.colorbar(drawn, ax=axes, shrink=0.6, aspect=30, label="share of the true class's images")
     return figure
+
+
+def most_mistaken(counts):
+    """The classes of confusion counts (classes, classes) that a matrix has room for, in order: those with the most mistakes."""
+    wrong = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
+    return np.sort(np.argsort(-wrong, kind="stable")[:MOST_CLASSES])
 
 
 def draw_photos(rows, columns, heading):

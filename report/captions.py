@@ -33,7 +33,7 @@ def section(folders, photos, pointing=None):
         tokens = [END if token == "[SEP]" else token for token in told["tokens"]]
         words = words_of(tokens)
         shown.append({
-            "name": file.stem, "photo": jpeg(photo, SIDE), "size": size, "box": box, "caption": told["caption"],
+            "name": file.stem, "photo": jpeg(photo, SIDE), "size": size, "box": box,
             "layers": len(attention), "grid": list(attention.shape[2:]), "scale": scale.tolist(), "blob": f"caption-{i}",
             "tokens": [{"text": token, "parts": [t]} for t, token in enumerate(tokens)],
             "words": [{"text": joined([tokens[t] for t in parts]), "parts": parts} for parts in words],

@@ -31,8 +31,7 @@ def section(file):
         blobs[f"similarity-{i}"] = deflated(values)
         models.append({"title": title, "grid": list(similarity.shape[:2]), "low": low, "scale": float(scale),
                        "blob": f"similarity-{i}"})
-    return Section("positions", "Position embeddings", story(titles, similarities), {"models": models}, blobs,
-                   {"titles": titles})
+    return Section("positions", "Position embeddings", story(titles, similarities), {"models": models}, blobs)
 
 
 def story(titles, similarities):

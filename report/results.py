@@ -4,14 +4,14 @@ import numpy as np
 
 from analysis.claims import Comparisons, claims, difference_in_words
 from analysis.document import pair_in_words, settings_cells, table_row
-from analysis.mistakes import Mistake, confusion
+from analysis.mistakes import answers, confusion
 from analysis.runs import group_runs, read_runs
 from analysis.scores import most_confused, wilson_interval
+from plots.report import most_mistaken
 from report import figures
 from report.packing import jpeg, svg
 from report.section import Section, percent
 
-MOST_CLASSES = 60  # of a confusion matrix; of more those with the most mistakes
 MOST_PHOTOS = 12  # behind a cell
 THUMBNAIL = 88  # pixels
 
@@ -45,9 +45,8 @@ def section(folders, photos):
 def matrix(setting, thumbnail):
     """The confusion matrix of a setting for the template; `cells` are its photos for the script, by `row-column`."""
     counts, images = confusion(setting), setting.images
-    wrong = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
-    kept = np.sort(np.argsort(-wrong, kind="stable")[:MOST_CLASSES])
-    found = surest(setting)
+    kept = most_mistaken(counts)
+    found = answers(setting)
     names = [images.class_names[i] for i in kept]
     with np.errstate(invalid="ignore"):
         shares = np.nan_to_num(counts / counts.sum(1, keepdims=True))
@@ -60,17 +59,6 @@ def matrix(setting, thumbnail):
                       [thumbnail(images, one.image), images.names[one.image], one.probability]
                       for one in found[i, j][:MOST_PHOTOS]]}
                   for row, i in enumerate(kept) for column, j in enumerate(kept) if counts[i, j]}}
-
-
-def surest(setting):
-    """The photos behind each cell (true class, predicted one): Mistakes of the surest seed each, the surest first."""
-    found = {}
-    for run in setting.runs:
-        for image, (target, predicted) in enumerate(zip(setting.images.targets, run.predicted.tolist())):
-            one = Mistake(image, predicted, float(run.confidence[image]))
-            cell = found.setdefault((target, predicted), {})
-            cell[image] = max(cell.get(image, one), one, key=lambda mistake: mistake.probability)
-    return {key: sorted(cell.values(), key=lambda one: -one.probability) for key, cell in found.items()}
 
 
 def story(settings, comparisons):

@@ -1,12 +1,10 @@
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
+from benchmarks.page import CHROMIUM
 from datasets.shapes import write_dataset
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def pytest_addoption(parser):
