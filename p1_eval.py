@@ -21,11 +21,9 @@ import os
 import sys
 from pathlib import Path
 
-from common.console import ArgumentParser, number, remark, reports_errors
+from common.cli import ArgumentParser, note, number, reports_errors
 from common.errors import BadInput
 from common.files import refuse_unwritable, sha256, write_text, written_whole
-
-LONG = 256  # images of a process, from which on the user is told how long it will take
 
 
 def get_args_parser():
@@ -43,7 +41,6 @@ def get_args_parser():
         help="processes that load images (one a core, at most 8)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto",
         help="auto is the GPU where there is one")
-    add("--flip", action="store_true", help="average the probabilities of each image and its mirror image; twice the time")
     add("--skip-bad", action="store_true", help="go on without files that cannot be used")
     return parser
 
@@ -58,14 +55,9 @@ def as_csv(names, labels):
     return text.getvalue()
 
 
-def in_words(seconds):
-    """`40 seconds`, `12 minutes`."""
-    return f"{max(2, round(seconds))} seconds" if seconds < 100 else f"{round(seconds / 60)} minutes"
-
-
-def score(predicted, true, checkpoint, flip):
+def score(predicted, true, checkpoint):
     """What goes into the JSON file, from the predicted and the true labels; None stands for an unlabelled image."""
-    from analysis.scores import wilson_interval  # brings NumPy, which --help need not wait for
+    from compare.statistics import wilson_interval  # brings NumPy, which --help need not wait for
 
     per_class = {label: {"name": name, "correct": 0, "labelled": 0}
                  for label, name in zip(checkpoint.labels, checkpoint.class_names)}
@@ -77,7 +69,7 @@ def score(predicted, true, checkpoint, flip):
     labelled = sum(row["labelled"] for row in per_class.values())
     return {"accuracy": correct / labelled if labelled else None, "correct": correct, "labelled": labelled,
             "images": len(predicted), "ci95": list(wilson_interval(correct, labelled)) if labelled else None,
-            "flip": flip, "checkpoint_sha256": sha256(checkpoint.path), "per_class": per_class}
+            "checkpoint_sha256": sha256(checkpoint.path), "per_class": per_class}
 
 
 @reports_errors
@@ -90,14 +82,15 @@ def main(argv=None):
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
-    from datasets import images
+    from datasets import decode, images, transforms
     from engine import distributed
+    from engine.checkpointing import CONFIG
     from engine.device import loader_workers, pick_device
-    from engine.inference import Mirrored, expected_seconds, predict
-    from engine.run_folder import CONFIG
-    from models.vit import Normalised, open_checkpoint
+    from engine.inference import predict
+    from models.checkpoint import open_checkpoint
+    from models.vit import Normalised
 
-    device = distributed.own_device(pick_device(args.device))
+    device = distributed.local_device(pick_device(args.device))
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32 on a GPU, too
     checkpoint = open_checkpoint(args.checkpoint)
     names = images.usable_files(args.images, args.skip_bad)
@@ -105,38 +98,34 @@ def main(argv=None):
     true = [label if label in known else None for label in map(images.label_of, names)]
     labelled = sum(label is not None for label in true)
     if labelled < len(names):
-        remark(f"{len(names) - labelled} of {len(names)} images carry no label that the checkpoint knows: not scored")
+        note(f"{len(names) - labelled} of {len(names)} images carry no label that the checkpoint knows: not scored")
     if args.expect is not None and not labelled:
         raise BadInput(f"--expect {args.expect}: no image in {args.images} carries a label that the checkpoint knows")
 
     refuse_unwritable(*filter(None, (args.csv, args.json)))
 
-    distributed.connect(device)
+    distributed.init_process_group(device)
     first = distributed.rank() == 0  # alone it writes and reports
-    own_names, own = distributed.share(names), []
+    own_names, own = distributed.shard(names), []
     dataset = images.ImageDataset(args.images, own_names, [0] * len(own_names),
-                                  images.evaluation_pixels(checkpoint.preprocessing))
-    with images.explaining_bad_images(args.images, names), distributed.noticing_lost_processes():
+                                  transforms.evaluation_pixels(checkpoint.preprocessing))
+    with decode.explaining_bad_images(args.images, names), distributed.detect_lost_ranks():
         if own_names:  # there may be fewer images than processes
             workers = loader_workers(args.workers)
             loader = DataLoader(dataset, batch_size=args.batch_size, num_workers=workers, pin_memory=device.type == "cuda")
-            predictor = Normalised(checkpoint.model, checkpoint.preprocessing)
-            predictor = (Mirrored(predictor) if args.flip else predictor).to(device)
-            if len(own_names) >= LONG:
-                seconds = expected_seconds(predictor, dataset, device, workers)
-                remark(f"{len(names)} images on {device.type}: about {in_words(seconds)}")
+            predictor = Normalised(checkpoint.model, checkpoint.preprocessing).to(device)
             outputs, _ = predict(predictor, loader, device, progress=lambda batches: tqdm(
                 batches, unit=" batches", disable=None if first else True))
             own = list(outputs.numpy())
-        logits = torch.from_numpy(np.stack(distributed.joined(own)))
-    distributed.disconnect()
+        logits = torch.from_numpy(np.stack(distributed.gather_shards(own)))
+    distributed.destroy_process_group()
     if not logits.isfinite().all():
         raise BadInput(f"{args.checkpoint}: its weights give outputs that are not finite: it is damaged")
     if not first:
         return 0
     predicted = [checkpoint.labels[index] for index in logits.argmax(1)]
 
-    result = score(predicted, true, checkpoint, args.flip)
+    result = score(predicted, true, checkpoint)
     predictions, scores = as_csv(names, predicted), json.dumps(result, indent=2, ensure_ascii=False) + "\n"
     if args.csv:
         write_text(args.csv, predictions)

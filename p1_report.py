@@ -23,7 +23,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from common.console import ArgumentParser, remark, reports_errors
+from common.cli import ArgumentParser, note, reports_errors
 from common.errors import BadImage, BadInput
 
 MOST_HARD_PHOTOS = 12  # in the figure
@@ -56,34 +56,35 @@ def main(argv=None):
     # After the arguments, so that --help and typing errors answer at once.
     import numpy as np
 
-    from analysis import document
-    from analysis.claims import Comparisons, claims, sam_pairs, sweeps
-    from analysis.mistakes import PHOTOS_A_PAIR, confused_pairs, confusion, hard_photos
-    from analysis.runs import group_runs, read_runs
     from common.files import write_text, written_whole
-    from datasets.images import load_image
+    from compare import figures as figures_of
+    from compare import tables
+    from compare.claims import Comparisons, claims, sam_pairs, sweeps
+    from compare.mistakes import PHOTOS_A_PAIR, confused_pairs, confusion, hard_photos
+    from compare.runs import group_runs, read_runs
+    from datasets.decode import load_image
     from plots import report as plots
-    from report import figures as figures_of
+    from plots.style import DPI
 
     runs, left_out = read_runs(args.runs)
     for line in left_out:
-        remark(f"left out: {line}")
+        note(f"left out: {line}")
     settings = group_runs(runs)
     by_images = {}
     for setting in settings:
         by_images.setdefault(setting.images, []).append(setting)
-    slugs = document.slugs([setting.name for setting in settings])
+    slugs = tables.slugs([setting.name for setting in settings])
 
     # Numbers and words
-    rows = [document.table_row(setting) for setting in settings]
+    rows = [tables.table_row(setting) for setting in settings]
     comparisons = Comparisons(settings)
     swept = sweeps(settings)
-    table = document.markdown_table(*document.settings_cells(rows)) + "\n" + document.notes(settings)
-    text = document.Report("What the runs say")
+    table = tables.markdown_table(*tables.settings_cells(rows)) + "\n" + tables.notes(settings)
+    text = tables.Report("What the runs say")
     text.section("Settings", table)
-    text.section("What may be claimed", document.claims_section(claims(settings, comparisons)))
-    text.section("Which differences exceed the noise", document.noise_section(comparisons))
-    text.section("Adam against SAM", document.sam_section(sam_pairs(settings), comparisons))
+    text.section("What may be claimed", tables.claims_section(claims(settings, comparisons)))
+    text.section("Which differences exceed the noise", tables.noise_section(comparisons))
+    text.section("Adam against SAM", tables.sam_section(sam_pairs(settings), comparisons))
 
     # Figures, by the names of their files
     figures = {}
@@ -96,12 +97,12 @@ def main(argv=None):
     figure("curves.png", figures_of.curves(settings), figures_of.CURVES)
 
     if swept:
-        text.section("Learning rates", document.sweep_section(swept))
+        text.section("Learning rates", tables.sweep_section(swept))
         figure("learning_rates.png", plots.draw_sweeps(
             [plots.Sweep(name, [setting.settings["lr"] for setting in sweep],
                          [setting.values("accuracy") for setting in sweep],
                          [setting.values("held_out_accuracy") for setting in sweep] if sweep[0].held_out else None)
-             for name, sweep in zip(document.sweep_names(swept), swept)]),
+             for name, sweep in zip(tables.sweep_names(swept), swept)]),
             "Mean over seeds as a line, their range as a bar.")
 
     text.section("Calibration")
@@ -109,7 +110,7 @@ def main(argv=None):
 
     # Mistakes
     without_photos = {}
-    set_slugs = document.slugs([same[0].image_set for same in by_images.values()])
+    set_slugs = tables.slugs([same[0].image_set for same in by_images.values()])
     for set_slug, (images, same) in zip(set_slugs, by_images.items()):
         text.section(f"Mistakes on {same[0].image_set}")
         folders = [folder for folder in (args.images, images.folder) if folder]
@@ -123,7 +124,7 @@ def main(argv=None):
                     continue
                 for photo in found:
                     photo.thumbnail(THUMBNAIL)
-                return [(np.asarray(photo), document.mistake(images, one)) for photo, one in zip(found, mistakes)]
+                return [(np.asarray(photo), tables.mistake(images, one)) for photo, one in zip(found, mistakes)]
 
         def figure_of_photos(name, rows, columns, heading, words):
             """Leave it out where a photo is gone."""
@@ -137,7 +138,7 @@ def main(argv=None):
         hard = hard_photos(same)
         total, count = len(images.names), sum(len(setting.runs) for setting in same)
         name = "hard_photos.png" if len(by_images) == 1 else f"hard_photos_{set_slug}.png"
-        text.paragraph(document.hard_photos_section(images, hard, count, MOST_LISTED))
+        text.paragraph(tables.hard_photos_section(images, hard, count, MOST_LISTED))
         if hard:
             drawn = hard[:MOST_HARD_PHOTOS]
             figure_of_photos(name, [("", drawn[start:start + 4]) for start in range(0, len(drawn), 4)], min(4, len(drawn)),
@@ -152,27 +153,27 @@ def main(argv=None):
                 confusion(setting), images.class_names,
                 f"{setting.name}: {100 * setting.mean('accuracy'):.1f} % of {total} right, {seeds}"),
                 "Rows are true classes, columns what they were taken for; the numbers count images, mean over seeds.")
-            text.paragraph(document.confused_section(images, pairs))
+            text.paragraph(tables.confused_section(images, pairs))
             if pairs:
                 figure_of_photos(
                     f"confused_{slug}.png",
-                    [(document.pair_in_words(images, *pair[:3]), pair[3]) for pair in pairs], PHOTOS_A_PAIR,
+                    [(tables.pair_in_words(images, *pair[:3]), pair[3]) for pair in pairs], PHOTOS_A_PAIR,
                     f"{setting.name}: the classes it confuses most",
                     "Up to three photos of each pair, with the surest of the seeds: true class, predicted one, probability.")
     if without_photos:
         searched = dict.fromkeys(str(folder) for folders in without_photos.values() for folder in folders)
-        remark(f"{', '.join(list(without_photos)[:3])}{' and others' * (len(without_photos) > 3)} are left out: not all "
+        note(f"{', '.join(list(without_photos)[:3])}{' and others' * (len(without_photos) > 3)} are left out: not all "
                f"of their photos are in {' or '.join(searched)}; name their folder with --images")
     if left_out:
-        text.section("Left out", document.bullets(left_out))
+        text.section("Left out", tables.bullets(left_out))
 
     # Nothing was written until here.
     for name, drawn in figures.items():
         with written_whole(args.output / name) as temporary:
-            drawn.savefig(temporary, dpi=160)
+            drawn.savefig(temporary, dpi=DPI)
     write_text(args.output / "table.md", table)
-    write_text(args.output / "table.csv", document.settings_csv(rows))
-    write_text(args.output / "per_class.csv", document.per_class_csv(settings))
+    write_text(args.output / "table.csv", tables.settings_csv(rows))
+    write_text(args.output / "per_class.csv", tables.per_class_csv(settings))
     write_text(args.output / "report.md", str(text))
     print(f"{len(runs)} runs of {len(settings)} settings: see {args.output / 'report.md'}")
     return 0

@@ -27,9 +27,11 @@ import sys
 import time
 from pathlib import Path
 
-from common.console import ArgumentParser, number, remark, reports_errors
+from common.cli import ArgumentParser, note, number, reports_errors
 from common.recipe import parse_with_recipe
-from common.training_flags import add_training_flags
+from datasets import decode
+from engine.flags import add_training_flags
+from models.checkpoint import checkpoint_fields
 
 NO_TARGET = -100  # what cross_entropy ignores
 
@@ -41,9 +43,6 @@ def get_args_parser():
     add("--output", type=Path, required=True, metavar="DIR", help="receives checkpoints, metrics, settings and curves")
     add("--holdout", type=number(float, low=0, high=0.9), default=0.1, metavar="FRACTION",
         help="stratified part of train/ that chooses the epoch; 0 trains on all and takes the last (%(default)s)")
-    add("--cache", type=number(float, low=0, high=10**6), default=0, metavar="GIB",
-        help="keep decoded images in memory, up to so many GiB a process of torchrun: 1 holds about 1,800 photos of "
-             "500 x 400 (%(default)s)")
     add("--skip-bad", action="store_true", help="go on without files that cannot be used")
     add("--recipe", type=Path, metavar="FILE", help="TOML file of flags, such as recipes/model4.toml; those here override it")
 
@@ -88,8 +87,7 @@ def main(argv=None):
     # After the arguments, so that --help and typing errors answer at once.
     import torch.nn.functional as F
 
-    from datasets import augmentation, images, shapes
-    from datasets.cache import Cache
+    from datasets import images, shapes, transforms
     from engine import distributed
     from engine.inference import predict
     from engine.training import Run
@@ -102,13 +100,12 @@ def main(argv=None):
     # Data
     data = Path(args.data)
     if args.data == "demo":
-        data = distributed.one_after_the_other(lambda: shapes.write_dataset(shapes.DEMO_DATA))
+        data = distributed.main_process_first(lambda: shapes.write_dataset(shapes.DEMO_DATA))
     folder = images.read_training_folder(data / "train", data / "classes.txt", args.skip_bad)
     fingerprint = folder.fingerprint()
     run.check_images(fingerprint, folder.root)
-    to_fit, to_hold_out = images.split_held_out(folder.targets, args.holdout, args.seed)
+    to_fit, to_hold_out = images.stratified_holdout(folder.targets, args.holdout, args.seed)
     fit, held_out = folder.keep(to_fit), folder.keep(to_hold_out)
-    cache = Cache(args.cache, folder.names) if args.cache else None
 
     # Model
     probing = args.head_init == "probe" and not run.saved
@@ -118,25 +115,30 @@ def main(argv=None):
         classes = None if probing and not args.scratch else len(folder.labels)
         model, told = vit.create(args.arch, classes, args.weights, args.scratch)
     if told and not probing:
-        remark(told)
+        note(told)
     model.to(run.device)
     preprocessing = vit.preprocessing(model)
     if args.crop_pct:
         preprocessing["crop_pct"] = args.crop_pct
-    plain = images.evaluation_transform(preprocessing)
+    plain = transforms.evaluation_transform(preprocessing)
     about = {}
     if probing:
-        from models.probe import Features, fit_probe, read_head, set_head  # SciPy takes a second that others need not wait
+        from models.probe import (  # SciPy takes a second that others need not wait
+            Features,
+            fit_probe,
+            read_head,
+            set_head,
+        )
 
         started, own = time.monotonic(), []
-        own_names, own_targets = distributed.share(fit.names), distributed.share(fit.targets)
-        with images.explaining_bad_images(folder.root, folder.names), distributed.noticing_lost_processes():
+        own_names, own_targets = distributed.shard(fit.names), distributed.shard(fit.targets)
+        with decode.explaining_bad_images(folder.root, folder.names), distributed.detect_lost_ranks():
             if own_names:  # there may be fewer images than processes
-                dataset = images.ImageDataset(fit.root, own_names, own_targets, plain, cache=cache)
+                dataset = images.ImageDataset(fit.root, own_names, own_targets, plain)
                 loader = run.loader(dataset, batch_size=args.batch_size)
                 own = list(predict(Features(model), loader, run.device)[0].numpy())
             pretrained = None if args.scratch or told else read_head(model)
-            probe = fit_probe(distributed.joined(own), fit.targets, pretrained, args.seed)
+            probe = fit_probe(distributed.gather_shards(own), fit.targets, pretrained, args.seed)
         model.reset_classifier(len(folder.labels))
         set_head(model, probe)
         model.to(run.device)
@@ -149,14 +151,13 @@ def main(argv=None):
     model.train()
 
     # Training
-    transform = augmentation.training_transform(preprocessing, args.crop_scale, args.rand_augment, args.random_erasing)
-    fit_dataset = images.ImageDataset(fit.root, fit.names + fit.names[:1], fit.targets + [NO_TARGET], transform, args.seed,
-                                      cache)
+    transform = transforms.training_transform(preprocessing, args.crop_scale, args.rand_augment, args.random_erasing)
+    fit_dataset = images.ImageDataset(fit.root, fit.names + fit.names[:1], fit.targets + [NO_TARGET], transform, args.seed)
     mix, smoothing = None, args.label_smoothing
     if args.mixup or args.cutmix:
-        mix, smoothing = augmentation.Mixing(args.mixup, args.cutmix, smoothing, len(folder.labels)), 0.0
-    own_names, own_targets = distributed.share(held_out.names), distributed.share(held_out.targets)
-    held_out_dataset = images.ImageDataset(held_out.root, own_names, own_targets, plain, cache=cache)
+        mix, smoothing = transforms.Mixing(args.mixup, args.cutmix, smoothing, len(folder.labels)), 0.0
+    own_names, own_targets = distributed.shard(held_out.names), distributed.shard(held_out.targets)
+    held_out_dataset = images.ImageDataset(held_out.root, own_names, own_targets, plain)
     held_out_loader = run.loader(held_out_dataset, batch_size=args.batch_size) if own_names else None
 
     def losses(model, batch):
@@ -174,11 +175,11 @@ def main(argv=None):
         return F.cross_entropy(logits, targets, reduction="sum").item(), (logits.argmax(1) == targets).sum().item()
 
     run.train(model, fit_dataset, fit.names, losses,
-              fields=vit.checkpoint_fields(args.arch, folder.labels, folder.class_names, preprocessing),
+              fields=checkpoint_fields(args.arch, folder.labels, folder.class_names, preprocessing),
               fingerprint=fingerprint, title=f"{args.arch}, {len(folder.labels)} classes", about=about,
               parameters=vit.layer_groups(model, args.layer_decay) if args.layer_decay < 1 else None, mix=mix,
               evaluate=evaluate,
-              held_out=len(held_out.names), explaining=lambda: images.explaining_bad_images(folder.root, folder.names))
+              held_out=len(held_out.names), explaining=lambda: decode.explaining_bad_images(folder.root, folder.names))
     return 0
 
 

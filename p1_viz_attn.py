@@ -27,7 +27,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from common.console import ArgumentParser, image_size, number, remark, reports_errors
+from common.cli import ArgumentParser, image_size, note, number, reports_errors
 from common.errors import BadInput
 
 SHEET = "contact_sheet"
@@ -81,13 +81,15 @@ def main(argv=None):
     import torch
 
     from common.files import written_whole
-    from datasets import images
+    from datasets import decode, images, transforms
     from datasets.masks import find_mask, load_mask, patch_cover
     from datasets.photos import find_images, refuse_to_overwrite
     from engine.device import pick_device
+    from interpret.attention import patch_grid
+    from interpret.grounding import peaks_on, share_on
+    from interpret.occlusion import occlusion
     from models import vit
-    from models.attention import patch_grid, peaks_on, share_on
-    from models.occlusion import occlusion
+    from models.checkpoint import open_checkpoint
     from plots.attention import LABEL, Seen, draw_heads, draw_rows
     from plots.drawing import Drawing
 
@@ -100,19 +102,19 @@ def main(argv=None):
     masks = {path: find_mask(args.masks, path.stem) for path in paths} if args.masks else {}
     refuse_to_overwrite(args.output_dir, (args.format, "npz"), [SHEET, *(path.stem for path in paths)],
                         [*paths, *masks.values()])
-    bad = images.undecodable("", paths)  # before the first figure is drawn
+    bad = decode.undecodable("", paths)  # before the first figure is drawn
     if bad:
-        raise images.bad_files("", bad, len(paths), remedy="mend them or leave them out")
+        raise decode.bad_files("", bad, len(paths), remedy="mend them or leave them out")
 
     if args.checkpoint:
-        opened = vit.open_checkpoint(args.checkpoint)
+        opened = open_checkpoint(args.checkpoint)
         model, preprocessing, names = opened.model, opened.preprocessing, opened.class_names
         known = dict(zip(opened.labels, names))  # the names of the classes by their labels
     else:
         model, told = vit.create(args.arch, weights=args.weights)
         preprocessing = vit.preprocessing(model)
         if told:
-            remark(f"{args.weights} has no head for its classes: no prediction is shown")
+            note(f"{args.weights} has no head for its classes: no prediction is shown")
         names, known = [] if told else [f"class {i}" for i in range(model.num_classes)], {}
     if args.occlusion and not names:
         raise BadInput(f"--occlusion: {args.checkpoint or args.arch} predicts no classes: leave it out")
@@ -120,13 +122,13 @@ def main(argv=None):
         vit.set_image_size(model, args.image_size)
         preprocessing = {**preprocessing, "input_size": [3, *args.image_size]}
     model.eval().to(device)
-    transform = images.evaluation_transform(preprocessing)
+    transform = transforms.evaluation_transform(preprocessing)
     grid = patch_grid(model, preprocessing["input_size"][1:])
 
     def covered(path, mask):
         """The parts of each patch that object and background cover, (H, W) each."""
-        size = images.load_image(path).size
-        box = images.crop_box(size, preprocessing)
+        size = decode.load_image(path).size
+        box = transforms.crop_box(size, preprocessing)
         inside, outside = (torch.from_numpy(patch_cover(part, box, grid)) for part in load_mask(mask, size))
         if not (inside + outside).any():
             raise BadInput(f"{mask} marks neither object nor background in what the model sees of {path}: leave it out")
@@ -139,7 +141,7 @@ def main(argv=None):
     sheet, on_object, occluded = [], [], []
     with Drawing() as drawing:
         for path, photo, inputs, probabilities, arrays in attended(model, paths, transform, grid, device, args):
-            seen = Seen(np.asarray(photo), images.crop_box(photo.size, preprocessing))
+            seen = Seen(np.asarray(photo), transforms.crop_box(photo.size, preprocessing))
             drawn, title = arrays["rollout" if args.rollout else "attention"], path.stem
             predicted, confidence = "", 0.0
             if names:
@@ -202,8 +204,8 @@ def attended(model, paths, transform, grid, device, args):
     import numpy as np
     import torch
 
-    from datasets.images import load_image
-    from models.attention import attention_maps, cls_to_patch, rollout
+    from datasets.decode import load_image
+    from interpret.attention import attention_maps, cls_to_patch, rollout
 
     every = range(len(model.blocks)) if args.all or args.blocks or args.rollout else ()
 
@@ -238,7 +240,7 @@ def attended(model, paths, transform, grid, device, args):
 
 
 def in_words(fall):
-    """A row of `models.occlusion.occlusion` for the screen."""
+    """A row of `interpret.occlusion.occlusion` for the screen."""
     share, attended, random = fall
     return f"{attended:.3f} without the {share:.0%} most attended patches, {random:.3f} without random ones"
 

@@ -35,9 +35,10 @@ import math
 import sys
 from pathlib import Path
 
-from common.console import ArgumentParser, number, picture_file, remark, reports_errors
+from common.cli import ArgumentParser, note, number, picture_file, reports_errors
 from common.errors import BadInput
-from common.training_flags import optimizer_name
+from datasets import decode, transforms
+from engine.flags import optimizer_name
 
 USUAL_RHO = 0.05  # where checkpoints are compared
 
@@ -86,8 +87,8 @@ def main(argv=None):
     from common.files import refuse_unwritable, written_whole
     from datasets import images, shapes
     from engine.device import loader_workers, pick_device
-    from models import landscape
-    from models.vit import open_checkpoint
+    from interpret import landscape
+    from models.checkpoint import open_checkpoint
     from plots.landscape import draw_landscapes
 
     device = pick_device(args.device)
@@ -114,13 +115,13 @@ def main(argv=None):
         raise BadInput(f"{folder.root} has no photo that all checkpoints were trained on: name fewer of them")
     folder = folder.keep(sorted(trained_on))
     if args.images > len(folder.names):
-        remark(f"{folder.root} has {len(folder.names)} photos that all checkpoints were trained on: all are taken")
+        note(f"{folder.root} has {len(folder.names)} photos that all checkpoints were trained on: all are taken")
     chosen = folder.keep(evenly(folder.targets, args.images, args.seed))
     refuse_unwritable(args.output, args.output.with_suffix(".npz"))
     targets = [first.labels.index(folder.labels[target]) for target in chosen.targets]
-    dataset = images.ImageDataset(folder.root, chosen.names, targets, images.evaluation_transform(first.preprocessing))
+    dataset = images.ImageDataset(folder.root, chosen.names, targets, transforms.evaluation_transform(first.preprocessing))
     loader = torch.utils.data.DataLoader(dataset, args.batch_size, num_workers=loader_workers(args.workers))
-    with images.explaining_bad_images(folder.root, chosen.names):
+    with decode.explaining_bad_images(folder.root, chosen.names):
         batches = [(inputs.to(device), targets.to(device)) for inputs, targets in loader]
 
     # Measuring
@@ -183,10 +184,10 @@ def names_of(paths):
 
 def fitted(targets, settings):
     """The indices of the photos of a training folder that a run with these settings was trained on."""
-    from datasets.images import split_held_out
+    from datasets.images import stratified_holdout
 
     try:
-        return split_held_out(targets, settings["holdout"], settings["seed"])[0]
+        return stratified_holdout(targets, settings["holdout"], settings["seed"])[0]
     except BadInput:  # one photo a class, so that the run had another folder, and held out nothing of this one
         return range(len(targets))
 

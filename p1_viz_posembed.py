@@ -16,7 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from common.console import ArgumentParser, image_size, picture_file, reports_errors
+from common.cli import ArgumentParser, image_size, picture_file, reports_errors
 from common.errors import BadInput
 
 RANDOM = 100  # embeddings to compare with
@@ -50,8 +50,9 @@ def main(argv=None):
 
     from common.files import written_whole
     from engine.device import pick_device
+    from interpret.positions import position_similarity, position_statistics, random_statistics
     from models import vit
-    from models.attention import position_similarity, position_statistics, random_statistics
+    from models.checkpoint import open_checkpoint
     from plots.posembed import draw_similarities
 
     device = pick_device(args.device)
@@ -60,7 +61,7 @@ def main(argv=None):
         models.append(vit.create(arch, weights=args.weights)[0])
         titles.append(f"{arch}\n{args.weights.name if args.weights else 'pretrained'}")
     for path in args.checkpoint:
-        opened = vit.open_checkpoint(path)
+        opened = open_checkpoint(path)
         models.append(opened.model)
         titles.append(f"{opened.arch}\n{path.parent.name}/{path.name}")
     similarities, grids = [], []

@@ -21,7 +21,7 @@ import re
 import sys
 from pathlib import Path
 
-from common.console import ArgumentParser, number, remark, reports_errors
+from common.cli import ArgumentParser, note, number, reports_errors
 from common.errors import BadInput
 
 DOWNLOADS = Path(__file__).resolve().parent / "downloads"
@@ -69,10 +69,10 @@ def main(argv=None):
     import torch
 
     from common.files import write_text, written_whole
-    from datasets import images
+    from datasets import decode
     from datasets.photos import find_images, refuse_to_overwrite
     from engine.device import pick_device
-    from models import captioning, catr
+    from models import catr, decoding
     from models.tokenizer import joined, words_of
     from plots.captions import draw_caption
     from plots.drawing import Drawing
@@ -80,14 +80,14 @@ def main(argv=None):
     device = pick_device(args.device)
     paths = find_images(args.images)
     refuse_to_overwrite(args.output_dir, ("png", "json", "npz"), [path.stem for path in paths], paths)
-    bad = images.undecodable("", paths)  # before the first figure is drawn
+    bad = decode.undecodable("", paths)  # before the first figure is drawn
     if bad:
-        raise images.bad_files("", bad, len(paths), remedy="mend them or leave them out")
+        raise decode.bad_files("", bad, len(paths), remedy="mend them or leave them out")
 
     model, tokenizer = catr.open_captioner(args.checkpoint or CHECKPOINT, args.vocab, VOCAB)
     model.to(device)
     config = model.config
-    captioning.check_limits(model, args.max_tokens, args.layer)
+    decoding.check_limits(model, args.max_tokens, args.layer)
     given = given_caption(args.caption, tokenizer, config) if args.caption is not None else None
 
     label = (f"cross-attention of layer {args.layer % config.decoder_layers} of the decoder, counted from 0; mean over "
@@ -95,11 +95,11 @@ def main(argv=None):
     with Drawing() as drawing:
         for start in range(0, len(paths), args.batch_size):
             batch = paths[start:start + args.batch_size]
-            photos = [images.load_image(path) for path in batch]
-            memory = captioning.encode(model, photos)
+            photos = [decode.load_image(path) for path in batch]
+            memory = decoding.encode(model, photos)
             captions = [given] * len(batch) if given else \
-                captioning.search(model, memory, tokenizer, args.max_tokens, args.beam)
-            for path, photo, reading in zip(batch, photos, captioning.read(model, memory, captions, tokenizer)):
+                decoding.search(model, memory, tokenizer, args.max_tokens, args.beam)
+            for path, photo, reading in zip(batch, photos, decoding.read(model, memory, captions, tokenizer)):
                 caption, tokens = tokenizer.text(reading.ids), tokenizer.tokens(reading.ids)
                 attention, log_probs = reading.attention[args.layer].mean(0), reading.log_probs
                 box = catr.seen_box(photo.size, attention.shape[1:], config)
@@ -127,7 +127,7 @@ def main(argv=None):
                 print(f"{path.stem}: {caption or '(no words)'}")
                 if reading.ids[-1] != tokenizer.end:
                     remedy = ": raise --max-tokens" if args.max_tokens < config.positions else ", the captioner's most"
-                    remark(f"{path.stem}: the caption was cut after {len(tokens)} tokens{remedy}")
+                    note(f"{path.stem}: the caption was cut after {len(tokens)} tokens{remedy}")
     print(f"{len(paths)} caption{'s' * (len(paths) > 1)} drawn to {args.output_dir}")
     return 0
 
@@ -143,7 +143,7 @@ def given_caption(text, tokenizer, config):
     words = dict.fromkeys(re.findall(r"\w+|[^\w\s]", text))
     unknown = [word for word in words if tokenizer.unknown in tokenizer.encode(word)]
     if unknown:
-        remark(f"--caption: not in the vocabulary, shown as [UNK]: {', '.join(unknown)}")
+        note(f"--caption: not in the vocabulary, shown as [UNK]: {', '.join(unknown)}")
     return ids
 
 

@@ -22,7 +22,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from common.console import ArgumentParser, number, reports_errors
+from common.cli import ArgumentParser, number, reports_errors
 
 
 def get_args_parser():
@@ -54,16 +54,16 @@ def main(argv=None):
     from tqdm import tqdm
 
     from common.files import refuse_unwritable, sha256, write_text
-    from datasets import captions, images, scenes
+    from datasets import captions, decode, scenes
     from datasets.masks import find_mask, load_groups, patch_cover
     from engine.device import pick_device
-    from models import captioning, catr
-    from models.pointing import mean, point
+    from interpret.grounding import mean, point
+    from models import catr, decoding
 
     device = pick_device(args.device)
     model, tokenizer = catr.open_captioner(args.checkpoint, args.vocab)
     model.to(device)
-    captioning.check_limits(model, args.max_tokens, args.layer)
+    decoding.check_limits(model, args.max_tokens, args.layer)
     data = scenes.write_scenes(scenes.DEMO_DATA) if args.data == "demo" else Path(args.data)
     folder = captions.read_captions(data, "val")
     masks = data / "masks" / "val"
@@ -85,15 +85,15 @@ def main(argv=None):
             if role == "article":
                 pointings.setdefault(f"article of the {('first', 'second')[group - 1]}", []).append(pointing)
 
-    with images.explaining_bad_images(folder.root, folder.names):
+    with decode.explaining_bad_images(folder.root, folder.names):
         for start in tqdm(range(0, len(folder.names), args.batch_size), unit=" batches", disable=None, dynamic_ncols=True):
             rows = range(start, min(start + args.batch_size, len(folder.names)))
-            photos = [images.load_image(folder.root / folder.names[i]) for i in rows]
-            memory = captioning.encode(model, photos)
-            found += [tokenizer.text(ids) for ids in captioning.search(model, memory, tokenizer, args.max_tokens, args.beam)]
+            photos = [decode.load_image(folder.root / folder.names[i]) for i in rows]
+            memory = decoding.encode(model, photos)
+            found += [tokenizer.text(ids) for ids in decoding.search(model, memory, tokenizer, args.max_tokens, args.beam)]
             if files:
                 true = [tokenizer.caption(folder.captions[i][0], model.config.positions) for i in rows]
-                for i, photo, reading in zip(rows, photos, captioning.read(model, memory, true, tokenizer)):
+                for i, photo, reading in zip(rows, photos, decoding.read(model, memory, true, tokenizer)):
                     judge(reading, photo.size, load_groups(files[i], photo.size))
 
     words = [" ".join(tokenizer.words(text)) for text in found]

@@ -22,8 +22,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from common.console import ArgumentParser, number, reports_errors
-from common.training_flags import add_training_flags
+from common.cli import ArgumentParser, number, reports_errors
+from datasets import decode
+from engine.flags import add_training_flags
 
 
 def get_args_parser():
@@ -52,11 +53,11 @@ def main(argv=None):
     # After the arguments, so that --help and typing errors answer at once.
     import torch
 
-    from datasets import captions, images, scenes
+    from datasets import captions, scenes
     from engine import distributed
     from engine.device import autocast
     from engine.training import Run, moved
-    from models import captioning, catr
+    from models import catr, decoding
     from models.tokenizer import Tokenizer
 
     run = Run(args)
@@ -64,11 +65,11 @@ def main(argv=None):
         return 0
 
     # Data
-    data = distributed.one_after_the_other(lambda: scenes.write_scenes(scenes.DEMO_DATA)) if args.data == "demo" else Path(args.data)
+    data = distributed.main_process_first(lambda: scenes.write_scenes(scenes.DEMO_DATA)) if args.data == "demo" else Path(args.data)
     folder = captions.read_captions(data, "train")
     fingerprint = folder.fingerprint()
     run.check_images(fingerprint, folder.root)
-    to_fit, to_hold_out = captions.split_held_out(len(folder.names), args.holdout, args.seed)
+    to_fit, to_hold_out = captions.random_holdout(len(folder.names), args.holdout, args.seed)
     names, texts = folder.keep(to_fit).pairs()
     held_out_names, held_out_texts = folder.keep(to_hold_out).pairs()
 
@@ -93,13 +94,13 @@ def main(argv=None):
         return [tokenizer.start, *tokenizer.caption(text, config.positions)]
 
     fit_dataset = captions.CaptionDataset(folder.root, names + names[:1], texts + [None], transform, encode)
-    held_out_dataset = captions.CaptionDataset(folder.root, distributed.share(held_out_names),
-                                               distributed.share(held_out_texts), transform, encode)
-    held_out_loader = run.loader(held_out_dataset, batch_size=args.batch_size, collate_fn=captioning.collate)
+    held_out_dataset = captions.CaptionDataset(folder.root, distributed.shard(held_out_names),
+                                               distributed.shard(held_out_texts), transform, encode)
+    held_out_loader = run.loader(held_out_dataset, batch_size=args.batch_size, collate_fn=decoding.collate)
 
     def losses(model, batch):
         photos, ids = batch
-        return captioning.token_losses(model(photos, ids[:, :-1]), ids)
+        return decoding.token_losses(model(photos, ids[:, :-1]), ids)
 
     @torch.no_grad()
     def evaluate(model, until_stopped):
@@ -115,8 +116,8 @@ def main(argv=None):
     run.train(model, fit_dataset, names, losses,
               fields=catr.checkpoint_fields(config, tokenizer.vocabulary), fingerprint=fingerprint,
               about={}, title=f"captioner of {sum(map(torch.numel, model.parameters())) / 1e6:.1f} M parameters",
-              evaluate=evaluate, held_out=len(held_out_names), collate=captioning.collate,
-              explaining=lambda: images.explaining_bad_images(folder.root, folder.names))
+              evaluate=evaluate, held_out=len(held_out_names), collate=decoding.collate,
+              explaining=lambda: decode.explaining_bad_images(folder.root, folder.names))
     return 0
 
 

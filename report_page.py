@@ -19,7 +19,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from common.console import ArgumentParser, remark, reports_errors
+from common.cli import ArgumentParser, note, reports_errors
 from common.errors import BadInput
 
 TITLE = "Look inside"
@@ -57,9 +57,9 @@ def main(argv=None):
 
     # After the arguments, so that --help and typing errors answer at once.
     from common.files import refuse_unwritable, write_text
-    from report import attention, captions, positions, results
-    from report.page import as_html
-    from report.section import Photos
+    from page import attention, captions, positions, results
+    from page.render import as_html
+    from page.section import Photos
 
     refuse_unwritable(args.output)
     photos, sections = Photos(args.images), []
@@ -67,7 +67,7 @@ def main(argv=None):
         section, left_out = results.section(args.runs, photos)
         sections.append(section)
         for line in left_out:
-            remark(f"left out: {line}")
+            note(f"left out: {line}")
     if args.posembed:
         sections.append(positions.section(args.posembed))
     if args.attention:
@@ -79,7 +79,7 @@ def main(argv=None):
     write_text(args.output, html)
     size = args.output.stat().st_size
     if size > HEAVY:
-        remark(f"the page has {size / 1e6:.0f} MB and will take seconds to open: name fewer photos")
+        note(f"the page has {size / 1e6:.0f} MB and will take seconds to open: name fewer photos")
     print(f"{args.output}: {size / 1e6:.1f} MB, open it in a browser")
     return 0
 

@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-from common.console import ArgumentParser, number, reports_errors
+from common.cli import ArgumentParser, number, reports_errors
 
 PARTS = {"training": "training", "sam": "sam_step", "evaluation": "evaluation", "captions": "caption_decoding",
          "figures": "figures", "starting": "starting", "vit-base": "vit_base"}

@@ -5,7 +5,7 @@
 
 Three ways to the same caption of one photo, in turn in one run, with random weights:
 
-    kept       `captioning.search` and `captioning.read`, which also gives the cross-attention of all layers
+    kept       `decoding.search` and `decoding.read`, which also gives the cross-attention of all layers
     prefix     for every token the whole network, on the tokens so far
     padded     for every token the whole network, on all positions: as the public code of CATR does
 """
@@ -21,7 +21,7 @@ from PIL import Image
 
 from benchmarks.rows import ratio
 from engine.device import pick_device
-from models import captioning, catr
+from models import catr, decoding
 from models.tokenizer import Tokenizer
 
 GOAL = 1 / 10  # of the time of `prefix`, and so of `padded`
@@ -51,8 +51,8 @@ def again_for_every_token(model, photo, tokenizer, count, positions=None):
 @torch.no_grad()
 def kept(model, photo, tokenizer, count):
     memory = model.encode([photo])
-    captions = captioning.search(model, memory, tokenizer, count)
-    return captioning.read(model, memory, captions, tokenizer)[0].ids
+    captions = decoding.search(model, memory, tokenizer, count)
+    return decoding.read(model, memory, captions, tokenizer)[0].ids
 
 
 def measure(config, device, count, repeats):

@@ -29,6 +29,7 @@ from benchmarks import photos
 from benchmarks.rows import in_own_processes, ratio
 from engine.device import keep_freed_memory
 from models import vit
+from models.checkpoint import checkpoint_fields
 
 SEVERAL = 64  # images a batch, as in p1_eval.py
 
@@ -38,7 +39,7 @@ def write_checkpoint(path, arch):
     weights = photos.weights_file() if arch == "vit_tiny_patch16_224" else None
     model, _ = vit.create(arch, weights=weights, scratch=weights is None)
     labels = [str(i) for i in range(model.num_classes)]
-    torch.save({**vit.checkpoint_fields(arch, labels, labels, vit.preprocessing(model)), "settings": {},
+    torch.save({**checkpoint_fields(arch, labels, labels, vit.preprocessing(model)), "settings": {},
                 "state_dict": model.state_dict()}, path)
 
 

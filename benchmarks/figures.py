@@ -66,13 +66,13 @@ def grid_of_subplots(similarity, path):
 
 def arrays(checkpoint, folder):
     """What p1_viz_attn.py reads of the photos: the time, without that for the checkpoint, and the maps."""
-    from datasets.images import evaluation_transform
+    from datasets.transforms import evaluation_transform
     from engine.device import pick_device
-    from models import vit
-    from models.attention import patch_grid
+    from interpret.attention import patch_grid
+    from models.checkpoint import open_checkpoint
 
     device = pick_device("cpu")
-    opened = vit.open_checkpoint(checkpoint)
+    opened = open_checkpoint(checkpoint)
     grid = patch_grid(opened.model, opened.preprocessing["input_size"][1:])
     args = p1_viz_attn.get_args_parser().parse_args([str(folder), "--checkpoint", str(checkpoint), "--output-dir", "unused"])
     started = time.perf_counter()

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from benchmarks.rows import HEADING, Row
-from common.console import reports_errors
+from common.cli import reports_errors
 from common.errors import BadInput
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.rows import in_own_process, in_own_processes, in_turn
 from benchmarks.vit_base import PEAKS, flops_per_image
-from common.console import reports_errors
+from common.cli import reports_errors
 from common.files import written_whole
 from engine.device import PRECISIONS, pick_device
 from plots.scaling import draw_scaling

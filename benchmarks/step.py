@@ -33,7 +33,7 @@ def measure(way, arch, image_size, batch_size, steps, precision, device, compile
     before = peak_memory(device)
     options = {"img_size": image_size} if image_size else {}
     model = timm.create_model(arch, num_classes=CLASSES, **options).to(device)
-    trained = distributed.parallel(torch.compile(model) if compiled else model)
+    trained = distributed.data_parallel(torch.compile(model) if compiled else model)
     side = image_size or model.pretrained_cfg["input_size"][-1]
     images = torch.randn(batch_size, 3, side, side, device=device)
     targets = torch.arange(batch_size, device=device) % CLASSES
@@ -71,10 +71,10 @@ def main(argv=None):
     add("--device", choices=["auto", "cpu", "cuda"], default="cpu", help="(%(default)s)")
     add("--compiled", action="store_true", help="with torch.compile")
     args = parser.parse_args(argv)
-    device = distributed.own_device(pick_device(args.device))
-    distributed.connect(device)
+    device = distributed.local_device(pick_device(args.device))
+    distributed.init_process_group(device)
     found = measure(args.way, args.arch, args.image_size, args.batch_size, args.steps, args.precision, device, args.compiled)
-    distributed.disconnect()
+    distributed.destroy_process_group()
     if distributed.rank() == 0:
         print(json.dumps(found))
     return 0

@@ -137,7 +137,7 @@ def refuse_other_format(content, path):
         raise BadInput(f"{path} has the checkpoint format {str(found)[:9]}, and this version reads 1: update it")
 
 
-def refuse_spoilt_weights(weights, path):
+def refuse_nonfinite_weights(weights, path):
     """BadInput that names the first tensor of a state dict whose values are not all finite."""
     # float8 has no isfinite of its own
     spoilt = next((key for key, value in weights.items() if not value.float().isfinite().all()), None)

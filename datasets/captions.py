@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from common.errors import BadInput
-from datasets.images import load_image
+from datasets.decode import load_image
 
 
 @dataclass
@@ -72,7 +72,7 @@ def read_captions(folder, split):
     return CaptionedFolder(root, list(captions), [[text for text in texts if text] for texts in captions.values()])
 
 
-def split_held_out(count, fraction, seed):
+def random_holdout(count, fraction, seed):
     """Hold a `fraction` of `count` photos out, at least one: (indices to train on, indices held out), both sorted."""
     order = np.random.default_rng(seed).permutation(count).tolist()
     held_out = max(1, round(count * fraction)) if fraction else 0

@@ -11,21 +11,17 @@ import contextlib
 import hashlib
 import os
 import random
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import timm.data
 import torch
-from PIL import Image, ImageOps
 
-from common.console import remark
-from common.errors import BadImage, BadInput
+from common.cli import note
+from common.errors import BadInput
+from datasets.decode import MOST_LISTED, bad_files, load_image, undecodable
 
 LITTER = {"thumbs.db", "desktop.ini"}
-LONGEST = 100  # times the shorter side: resized to what a model takes, a longer image would fill the memory
-MOST_LISTED = 50  # bad files in a list
 
 
 # Folders and labels ------------------------------------------------------------------------------------------------
@@ -143,7 +139,7 @@ def usable_files(folder, skip_bad, with_labels=False):
             raise BadInput(f"{folder} holds no image that can be used")
         if bad:
             more = f" and {len(bad) - MOST_LISTED} more" if len(bad) > MOST_LISTED else ""
-            remark(f"left out {len(bad)} bad file{'s' * (len(bad) > 1)}: {', '.join(sorted(bad)[:MOST_LISTED])}{more}")
+            note(f"left out {len(bad)} bad file{'s' * (len(bad) > 1)}: {', '.join(sorted(bad)[:MOST_LISTED])}{more}")
     return names
 
 
@@ -166,7 +162,7 @@ def read_training_folder(folder, classes_file, skip_bad=False):
     return LabelledFolder(folder, names, targets, labels, class_names(labels, Path(classes_file)))
 
 
-def split_held_out(targets, fraction, seed):
+def stratified_holdout(targets, fraction, seed):
     """Hold a stratified `fraction` of the images out: (indices to train on, indices held out), both sorted.
 
     The parts held out of the classes differ by rounding alone (largest remainder, ties by `seed`); at least one image
@@ -190,88 +186,6 @@ def split_held_out(targets, fraction, seed):
     return sorted(set(range(len(targets))) - set(held_out.tolist())), sorted(held_out.tolist())
 
 
-# From a file to a tensor -------------------------------------------------------------------------------------------
-
-
-def load_image(path):
-    """Decode an image file into an upright RGB PIL image: alpha over white, the first frame of an animation.
-
-    Raises BadImage, with the reason, for a file that cannot be decoded whole.
-    """
-    try:
-        with Image.open(path) as image:
-            if max(image.size) > LONGEST * min(image.size):
-                raise ValueError("{} x {} pixels: one side is more than {} times the other".format(*image.size, LONGEST))
-            image.load()
-            return to_rgb(upright(image))
-    except Exception as error:  # decoders raise whatever their parser ran into, from SyntaxError to struct.error
-        if isinstance(error, MemoryError):
-            raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, Image.UnidentifiedImageError):
-            reason = "not an image" if os.stat(path).st_size else "is empty"
-        raise BadImage(f"{path}: {reason}") from error
-
-
-def upright(image):
-    """The image turned as its EXIF orientation says; as it is where the EXIF data cannot be read."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a photo with broken metadata is still a photo
-        return image
-
-
-def to_rgb(image):
-    """Any PIL image as RGB. 16-bit values keep their high byte (Pillow alone would clip them); alpha lies over white."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("32-bit integer image: save it with 8 or 16 bits")
-        image = Image.fromarray((values >> 8).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating-point image: save it with 8 or 16 bits")
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def evaluation_transform(preprocessing):
-    """PIL image -> float tensor (3, H, W), as timm evaluates the model. `preprocessing` is `models.vit.preprocessing`."""
-    return timm.data.create_transform(**for_timm(preprocessing), is_training=False)
-
-
-def evaluation_pixels(preprocessing):
-    """The same without the last step: PIL image -> uint8 tensor (3, H, W), a quarter of the memory to hand over.
-
-    `models.vit.Normalised` takes that step for a whole batch.
-    """
-    return timm.data.create_transform(**for_timm(preprocessing), is_training=False, normalize=False)
-
-
-def for_timm(preprocessing):
-    """The arguments of timm's `create_transform` that a data configuration stands for."""
-    return {**preprocessing, "input_size": tuple(preprocessing["input_size"])}
-
-
-def crop_box(size, preprocessing):
-    """The part of a photo that the model sees after `evaluation_transform`.
-
-    `size` is the photo's (width, height). Returns (left, top, right, bottom) in its pixels, as floats; where the
-    transform pads, the box reaches over the edge.
-    """
-    resize = evaluation_transform(preprocessing).transforms[0]
-    resized = resize(Image.new("L", size)).size  # the library's own rounding of the longer side
-    height, width = preprocessing["input_size"][1:]
-    box = []
-    for side, scaled, seen in ((size[0], resized[0], width), (size[1], resized[1], height)):
-        # as torchvision and timm round: to even for a crop, down for the padding on the left and above
-        offset = round((scaled - seen) / 2) if scaled >= seen else -((seen - scaled) // 2)
-        box.append((offset * side / scaled, (offset + seen) * side / scaled))
-    (left, right), (top, bottom) = box
-    return left, top, right, bottom
-
-
 @contextlib.contextmanager
 def random_streams(*entropy):
     """Python's, NumPy's and torch's (CPU) random streams start from `entropy` (ints) inside, and go on outside."""
@@ -292,67 +206,19 @@ class ImageDataset(torch.utils.data.Dataset):
     """Images by key, as (tensor (3, H, W), target).
 
     For evaluation a key is an index. For training (`seed` given) it is (epoch, index), and the augmentation depends on
-    (seed, epoch, index) alone: not on the number of workers, nor on what was loaded before. `cache` is a
-    `datasets.cache.Cache` that knows all the names, and changes nothing but the time.
+    (seed, epoch, index) alone: not on the number of workers, nor on what was loaded before.
     """
 
-    def __init__(self, root, names, targets, transform, seed=None, cache=None):
+    def __init__(self, root, names, targets, transform, seed=None):
         self.root, self.names, self.targets, self.transform, self.seed = Path(root), names, targets, transform, seed
-        self.cache = cache
 
     def __len__(self):
         return len(self.names)
 
     def __getitem__(self, key):
         if self.seed is None:
-            return self.transform(self._decoded(self.names[key])), self.targets[key]
+            return self.transform(load_image(self.root / self.names[key])), self.targets[key]
         epoch, index = key
-        image = self._decoded(self.names[index])
+        image = load_image(self.root / self.names[index])
         with random_streams(self.seed, epoch, index):
             return self.transform(image), self.targets[index]
-
-    def _decoded(self, name):
-        image = self.cache.get(name) if self.cache else None
-        if image is None:
-            image = load_image(self.root / name)
-            if self.cache:
-                self.cache.put(name, image)
-        return image
-
-
-# Files that cannot be decoded --------------------------------------------------------------------------------------
-
-
-def undecodable(root, names):
-    """Decode every file: a dict from the name of each bad one to the reason."""
-
-    def reason(name):
-        try:
-            load_image(Path(root) / name)
-        except BadImage as error:
-            return str(error).removeprefix(f"{Path(root) / name}: ")
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return {name: why for name, why in zip(names, pool.map(reason, names)) if why}
-
-
-def bad_files(root, reasons, total, remedy="mend or remove, or pass --skip-bad to go on without"):
-    """The BadInput that lists bad files, up to a limit; `reasons` maps their names below `root` to what is wrong."""
-    which = "1 file" if len(reasons) == 1 else f"{len(reasons)} files"
-    where = f" in {root}" if root else ""
-    lines = [f"{name}: {why}" for name, why in sorted(reasons.items())[:MOST_LISTED]]
-    if len(reasons) > MOST_LISTED:
-        lines.append(f"and {len(reasons) - MOST_LISTED} more")
-    return BadInput(f"{which} of {total}{where} cannot be used: {remedy}", lines)
-
-
-@contextlib.contextmanager
-def explaining_bad_images(root, names):
-    """Turn the first file that cannot be decoded into a list of all the bad ones."""
-    try:
-        yield
-    except BadImage:
-        reasons = undecodable(root, names)
-        if not reasons:  # it decodes now: the medium is at fault, and the first message says where
-            raise
-        raise bad_files(root, reasons, len(names)) from None

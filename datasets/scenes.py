@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from common.console import ArgumentParser, number, reports_errors
+from common.cli import ArgumentParser, number, reports_errors
 from datasets.shapes import MAX_TILT, busy_background, drawn_once, gradient, shape_mask
 
 COLOURS = {"red": (215, 45, 45), "green": (50, 185, 70), "blue": (55, 85, 225), "yellow": (230, 210, 50),

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from common.console import ArgumentParser, number, reports_errors
+from common.cli import ArgumentParser, number, reports_errors
 from common.errors import BadInput
 
 DEMO_DATA = Path(__file__).resolve().parent.parent / "data" / "demo"

@@ -8,8 +8,8 @@ import warnings
 import torch
 import torch.distributed as dist
 
+from common.cli import is_lost_rank
 from common.errors import BadInput, TrainingStopped
-from common.processes import is_lost_process
 
 
 def world_size():
@@ -22,12 +22,12 @@ def rank():
     return int(os.environ.get("RANK", 0))
 
 
-def own_device(device):
+def local_device(device):
     """This process's own GPU where `device` is one: they are numbered on each machine."""
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if device.type == "cuda" else device
 
 
-def connect(device):
+def init_process_group(device):
     """Connect the processes: by NCCL between GPUs, by gloo otherwise."""
     if world_size() > 1:
         if device.type == "cuda":
@@ -35,10 +35,10 @@ def connect(device):
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
-def disconnect():
+def destroy_process_group():
     """The opposite, at the end of the work. Not after an error: it waits for the others, as long as they live."""
     if world_size() > 1:
-        with contextlib.suppress(ProcessLost), noticing_lost_processes():
+        with contextlib.suppress(RankLost), detect_lost_ranks():
             dist.barrier()
         # gloo's threads let go of the last tensors under a lock, for which they need the GIL; who destroys the group
         # before that, holding the GIL, waits for the lock for ever (github.com/pytorch/pytorch/issues/56297)
@@ -46,7 +46,7 @@ def disconnect():
         dist.destroy_process_group()
 
 
-def parallel(model):
+def data_parallel(model):
     """The model, in DistributedDataParallel where there are several processes: backward averages their gradients."""
     if world_size() == 1:
         return model
@@ -55,7 +55,7 @@ def parallel(model):
     return torch.nn.parallel.DistributedDataParallel(model)
 
 
-def averaging_last(model, batches):
+def no_sync_until_last(model, batches):
     """The batches of a pass, one after the other; only the backward of the last one averages the gradients."""
     *others, last = batches
     for batch in others:
@@ -64,36 +64,36 @@ def averaging_last(model, batches):
     yield last
 
 
-def summed(tensor):
+def all_reduce_sum(tensor):
     """The sum of the tensors of all processes."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
-class ProcessLost(TrainingStopped):
+class RankLost(TrainingStopped):
     """Another process has ended while this one waited for it."""
 
 
 @contextlib.contextmanager
-def noticing_lost_processes():
+def detect_lost_ranks():
     """Raise ProcessLost where a connection to another process breaks."""
     try:
         yield
     except RuntimeError as error:
-        if not is_lost_process(error):
+        if not is_lost_rank(error):
             raise
-        raise ProcessLost("another process of this run has failed") from error
+        raise RankLost("another process of this run has failed") from error
 
 
 def check_agreement(value):
     """Raise BadInput unless all processes call this with the same value, from what they read from the disk."""
-    if any(other != value for other in gathered(value)):
+    if any(other != value for other in all_gather(value)):
         raise BadInput("the processes do not read the same images or the same last.pt: put --data and --output on "
                        "storage that all of them share")
 
 
-def largest(values, device):
+def all_reduce_max(values, device):
     """The largest of each of some whole numbers over all processes, as a list."""
     if world_size() == 1:
         return list(values)
@@ -102,21 +102,21 @@ def largest(values, device):
     return tensor.tolist()
 
 
-def share(items):
+def shard(items):
     """This process's share of a list that all have: every `world_size()`-th item."""
     return items[rank()::world_size()]
 
 
-def joined(own):
+def gather_shards(own):
     """The list whose shares the processes hold, in every process."""
-    shares = gathered(own)
+    shares = all_gather(own)
     items = [None] * sum(map(len, shares))
     for process, part in enumerate(shares):
         items[process::world_size()] = part
     return items
 
 
-def gathered(value):
+def all_gather(value):
     """The values of all processes, as a list in the order of their ranks."""
     if world_size() == 1:
         return [value]
@@ -125,8 +125,8 @@ def gathered(value):
     return values
 
 
-def one_after_the_other(work):
+def main_process_first(work):
     """Call `work` in process 0, then in the others, which find done what the first one did; returns its value."""
     value = work() if rank() == 0 else None
-    gathered(None)
+    all_gather(None)
     return value if rank() == 0 else work()

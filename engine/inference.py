@@ -1,7 +1,5 @@
 """A model over a whole data set."""
 
-import math
-import time
 
 import torch
 
@@ -31,34 +29,3 @@ def predict(model, loader, device, precision="fp32", progress=iter):
     finally:
         model.train(was_training)
     return logits[:start], targets[:start]
-
-
-@torch.no_grad()
-def expected_seconds(model, dataset, device, workers, trial=4):
-    """How long `predict` will take, by a trial on a few images of the data set."""
-    model.eval()
-
-    def seconds(work):
-        started = time.perf_counter()
-        done = work()
-        return time.perf_counter() - started, done
-
-    trial = min(trial, len(dataset))
-    loading, images = seconds(lambda: torch.stack([dataset[i * len(dataset) // trial][0] for i in range(trial)]).to(device))
-    model(images[:1]).cpu()  # the first call is slower
-    computing, _ = seconds(lambda: model(images).cpu())
-    loading /= max(1, workers)
-    # a GPU computes while the cores load; on the CPU both share them
-    return (computing + loading if device.type == "cpu" else max(computing, loading)) * len(dataset) / trial
-
-
-class Mirrored(torch.nn.Module):
-    """The log of the mean of a model's probabilities for images and for their mirror images: (N, 3, H, W) -> (N, classes)."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images):
-        both = torch.stack([self.model(images), self.model(images.flip(-1))]).float().log_softmax(-1)
-        return both.logsumexp(0) - math.log(2)

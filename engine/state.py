@@ -14,13 +14,13 @@ class TrainingState:
         images: a checksum of the names of the training images.
         about: what config.json says of the run besides the settings.
         epoch, step: epochs done; steps done of the next one. They are the position in the data as well, since the order
-            of the images depends on (seed, epoch) alone (`engine.randomness.ShuffledBatches`).
+            of the images depends on (seed, epoch) alone (`engine.seeding.ShuffledBatches`).
         totals: sums over the steps done of this epoch.
         history: a row an epoch, as in metrics.csv.
         best, best_epoch: the highest score of an epoch, -1 before the first one, and the number of that epoch, from 1.
 
     Random streams need no place here: each step starts them from (seed, process, epoch, step), see
-    `engine.randomness.seed_step`, and each image from (seed, epoch, index). The learning rate follows from the position.
+    `engine.seeding.seed_step`, and each image from (seed, epoch, index). The learning rate follows from the position.
     """
 
     def __init__(self, model, optimizer, scaler, settings, images, about, ema=None):

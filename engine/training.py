@@ -1,7 +1,7 @@
 """A training run: from its arguments to what it leaves in the output folder. It knows no model and no kind of data.
 
 `p1_train.py` and `p2_train.py` give it a model, a data set, a loss, and a way to evaluate; the arguments are those of
-`common.training_flags`. All that makes a run durable is here: it can be stopped, killed and resumed at any step.
+`engine.flags`. All that makes a run durable is here: it can be stopped, killed and resumed at any step.
 """
 
 import math
@@ -16,15 +16,20 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from common.console import SaveEvery, remark
+from common.cli import SaveEvery, note
 from common.errors import BadInput, Interrupted, TrainingStopped
-from common.training_flags import optimizer_name
-from engine import distributed, run_folder
+from engine import checkpointing, distributed
 from engine.device import (
-    autocast, compute_deterministically, has_instructions_for, loader_workers, peak_memory, pick_device,
+    autocast,
+    compute_deterministically,
+    has_instructions_for,
+    loader_workers,
+    peak_memory,
+    pick_device,
 )
-from engine.randomness import ShuffledBatches, seed_everything, seed_step
+from engine.flags import optimizer_name
 from engine.schedule import warmup_cosine
+from engine.seeding import ShuffledBatches, seed_everything, seed_step
 from engine.signals import StopSignal, ignore_stop_signals
 from engine.state import TrainingState
 from plots.curves import draw_curves, drawing_curves
@@ -55,19 +60,19 @@ class Run:
                          for name, value in vars(args).items()}
         self.settings["processes"] = distributed.world_size()
         self.first = distributed.rank() == 0
-        self.device = distributed.own_device(pick_device(args.device))
-        self.saved = run_folder.find_run(args.output, args.resume)
+        self.device = distributed.local_device(pick_device(args.device))
+        self.saved = checkpointing.find_run(args.output, args.resume)
         if self.first:
-            run_folder.clean(args.output)
+            checkpointing.clean(args.output)
         if self.saved:
-            run_folder.check_settings(self.settings, self.saved["settings"])
+            checkpointing.check_settings(self.settings, self.saved["settings"])
             if self.first:
-                run_folder.mend(args.output, self.saved)
+                checkpointing.mend(args.output, self.saved)
         elif args.resume:
-            remark(f"{args.output} holds no {run_folder.LAST}: starting anew")
+            note(f"{args.output} holds no {checkpointing.LAST}: starting anew")
         self.finished = bool(self.saved) and self.saved["resume"]["epoch"] == args.epochs
         if self.finished and self.first:
-            draw_curves(self.saved["resume"]["history"], args.output / run_folder.CURVES)
+            draw_curves(self.saved["resume"]["history"], args.output / checkpointing.CURVES)
             print(f"{args.output} is finished: {args.epochs} epochs. Raise --epochs to train on.")
         if not self.finished:
             self._connect()
@@ -77,8 +82,8 @@ class Run:
         if args.deterministic:
             compute_deterministically()
         if self.device.type == "cpu" and not has_instructions_for(args.precision):
-            remark(f"this processor has no instructions for {args.precision}: fp32 is many times faster here")
-        distributed.connect(self.device)
+            note(f"this processor has no instructions for {args.precision}: fp32 is many times faster here")
+        distributed.init_process_group(self.device)
         seed_everything(args.seed)
 
     def check_images(self, fingerprint, where):
@@ -120,7 +125,7 @@ class Run:
         loader = self.loader(dataset, batch_sampler=batches, collate_fn=collate)
 
         # Optimization
-        trained = distributed.parallel(model)
+        trained = distributed.data_parallel(model)
         base_class, options = {"adam": (torch.optim.Adam, {}), "adamw": (torch.optim.AdamW, {}),
                                "sgd": (torch.optim.SGD, {"momentum": 0.9})}[args.optimizer]
         parameters = parameters or model.parameters()
@@ -141,7 +146,7 @@ class Run:
             state.load_state_dict(self.saved)
             self.saved = None  # a second copy of all tensors
         distributed.check_agreement([fingerprint, state.epoch, state.step])
-        saver = run_folder.Saver(args.output, state, fields, args.save_every)
+        saver = checkpointing.Saver(args.output, state, fields, args.save_every)
 
         def closure_over(group, size):
             """What a step calls, twice with SAM: the gradient of the loss over a group of batches, divided by `size`.
@@ -155,13 +160,13 @@ class Run:
                 calls += 1
                 optimizer.zero_grad()
                 totals = torch.zeros(2, dtype=torch.float64, device=device)
-                for batch in distributed.averaging_last(trained, group):
+                for batch in distributed.no_sync_until_last(trained, group):
                     state.totals["passes"] += 1
                     with autocast(device, args.precision):
                         loss, correct = losses(trained, batch)
                     scaler.scale(loss * distributed.world_size() / size).backward()
                     totals += torch.stack([loss.detach(), correct])
-                loss, correct = distributed.summed(totals).tolist()
+                loss, correct = distributed.all_reduce_sum(totals).tolist()
                 # in fp16 a gradient that overflowed spoils the climb, and the scaler will skip the step
                 if not math.isfinite(loss) and (calls == 1 or not scaler.is_enabled()):
                     raise NotFinite
@@ -171,13 +176,13 @@ class Run:
 
         def save_or_stop(due=False):
             """In all processes together: save if one is due, and save and end if a signal has come to any of them."""
-            number, due = distributed.largest([stop.number, int(due and first)], device)
+            number, due = distributed.all_reduce_max([stop.number, int(due and first)], device)
             if number or due:
                 saver.save()
             if number:
-                distributed.gathered(None)  # the end of one process makes torchrun end the others, which may still be saving
-                raise Interrupted(f"stopped by {signal.Signals(number).name} {run_folder.after(state.epoch, state.step)}: "
-                                  f"--resume goes on from {args.output / run_folder.LAST}", number)
+                distributed.all_gather(None)  # the end of one process makes torchrun end the others, which may still be saving
+                raise Interrupted(f"stopped by {signal.Signals(number).name} {checkpointing.after(state.epoch, state.step)}: "
+                                  f"--resume goes on from {args.output / checkpointing.LAST}", number)
 
         if first:
             print(f"{title}, {optimizer_name(self.settings)}, {args.precision} on {device.type}: {len(names)} images to train on, "
@@ -187,7 +192,7 @@ class Run:
         bar = tqdm(total=args.epochs * len(names), initial=images_before, unit=" images",
                    disable=None if first else True, dynamic_ncols=True)
         run_started = time.monotonic()
-        curves = drawing_curves(state.history, args.output / run_folder.CURVES) if first else nullcontext()
+        curves = drawing_curves(state.history, args.output / checkpointing.CURVES) if first else nullcontext()
         with StopSignal() as stop, explaining(), curves, bar, saver.rescuing():
             while state.epoch < args.epochs:
                 bar.set_description(f"epoch {state.epoch + 1}/{args.epochs}")
@@ -242,7 +247,7 @@ class Run:
                        "passes": totals["passes"], "peak_memory_mib": peak_memory(device) / 2**20}
                 if held_out:
                     sums = torch.tensor(evaluate(state.scored, stop.until_it_comes), dtype=torch.float64, device=device)
-                    row["holdout_loss"], row["holdout_accuracy"] = (distributed.summed(sums) / held_out).tolist()
+                    row["holdout_loss"], row["holdout_accuracy"] = (distributed.all_reduce_sum(sums) / held_out).tolist()
                     save_or_stop()  # before the row counts: a signal may have cut the evaluation short
                 is_best = state.finish_epoch(row, score=row["holdout_accuracy"] or 0.0)
                 saver.save()
@@ -259,10 +264,10 @@ class Run:
                           + f"  {row['images_per_second']:.0f} images/s"
                           + f"  {timedelta(seconds=round(pace * (args.epochs - state.epoch) * len(names)))} left")
 
-        distributed.disconnect()
+        distributed.destroy_process_group()
         if first:
             chosen = f"epoch {state.best_epoch}" if held_out else "the last epoch"
-            print(f"done: {args.output / run_folder.BEST} holds {chosen}"
+            print(f"done: {args.output / checkpointing.BEST} holds {chosen}"
                   + (f", accuracy {state.best:.3f} on the part held out" if held_out else ""))
 
 

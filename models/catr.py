@@ -29,7 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.transforms.functional import normalize, to_tensor
 
 from common.errors import BadInput
-from common.files import read_tensors, refuse_other_format, refuse_spoilt_weights
+from common.files import read_tensors, refuse_nonfinite_weights, refuse_other_format
 from models.tokenizer import Tokenizer
 
 STRIDE = 16  # pixels between the centres of two cells of the feature map
@@ -437,7 +437,7 @@ def load_weights(model, weights, path):
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise BadInput(f"{path} does not fit the captioner ({wrong[0]}{more}): pass a checkpoint of CATR or of p2_train.py")
-    refuse_spoilt_weights(weights, path)
+    refuse_nonfinite_weights(weights, path)
     model.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)
 
 

@@ -8,9 +8,8 @@ from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from plots.drawing import place, reduced, save
+from plots.style import downsampled, place, save
 
-DPI = 180
 DIMMED = 0.35  # brightness of what the model did not see
 # Sizes on the page, in inches.
 LINE, GAP = 0.17, 0.1  # of a title
@@ -60,7 +59,7 @@ def draw_rows(rows, path, interpolation="bilinear", label=LABEL, heading=None, c
         y += space
         photo, alone, over = (place(figure, GAP + i * (across + GAP), y, across, high) for i in range(3))
         y += high
-        pixels = reduced(seen.photo, across, DPI)
+        pixels = downsampled(seen.photo, across)
         _show_photo(photo, seen, pixels)
         left, upper, right, lower = seen.box
         photo.add_patch(Rectangle((left, upper), right - left, lower - upper, fill=False, color="white", linestyle="--"))
@@ -80,7 +79,7 @@ def draw_rows(rows, path, interpolation="bilinear", label=LABEL, heading=None, c
     bar.tick_params(labelsize=9)
     if heading:
         figure.suptitle(heading, y=1 - GAP / height, fontsize=11, parse_math=False)
-    save(figure, path, dpi=DPI)
+    save(figure, path)
 
 
 def draw_heads(seen, blocks, heading, path, interpolation="bilinear", label=LABEL):
@@ -98,7 +97,7 @@ def draw_heads(seen, blocks, heading, path, interpolation="bilinear", label=LABE
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)
     norm = _norm([attention for _, attention in blocks], compressed=True)
-    pixels = reduced(seen.photo, side * seen.photo.shape[1] / (right - left), DPI)
+    pixels = downsampled(seen.photo, side * seen.photo.shape[1] / (right - left))
     for axes in panels.flat:
         axes.set_axis_off()
     for row, (name, attention) in enumerate(blocks):
@@ -115,7 +114,7 @@ def draw_heads(seen, blocks, heading, path, interpolation="bilinear", label=LABE
                 axes.set_ylabel(name, fontsize=8)
     figure.colorbar(drawn, ax=panels, shrink=max(0.3, 0.85 / rows**0.5), aspect=25, label=label)
     figure.suptitle(heading, fontsize=10, parse_math=False)
-    save(figure, path, dpi=DPI)
+    save(figure, path)
 
 
 def _show_photo(axes, seen, pixels):

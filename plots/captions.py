@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, fontManager
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from plots.drawing import place, reduced, save
+from plots.style import DPI, downsampled, place, save
 
-DPI = 160
 # Sizes on the page, in inches.
 PAGE, MARGIN = (11, 14.5), 0.35  # a page is higher only where small panels of many tokens do not fit
 ACROSS = PAGE[0] - 2 * MARGIN
@@ -58,7 +57,7 @@ def draw_caption(photo, box, maps, titles, probabilities, caption, heading, labe
         row = ABOVE + panel * aspect + BELOW + BETWEEN
         figure.set_size_inches(PAGE[0], 2 * MARGIN + top_part + GAP + -(-len(titles) // columns) * row - BETWEEN)
 
-        _show(place(figure, MARGIN, MARGIN, across, across * aspect), reduced(photo, across, DPI), photo)
+        _show(place(figure, MARGIN, MARGIN, across, across * aspect), downsampled(photo, across), photo)
         write(write.shortened(heading, 10, room), 10, start, MARGIN, color="0.4")
         write(lines, size, start, MARGIN + GAP)
         norm = PowerNorm(0.5, 0, maps.max())
@@ -69,7 +68,7 @@ def draw_caption(photo, box, maps, titles, probabilities, caption, heading, labe
         bar.ax.tick_params(labelsize=8)
         write(label, 8, start, bar_top + 0.4, color="0.4")
 
-        pitch, small = (ACROSS + GUTTER) / columns, reduced(photo, panel, DPI)
+        pitch, small = (ACROSS + GUTTER) / columns, downsampled(photo, panel)
         shape = tuple(max(1, round(inches * DPI)) for inches in (panel * aspect, panel))
         for i, (one, title, probability) in enumerate(zip(maps, titles, probabilities)):
             middle = MARGIN + (i % columns + 0.5) * pitch - GUTTER / 2
@@ -84,7 +83,7 @@ def draw_caption(photo, box, maps, titles, probabilities, caption, heading, labe
             write(title, title_size, middle, top - 0.06, ha="center", va="bottom")
             write(f"p = {probability:.2f}" if probability >= 0.005 else "p < 0.01", 8, middle,
                   top + panel * aspect + 0.05, color="0.4", ha="center")
-        save(figure, path, dpi=DPI)
+        save(figure, path)
 
 
 def panels(count, aspect, room):

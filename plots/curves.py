@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from common.files import written_whole
+from plots.style import DPI
 
 
 def draw_curves(history, path):
@@ -25,7 +26,7 @@ def draw_curves(history, path):
         axes.legend()
         axes.set_ylim(bottom=0, top=1.02 if quantity == "accuracy" else None)
     with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=200)
+        figure.savefig(temporary, dpi=DPI)
 
 
 @contextlib.contextmanager

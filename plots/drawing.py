@@ -4,20 +4,12 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import zlib
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from PIL import Image
-
 from common.errors import BadInput
 from common.files import written_whole
-
-# Runs of equal differences alone: a third of the time of the usual settings, for 3 % more size (photos and maps alike).
-PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 
 
 class Drawing:
@@ -69,33 +61,3 @@ def draw_whole(path, function, args, kwargs):
     """What a process of `Drawing` does for `draw`."""
     with written_whole(path) as temporary:
         function(*args, temporary, **kwargs)
-
-
-def place(figure, left, top, width, height):
-    """Axes without ticks at a place on the page, in inches from its upper left corner."""
-    page = figure.get_size_inches()
-    axes = figure.add_axes((left / page[0], 1 - (top + height) / page[1], width / page[0], height / page[1]))
-    axes.set(xticks=[], yticks=[])
-    return axes
-
-
-def reduced(photo, inches, dpi):
-    """A photo, uint8 (height, width, 3), with no more pixels than it has on the page at a width: a large one would be slow."""
-    height, width = photo.shape[:2]
-    shape = max(1, round(inches * dpi)), max(1, round(inches * dpi * height / width))
-    return np.asarray(Image.fromarray(photo).resize(shape, Image.Resampling.BOX)) if shape[0] < width else photo
-
-
-def save(figure, path, dpi):
-    """Write a matplotlib figure to a picture file, in the format of its name.
-
-    A PNG is drawn once, where `figure.savefig` goes through all of it twice, and has no alpha.
-    """
-    if path.suffix != ".png":
-        figure.savefig(path, dpi=dpi)
-        return
-    figure.dpi = dpi
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    size = canvas.get_width_height()
-    Image.frombytes("RGB", size, canvas.buffer_rgba(), "raw", "RGBX").save(path, dpi=(dpi, dpi), **PNG)

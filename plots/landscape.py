@@ -5,10 +5,8 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-# Okabe and Ito's colours for every kind of colour vision, without their yellow, which is weak on white
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-LINES = ("-", "--", ":", "-.")
-MARKERS = "os^Dvp"
+from plots.style import COLOURS, DASHES, DPI, MARKERS
+
 LEVELS = 16  # of the contours
 COLUMNS = 3
 
@@ -21,7 +19,7 @@ def styles(kinds):
         place = order.index(group)
         member = seen[group] = seen.get(group, -1) + 1
         line, marker = (member, place + member) if len(set(kinds)) > 1 else (place, place)
-        chosen.append({"color": COLOURS[place % len(COLOURS)], "linestyle": LINES[line % len(LINES)],
+        chosen.append({"color": COLOURS[place % len(COLOURS)], "linestyle": DASHES[line % len(DASHES)],
                        "marker": MARKERS[marker % len(MARKERS)]})
     return chosen
 
@@ -89,7 +87,7 @@ def draw_landscapes(names, kinds, arrays, title, path):
         axes.label_outer()
     bar = lower.colorbar(drawn, ax=panels[:, :count], aspect=30, ticks=levels[::3], label="loss above that at +")
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
-    figure.savefig(path, dpi=180)
+    figure.savefig(path, dpi=DPI)
 
 
 def _draw_spread(axes, x, values, look, label=None):

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from plots.drawing import save
+from plots.style import save
 
 KINDS = (("same_row", "same\nrow"), ("same_column", "same\ncolumn"), ("elsewhere", "elsewhere"))
 
@@ -79,4 +79,4 @@ def draw_similarities(similarities, statistics, random, titles, path):
         axes.grid(alpha=0.3, axis="y")
         axes.tick_params(labelsize=8)
         axes.title.set_fontsize(10)
-    save(figure, path, dpi=220)
+    save(figure, path)

@@ -7,10 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito's palette, without its yellow, which is too light for a line; more lines are dashed, then dotted
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-DASHES = ["-", "--", ":", "-."]
-MARKERS = "os^Dv*PX"  # one more than colours, so that a colour comes back with another marker
+from plots.style import COLOURS, line_style
+
 MOST_CLASSES = 60  # of a confusion matrix whose names can still be read
 
 
@@ -25,12 +23,6 @@ class Curves:
     accuracy: np.ndarray
 
 
-def style(i):
-    """Colour, dashes and marker of the i-th of several lines."""
-    return {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i // len(COLOURS) % len(DASHES)],
-            "marker": MARKERS[i % len(MARKERS)], "markersize": 3.5}
-
-
 def draw_curves(curves, accuracy_label):
     """Training loss and accuracy of several settings: mean over seeds as a line, their range as a band.
 
@@ -42,8 +34,8 @@ def draw_curves(curves, accuracy_label):
         for axes, quantity in zip(row, ("loss", "accuracy")):
             for i, one in enumerate(curves):
                 values, at = getattr(one, quantity), getattr(one, x)
-                axes.plot(at, values.mean(0), label=one.name, markevery=max(1, len(at) // 8), **style(i))
-                axes.fill_between(at, values.min(0), values.max(0), color=style(i)["color"], alpha=0.15, linewidth=0)
+                axes.plot(at, values.mean(0), label=one.name, markevery=max(1, len(at) // 8), **line_style(i))
+                axes.fill_between(at, values.min(0), values.max(0), color=line_style(i)["color"], alpha=0.15, linewidth=0)
             axes.set_xlabel(label)
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             axes.grid(alpha=0.3)
@@ -80,7 +72,7 @@ def draw_sweeps(sweeps):
                 above = np.array([np.max(runs) for runs in values]) - mean
                 # beside one another, where two sweeps have the same rate
                 rates = np.array(sweep.rates) * 1.03 ** (i - (len(sweeps) - 1) / 2)
-                axes.errorbar(rates, mean, [below, above], label=sweep.name, capsize=3, **style(i))
+                axes.errorbar(rates, mean, [below, above], label=sweep.name, capsize=3, **line_style(i))
         rates = sorted({rate for sweep in sweeps for rate in sweep.rates})
         axes.set_xscale("log")
         axes.set_xticks(rates, [np.format_float_scientific(rate, trim="-", exp_digits=1) for rate in rates],

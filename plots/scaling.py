@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
 
-from plots.report import COLOURS, style
+from plots.style import COLOURS, line_style
 
 NAMES = {"adam": "Adam", "sam": "SAM around Adam"}
 SHORT = {"adam": "Adam", "sam": "SAM", "joint": "SAM,\njoint climb"}
@@ -42,7 +42,7 @@ def _draw_pace(axes, points, label, title, quantity="images_per_second"):
     for way in NAMES:
         own = [point for point in points if point["optimizer"] == way]
         values = [point["value"] for point in own]
-        axes.plot(values, [point[quantity] for point in own], label=NAMES[way], **style(WAYS.index(way)))
+        axes.plot(values, [point[quantity] for point in own], label=NAMES[way], **line_style(WAYS.index(way)))
     axes.set_xscale("log", base=2)
     axes.set_xticks(values, [f"{value:.3g}" for value in values])
     axes.xaxis.set_minor_locator(NullLocator())

@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets import images
+from datasets import decode, images, transforms
 from datasets.masks import find_mask, load_mask, patch_cover
-from models import vit
-from models.attention import attention_maps, cls_to_patch, patch_grid, peaks_on, share_on
+from interpret.attention import attention_maps, cls_to_patch, patch_grid
+from interpret.grounding import peaks_on, share_on
+from models.checkpoint import open_checkpoint
 
 DATA = Path("data/demo")
 RUN = Path("runs/demo")
@@ -27,15 +28,15 @@ RUN = Path("runs/demo")
 
 def main():
     accuracy = json.loads((RUN / "result.json").read_text())["accuracy"]
-    checkpoint = vit.open_checkpoint(RUN / "pretrained" / "best.pt")
-    transform = images.evaluation_transform(checkpoint.preprocessing)
+    checkpoint = open_checkpoint(RUN / "pretrained" / "best.pt")
+    transform = transforms.evaluation_transform(checkpoint.preprocessing)
     grid = patch_grid(checkpoint.model, checkpoint.preprocessing["input_size"][1:])
     found = []
     for name in images.list_files(DATA / "val"):
-        photo = images.load_image(DATA / "val" / name)
+        photo = decode.load_image(DATA / "val" / name)
         _, (last,) = attention_maps(checkpoint.model, transform(photo)[None])
         attention = cls_to_patch(last, checkpoint.model, grid)[0].mean(0)
-        box = images.crop_box(photo.size, checkpoint.preprocessing)
+        box = transforms.crop_box(photo.size, checkpoint.preprocessing)
         inside, outside = (torch.from_numpy(patch_cover(mask, box, grid))
                            for mask in load_mask(find_mask(DATA / "masks" / "val", Path(name).stem), photo.size))
         found.append([*peaks_on(attention, inside), *(value.item() for value in share_on(attention, inside, outside))])

@@ -5,6 +5,7 @@ import pytest
 
 from benchmarks.page import CHROMIUM
 from datasets.shapes import write_dataset
+from tests.helpers.training import TRAIN
 
 
 def pytest_addoption(parser):
@@ -42,7 +43,6 @@ def shapes(tmp_path_factory):
                          train_per_class=8, val_per_class=4, seed=7)
 
 
-TRAIN = ["--arch", "test_vit", "--scratch", "--device", "cpu", "--workers", "0", "--batch-size", "8", "--lr", "1e-3"]
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,12 @@ import timm
 import torch
 
 from common.errors import BadInput
+from datasets import decode, transforms
+from interpret.attention import attention_maps, cls_to_patch, patch_grid, rollout
+from interpret.grounding import peaks_on, share_on
+from interpret.occlusion import occlusion
+from interpret.positions import position_similarity, position_statistics, random_statistics
 from models import vit
-from models.attention import (attention_maps, cls_to_patch, patch_grid, peaks_on, position_similarity,
-                              position_statistics, random_statistics, rollout, share_on)
-from models.occlusion import occlusion
 
 WITH_CLS = {  # by their layout of tokens: what precedes the patches in the sequence, and in the position embedding
     "1 and 1": ("test_vit", {}),
@@ -99,13 +101,12 @@ def test_the_last_attention_equals_one_computed_from_the_weights():
 
 @pytest.mark.real_data
 def test_the_same_on_the_real_model_and_a_real_photo(real_data):
-    from datasets import images
 
     path = real_data / "weights" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
     model = vit.create("vit_tiny_patch16_224", weights=path)[0].eval()
-    photo = images.load_image(real_data / "pets" / "named" / "31_4838.jpg")
+    photo = decode.load_image(real_data / "pets" / "named" / "31_4838.jpg")
     with torch.no_grad():
-        check_against_weights(model, images.evaluation_transform(vit.preprocessing(model))(photo)[None], depth=12, heads=3)
+        check_against_weights(model, transforms.evaluation_transform(vit.preprocessing(model))(photo)[None], depth=12, heads=3)
 
 
 def values_of(module, tokens):

@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
-from training import metrics, train
 
-from datasets import augmentation, images
-from datasets.augmentation import Mixing
+from datasets import images, transforms
+from datasets.transforms import Mixing
+from tests.helpers.training import metrics, train
 
 PREPROCESSING = {"input_size": [3, 32, 32], "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.9,
                  "crop_mode": "center"}
@@ -18,7 +18,7 @@ def views(number=40, **flags):
     """Of a photo with a gradient, as tensors."""
     x = np.linspace(0, 255, 64, dtype=np.uint8)
     photo = Image.fromarray(np.stack([np.tile(x, (64, 1)), np.tile(x[:, None], (1, 64)), np.full((64, 64), 128, np.uint8)], 2))
-    transform = augmentation.training_transform(PREPROCESSING, **flags)
+    transform = transforms.training_transform(PREPROCESSING, **flags)
     with images.random_streams(1):
         return torch.stack([transform(photo) for _ in range(number)])
 
@@ -39,7 +39,7 @@ def test_each_flag_does_what_it_says():
 
 def test_augmented_images_do_not_depend_on_the_workers(shapes):
     folder = images.read_training_folder(shapes / "train", shapes / "classes.txt")
-    transform = augmentation.training_transform(PREPROCESSING, 0.3, 9, 0.9)
+    transform = transforms.training_transform(PREPROCESSING, 0.3, 9, 0.9)
     dataset = images.ImageDataset(folder.root, folder.names, folder.targets, transform, seed=5)
     keys = [[(1, i), (1, i + 1)] for i in range(0, 8, 2)]
     alone, shared = (torch.cat([batch for batch, _ in DataLoader(dataset, batch_sampler=keys, num_workers=n)]) for n in (0, 2))

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TRAIN
 from PIL import Image
-from test_command_line import SCRIPTS
 
 import common.files
-from datasets import images
+from datasets import decode, images
+from tests.helpers.training import TRAIN
+from tests.test_command_line import SCRIPTS
 
 TWICE = np.random.default_rng(3).integers(0, 256, (12, 16, 3), dtype=np.uint8).repeat(6, 0).repeat(6, 1)  # 96 x 72 pixels
 
@@ -145,7 +145,7 @@ def usual(tmp_path_factory):
 
 @pytest.mark.parametrize("name", USUAL)
 def test_unusual_files_that_are_fine_show_what_they_show(usual, name):
-    found = np.asarray(images.load_image(usual / name))
+    found = np.asarray(decode.load_image(usual / name))
     tolerance = 60 if "palette" in name else 1
     assert found.shape == USUAL[name][1].shape and np.abs(found.astype(int) - USUAL[name][1]).max() <= tolerance
 
@@ -382,7 +382,7 @@ def test_a_full_disk_leaves_nothing_half_written(call, script, monkeypatch):
 
 @pytest.mark.parametrize("script", ["p1_eval.py", "p1_viz_attn.py", "p2_caption_viz.py"])
 def test_an_interrupted_call_leaves_whole_files_and_can_be_repeated(call, script, monkeypatch):
-    whole, load, loaded = call(script), images.load_image, []
+    whole, load, loaded = call(script), decode.load_image, []
     assert whole[0] == 0
     expected = {path.name: path.read_bytes() for path in call.out.iterdir()}
     shutil.rmtree(call.out)

@@ -9,9 +9,9 @@ from PIL import Image
 
 import p2_caption_viz
 from common.errors import BadInput
-from datasets import images, scenes
+from datasets import decode, scenes
 from datasets.photos import find_images, refuse_to_overwrite
-from models import captioning, catr
+from models import catr, decoding
 from models.tokenizer import Tokenizer
 from plots import captions
 
@@ -62,10 +62,10 @@ def readings(checkpoint, photos, text=None, max_tokens=5, beam=1):
     model, tokenizer = catr.open_captioner(checkpoint)
     for path in sorted(photos.iterdir()):
         with torch.no_grad():
-            memory = model.encode([catr.preprocess(images.load_image(path), model.config)])
+            memory = model.encode([catr.preprocess(decode.load_image(path), model.config)])
         found = [[*tokenizer.encode(text), tokenizer.end]] if text else \
-            captioning.search(model, memory, tokenizer, max_tokens, beam)
-        yield path.stem, captioning.read(model, memory, found, tokenizer)[0]
+            decoding.search(model, memory, tokenizer, max_tokens, beam)
+        yield path.stem, decoding.read(model, memory, found, tokenizer)[0]
 
 
 @pytest.mark.parametrize("batch_size, beam", [(8, 1), (1, 3)])
@@ -132,13 +132,13 @@ def test_remarks_name_unknown_words_and_the_limit(draw, photos, capsys, monkeypa
     told, _ = draw(photos / "one.png", "--caption", "a shiny red Star, shiny")["one"]
     assert told["tokens"] == ["a", "[UNK]", "red", "star", "[UNK]", "[UNK]", "[SEP]"]
     assert capsys.readouterr().err == "note: --caption: not in the vocabulary, shown as [UNK]: shiny, ,\n"
-    monkeypatch.setattr(captioning, "search", lambda model, memory, tokenizer, *_: [40 * [tokenizer.unknown]])
+    monkeypatch.setattr(decoding, "search", lambda model, memory, tokenizer, *_: [40 * [tokenizer.unknown]])
     draw(photos / "one.png")
     assert capsys.readouterr().err == "note: one: the caption was cut after 40 tokens, the captioner's most\n"
 
 
 def test_a_caption_without_words_is_drawn(draw, photos, capsys, monkeypatch):
-    monkeypatch.setattr(captioning, "search", lambda model, memory, tokenizer, *_: [[tokenizer.end]])
+    monkeypatch.setattr(decoding, "search", lambda model, memory, tokenizer, *_: [[tokenizer.end]])
     told, arrays = draw(photos / "one.png")["one"]
     assert told["caption"] == "" and told["tokens"] == ["[SEP]"] and arrays["attention"].shape == (1, 6, 8)
     assert "one: (no words)\n" in capsys.readouterr().out

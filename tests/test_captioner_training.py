@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training import metrics, same, weights
 
 import p2_eval
 import p2_train
 from datasets import scenes
 from engine.state import TrainingState
-from models import catr, captioning, pointing
+from interpret import grounding
+from models import catr, decoding
 from models.tokenizer import Tokenizer
+from tests.helpers.training import metrics, same, weights
 
 ROOT = Path(__file__).parent.parent
 FLAGS = ["--device", "cpu", "--workers", "0", "--batch-size", "8"]
@@ -74,7 +75,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(data, tmp_path, monkeypatch, fla
 
 
 def test_it_survives_kills():
-    done = subprocess.run([sys.executable, "-m", "tests.kill_training", "--kills", "3", "--captioner"], cwd=ROOT,
+    done = subprocess.run([sys.executable, "-m", "tests.helpers.kill_training", "--kills", "3", "--captioner"], cwd=ROOT,
                           capture_output=True, text=True)
     assert done.returncode == 0 and "0 differences" in done.stdout, done.stdout + done.stderr
 
@@ -117,7 +118,7 @@ def test_the_score_of_true_and_of_wrong_captions(captioner, data, tmp_path, caps
 
     def score(captions):
         left = list(captions)
-        monkeypatch.setattr(captioning, "search", lambda model, memory, *rest: [
+        monkeypatch.setattr(decoding, "search", lambda model, memory, *rest: [
             [*tokenizer.encode(left.pop(0)), tokenizer.end] for _ in memory.grids])
         result = tmp_path / "result.json"
         assert p2_eval.main(["--data", str(data), "--checkpoint", str(captioner / "best.pt"), "--json", str(result),
@@ -155,11 +156,11 @@ def test_pointing_is_what_the_masks_say():
     inside[0, 0], inside[0, 1], other[3, 3] = 1, 0.5, 1
     attention = torch.zeros(4, 4)
     attention[0, 0], attention[1, 2], attention[3, 3] = 0.3, 0.5, 0.2
-    found = pointing.point(attention, inside, other)
+    found = grounding.point(attention, inside, other)
     assert found.hit == 1, "beside a cell that the object touches"
     assert np.allclose(dataclasses.astuple(found), [1, 6 / 16, 0.3, 1.5 / 16, 0.2])
-    assert pointing.point(attention.flip(1), inside, other).hit == 1 and pointing.point(attention, other, inside).hit == 0
-    assert np.allclose(dataclasses.astuple(pointing.mean([found, pointing.Pointing(0, 0, 0, 0, 0)])),
+    assert grounding.point(attention.flip(1), inside, other).hit == 1 and grounding.point(attention, other, inside).hit == 0
+    assert np.allclose(dataclasses.astuple(grounding.mean([found, grounding.Pointing(0, 0, 0, 0, 0)])),
                        np.array(dataclasses.astuple(found)) / 2)
 
 
@@ -191,7 +192,7 @@ def test_captions_that_are_long_or_strange_are_scored_all_the_same(odd, capsys, 
 def test_unknown_words_are_not_taken_for_one_another(odd, capsys, monkeypatch):
     folder, evaluate = odd
     write_caption(folder, "a zebra")
-    monkeypatch.setattr(captioning, "search", lambda model, memory, *rest: [[4, 1, 3]] * len(memory.grids))  # a [UNK]
+    monkeypatch.setattr(decoding, "search", lambda model, memory, *rest: [[4, 1, 3]] * len(memory.grids))  # a [UNK]
     assert evaluate() == 0 and "exact 0.0%" in capsys.readouterr().out
 
 

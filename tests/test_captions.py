@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from common.errors import BadInput
-from datasets.captions import CaptionDataset, read_captions, split_held_out
-from models.captioning import collate, token_losses
+from datasets.captions import CaptionDataset, random_holdout, read_captions
+from models.decoding import collate, token_losses
 from models.tokenizer import Tokenizer
 
 
@@ -65,11 +65,11 @@ def test_missing_and_ambiguous_parts_are_named(tmp_path):
 
 
 def test_photos_are_held_out_by_the_seed():
-    fit, held = split_held_out(50, 0.1, 0)
-    assert len(held) == 5 and sorted(fit + held) == list(range(50)) and split_held_out(50, 0.1, 1)[1] != held
-    assert split_held_out(50, 0, 0) == (list(range(50)), []) and len(split_held_out(5, 0.01, 0)[1]) == 1
+    fit, held = random_holdout(50, 0.1, 0)
+    assert len(held) == 5 and sorted(fit + held) == list(range(50)) and random_holdout(50, 0.1, 1)[1] != held
+    assert random_holdout(50, 0, 0) == (list(range(50)), []) and len(random_holdout(5, 0.01, 0)[1]) == 1
     with pytest.raises(BadInput, match="--holdout 0"):
-        split_held_out(1, 0.1, 0)
+        random_holdout(1, 0.1, 0)
 
 
 def test_items_are_the_transformed_photo_and_the_encoded_caption(tmp_path):

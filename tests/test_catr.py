@@ -10,9 +10,9 @@ from PIL import Image
 from torch import nn
 
 from common.errors import BadInput
-from models import captioning, catr
+from models import catr, decoding
 from models.tokenizer import Tokenizer, joined, words_of
-from tests import plain_catr
+from tests.helpers import plain_catr
 
 SIZES = [(61, 80), (96, 128), (128, 40)]  # height and width of preprocessed photos
 SENTENCES = ["a man skis down a snowy hill.", "two dogs, one black and one white, play with a frisbee",
@@ -93,7 +93,7 @@ def full():
 @torch.no_grad()
 def captions_of(model, photos, tokenizer, max_tokens, beam=1):
     memory = model.encode(photos)
-    return captioning.read(model, memory, captioning.search(model, memory, tokenizer, max_tokens, beam), tokenizer)
+    return decoding.read(model, memory, decoding.search(model, memory, tokenizer, max_tokens, beam), tokenizer)
 
 
 def check_close(found, expected, tolerance=1e-5):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TRAIN
 from PIL import Image
 
 import p1_eval
@@ -20,6 +19,7 @@ import p2_caption_viz
 import p2_eval
 import p2_train
 import report_page
+from tests.helpers.training import TRAIN
 
 REPOSITORY = Path(__file__).parent.parent
 SCRIPTS = {"p1_train.py": p1_train, "p1_eval.py": p1_eval, "p1_viz_posembed.py": p1_viz_posembed, "p1_viz_attn.py": p1_viz_attn,

@@ -14,14 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import TRAIN
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
-from training import largest_difference, metrics, same, weights
 
-from engine import run_folder
+from engine import checkpointing
 from sam import SAM
+from tests.helpers.training import TRAIN, largest_difference, metrics, same, weights
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, MICRO_BATCHES = 5, 3
@@ -165,7 +164,7 @@ def test_an_overflow_in_one_process_is_skipped_in_all(results):
 
 @pytest.fixture(scope="module")
 def pairs(shapes, tmp_path_factory):
-    """What tests/train_in_pairs.py leaves. 27 images to fit, 12 a step: in its last micro-batch, of a single image,
+    """What tests/helpers/train_in_pairs.py leaves. 27 images to fit, 12 a step: in its last micro-batch, of a single image,
     process 1 has no part."""
     folder = tmp_path_factory.mktemp("pairs")
     shutil.copytree(shapes, folder / "data")
@@ -173,7 +172,7 @@ def pairs(shapes, tmp_path_factory):
         (folder / "data" / "train" / name).unlink()
     (folder / "one image").mkdir()
     shutil.copy(shapes / "val" / "0_0.jpg", folder / "one image")
-    subprocess.run([sys.executable, "-m", "tests.train_in_pairs", folder / "data", folder], cwd=ROOT, timeout=300, check=True)
+    subprocess.run([sys.executable, "-m", "tests.helpers.train_in_pairs", folder / "data", folder], cwd=ROOT, timeout=300, check=True)
     return folder
 
 
@@ -262,4 +261,4 @@ def test_under_torchrun_a_killed_process_ends_the_other(shapes, tmp_path):
     _, said = torchrun.communicate(timeout=30)
     assert torchrun.returncode == 1 and not any(Path(f"/proc/{process}").exists() for process in ranks)
     assert "error: another process of this run has failed: --resume goes on after " in said
-    assert run_folder.find_run(output, resume=True)["resume"]["epoch"] >= 1
+    assert checkpointing.find_run(output, resume=True)["resume"]["epoch"] >= 1

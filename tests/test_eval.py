@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 import p1_eval
-from datasets import images
+from datasets import decode, images, transforms
 from engine import inference
-from models import vit
+from models.checkpoint import open_checkpoint
 
 
 def evaluate(folder, run, *arguments, name="best.pt"):
@@ -143,7 +143,7 @@ def test_bad_files_are_listed_or_skipped(copied, shapes, tmp_path, capsys):
 
 
 def test_what_is_left_for_a_report(copied, shapes):
-    checkpoint = vit.open_checkpoint(copied / "best.pt")
+    checkpoint = open_checkpoint(copied / "best.pt")
     (copied / "val").mkdir()
     for path in (shapes / "val").iterdir():
         shutil.copy(path, copied / "val")
@@ -156,17 +156,17 @@ def test_what_is_left_for_a_report(copied, shapes):
         known = [-1 if name == "unknown.jpg" else checkpoint.labels.index(name.split("_")[0]) for name in names]
         assert left["targets"].tolist() == known and left["targets"][-1] == -1
         assert [checkpoint.labels[i] for i in left["probabilities"].argmax(1)] == [label for _, label in rows(copied / "pred.csv")[1:]]
-        transform = images.evaluation_transform(checkpoint.preprocessing)
+        transform = transforms.evaluation_transform(checkpoint.preprocessing)
         with torch.no_grad():
-            expected = torch.stack([checkpoint.model(transform(images.load_image(copied / "val" / name))[None])[0]
+            expected = torch.stack([checkpoint.model(transform(decode.load_image(copied / "val" / name))[None])[0]
                                     for name in names]).softmax(1)
         assert np.abs(left["probabilities"] - expected.numpy()).max() < 1e-5
 
 
 def test_flip_gives_the_mean_probability_of_an_image_and_its_mirror_image(copied, shapes):
-    checkpoint = vit.open_checkpoint(copied / "best.pt")
-    transform = images.evaluation_transform(checkpoint.preprocessing)
-    batch = torch.stack([transform(images.load_image(shapes / "val" / name)) for name in images.list_files(shapes / "val")])
+    checkpoint = open_checkpoint(copied / "best.pt")
+    transform = transforms.evaluation_transform(checkpoint.preprocessing)
+    batch = torch.stack([transform(decode.load_image(shapes / "val" / name)) for name in images.list_files(shapes / "val")])
     with torch.no_grad():
         plain, mirrored = (checkpoint.model(one).softmax(1).numpy() for one in (batch, torch.flip(batch, [3])))
     for flags, expected in (([], plain), (["--flip"], (plain + mirrored) / 2)):

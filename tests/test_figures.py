@@ -5,9 +5,10 @@ from PIL import Image
 
 import p1_viz_attn
 import p1_viz_posembed
-from datasets import images
+from datasets import decode, transforms
+from interpret.attention import attention_maps, rollout
 from models import vit
-from models.attention import attention_maps, rollout
+from models.checkpoint import open_checkpoint
 from plots.attention import Seen, draw_heads, draw_rows
 from plots.posembed import draw_similarities, mosaic
 
@@ -140,9 +141,9 @@ def test_attn_writes_the_picture_and_its_arrays(run, shapes, tmp_path):
     photos = [shapes / "val" / "0_0.jpg", shapes / "val" / "2_1.jpg"]
     arguments = [*map(str, photos), "--checkpoint", str(run / "best.pt"), "--output-dir", str(tmp_path / "new")]
     assert p1_viz_attn.main([*arguments, "--all", "--batch-size", "1", "--device", "cpu"]) == 0
-    checkpoint = vit.open_checkpoint(run / "best.pt")
-    transform = images.evaluation_transform(checkpoint.preprocessing)
-    inputs = torch.stack([transform(images.load_image(photo)) for photo in photos])
+    checkpoint = open_checkpoint(run / "best.pt")
+    transform = transforms.evaluation_transform(checkpoint.preprocessing)
+    inputs = torch.stack([transform(decode.load_image(photo)) for photo in photos])
     _, maps = attention_maps(checkpoint.model, inputs, range(6))
     for i, photo in enumerate(photos):
         assert Image.open(tmp_path / "new" / f"{photo.stem}.png").width > 1000
@@ -179,8 +180,8 @@ def test_attn_draws_what_is_asked_for(run, shapes, tmp_path, drawn, capsys):
                                  "--device", "cpu", *flags]) == 0
         return np.load(tmp_path / output / "0_0.npz")
 
-    checkpoint = vit.open_checkpoint(run / "best.pt")
-    inputs = images.evaluation_transform(checkpoint.preprocessing)(images.load_image(photos[1]))[None]
+    checkpoint = open_checkpoint(run / "best.pt")
+    inputs = transforms.evaluation_transform(checkpoint.preprocessing)(decode.load_image(photos[1]))[None]
     _, maps = attention_maps(checkpoint.model, inputs, range(6))
     patches = [block[0, :, 0, 1:].reshape(2, 10, 10).numpy() for block in maps]
 
@@ -204,7 +205,7 @@ def test_attn_draws_what_is_asked_for(run, shapes, tmp_path, drawn, capsys):
     arrays = draw("meaning", "--masks", str(shapes / "masks" / "val"), "--occlusion")
     said = capsys.readouterr().out
     mask = np.asarray(Image.open(shapes / "masks" / "val" / "0_0.png")) > 0
-    left, top, right, bottom = images.crop_box(mask.shape[::-1], checkpoint.preprocessing)
+    left, top, right, bottom = transforms.crop_box(mask.shape[::-1], checkpoint.preprocessing)
     rows = (np.arange(mask.shape[0]) + 0.5 - top) / (bottom - top) * 10
     columns = (np.arange(mask.shape[1]) + 0.5 - left) / (right - left) * 10
     inner = mask[np.ix_((rows >= 0) & (rows < 10), (columns >= 0) & (columns < 10))]
@@ -275,12 +276,12 @@ def test_the_only_textured_part_of_a_photo_is_where_the_picture_lights_up(drawn,
     part = tuple(slice(round(max(0, low)), round(high)) for low, high in ((top, bottom), (left, right)))
     texture = np.random.default_rng(0).integers(150, 256, photo[part].shape)
     photo[part] = texture
-    inputs = images.evaluation_transform(preprocessing)(Image.fromarray(photo))[None]
+    inputs = transforms.evaluation_transform(preprocessing)(Image.fromarray(photo))[None]
     _, (last,) = attention_maps(model, inputs)
     attention = last[0].mean(0)[0, 1:].reshape(10, 10).numpy()
     assert np.unravel_index(attention.argmax(), (10, 10)) == (row, column)
 
-    box = images.crop_box(size, preprocessing)
+    box = transforms.crop_box(size, preprocessing)
     draw_rows([(Seen(np.full_like(photo, 127), box), attention - attention.min(), "")], tmp_path / "figure.png", "nearest")
     colour = seen_at(drawn[0].axes[2], tmp_path / "figure.png")
     lit = colour((left + right) / 2, (top + bottom) / 2)

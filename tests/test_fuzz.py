@@ -6,7 +6,6 @@ import os
 import string
 
 import pytest
-from fuzzing import examples
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from common.errors import BadInput
 from common.recipe import parse_with_recipe
 from datasets import captions, images
 from models.tokenizer import Tokenizer, joined, words_of
+from tests.helpers.fuzzing import examples
 
 # names as the system gives them: anything but `/` and NUL, bytes that are no UTF-8 as surrogates
 file_names = st.binary(min_size=1, max_size=12).map(

@@ -7,7 +7,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from common.errors import BadImage, BadInput
-from datasets import augmentation, images
+from datasets import decode, images, transforms
 from models.vit import Normalised
 
 PREPROCESSING = {"input_size": [3, 64, 64], "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3,
@@ -94,27 +94,27 @@ def test_unusable_folders(tmp_path):
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5])
 def test_the_split_is_stratified_and_seeded(sizes, fraction):
     targets = [target for target, size in enumerate(sizes) for _ in range(size)]
-    fit, held_out = images.split_held_out(targets, fraction, seed=3)
+    fit, held_out = images.stratified_holdout(targets, fraction, seed=3)
     assert sorted(fit + held_out) == list(range(len(targets)))
     for target, size in enumerate(sizes):
         count = sum(targets[i] == target for i in held_out)
         assert abs(count - size * fraction) < 1 and count < size
-    assert (fit, held_out) == images.split_held_out(targets, fraction, seed=3)
-    assert held_out != images.split_held_out(targets, fraction, seed=4)[1]
+    assert (fit, held_out) == images.stratified_holdout(targets, fraction, seed=3)
+    assert held_out != images.stratified_holdout(targets, fraction, seed=4)[1]
 
 
 def test_the_split_holds_out_at_least_one_image_and_nothing_for_zero():
-    assert len(images.split_held_out([0, 0, 1, 1], 0.1, seed=0)[1]) == 1
-    assert images.split_held_out([0, 1], 0, seed=0) == ([0, 1], [])
+    assert len(images.stratified_holdout([0, 0, 1, 1], 0.1, seed=0)[1]) == 1
+    assert images.stratified_holdout([0, 1], 0, seed=0) == ([0, 1], [])
     with pytest.raises(BadInput, match="--holdout"):
-        images.split_held_out([0, 1], 0.5, seed=0)
+        images.stratified_holdout([0, 1], 0.5, seed=0)
 
 
 # From a file to a tensor
 
 
 def pixel(path):
-    image = images.load_image(path)
+    image = decode.load_image(path)
     assert image.mode == "RGB"
     return image.getpixel((0, 0))
 
@@ -153,7 +153,7 @@ def test_exif_orientation_is_honoured(tmp_path, orientation, corner):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(stored).save(tmp_path / "turned.png", exif=exif)
-    image = np.asarray(images.load_image(tmp_path / "turned.png"))
+    image = np.asarray(decode.load_image(tmp_path / "turned.png"))
     assert image.shape[:2] == ((24, 16) if orientation >= 5 else (16, 24))
     where = {"top left": image[2, 2], "top right": image[2, -3], "bottom left": image[-3, 2], "bottom right": image[-3, -3]}
     assert [name for name, value in where.items() if value[0] == 255] == [corner]
@@ -173,8 +173,8 @@ def test_files_that_cannot_be_decoded_whole(tmp_path):
     for name, reason in (("cut.jpg", "truncated"), ("text.jpg", "not an image"), ("float.tiff", "floating-point"),
                          ("missing.jpg", "No such file")):
         with pytest.raises(BadImage, match=reason):
-            images.load_image(tmp_path / name)
-    bad = images.undecodable(tmp_path, ["whole.jpg", "cut.jpg", "text.jpg"])
+            decode.load_image(tmp_path / name)
+    bad = decode.undecodable(tmp_path, ["whole.jpg", "cut.jpg", "text.jpg"])
     assert list(bad) == ["cut.jpg", "text.jpg"] and bad["text.jpg"] == "not an image"
 
 
@@ -185,8 +185,8 @@ def test_the_first_bad_image_makes_a_list_of_all(tmp_path, workers):
     (tmp_path / "0_2.png").write_text("x")
     (tmp_path / "0_5.png").write_text("x")
     names = [f"0_{i}.png" for i in range(6)]
-    dataset = images.ImageDataset(tmp_path, names, [0] * 6, images.evaluation_transform(PREPROCESSING))
-    with pytest.raises(BadInput, match="2 files of 6") as caught, images.explaining_bad_images(tmp_path, names):
+    dataset = images.ImageDataset(tmp_path, names, [0] * 6, transforms.evaluation_transform(PREPROCESSING))
+    with pytest.raises(BadInput, match="2 files of 6") as caught, decode.explaining_bad_images(tmp_path, names):
         list(DataLoader(dataset, batch_size=2, num_workers=workers))
     assert caught.value.details == ("0_2.png: not an image", "0_5.png: not an image")
 
@@ -199,8 +199,8 @@ def test_the_crop_box_is_what_the_transform_keeps(size, input_size, mode, crop_p
     # edges the value at an output pixel says where in the photo that pixel lies.
     preprocessing = {**PREPROCESSING, "input_size": [3, *input_size], "crop_mode": mode, "crop_pct": crop_pct,
                      "interpolation": "bilinear"}
-    left, top, right, bottom = images.crop_box(size, preprocessing)
-    resize, crop = images.evaluation_transform(preprocessing).transforms[:2]
+    left, top, right, bottom = transforms.crop_box(size, preprocessing)
+    resize, crop = transforms.evaluation_transform(preprocessing).transforms[:2]
     crop.fill = 0  # where it pads, the colour is for three channels, and these pictures have one
     columns, rows = np.meshgrid(np.arange(size[0]) + 0.5, np.arange(size[1]) + 0.5)
     for values, low, high, side, axis in ((columns, left, right, size[0], 1), (rows, top, bottom, size[1], 0)):
@@ -217,7 +217,7 @@ def test_the_evaluation_transform_is_the_models_own():
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 130, 3), dtype=np.uint8))
     expected = photo.resize((92, 71), Image.Resampling.BICUBIC).crop((14, 4, 78, 68))  # 71 = floor(64 / 0.9)
     expected = torch.from_numpy(np.asarray(expected).copy()).permute(2, 0, 1) / 127.5 - 1
-    torch.testing.assert_close(images.evaluation_transform(PREPROCESSING)(photo), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(transforms.evaluation_transform(PREPROCESSING)(photo), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("mean, std", [((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
@@ -225,15 +225,15 @@ def test_pixels_normalised_in_a_batch_are_the_same_bits(mean, std):
     rng = np.random.default_rng(0)
     photos = [Image.fromarray(rng.integers(0, 256, (90, 100 + i, 3), dtype=np.uint8)) for i in range(3)]
     preprocessing = {**PREPROCESSING, "mean": list(mean), "std": list(std)}
-    pixels = torch.stack([images.evaluation_pixels(preprocessing)(photo) for photo in photos])
+    pixels = torch.stack([transforms.evaluation_pixels(preprocessing)(photo) for photo in photos])
     assert pixels.dtype == torch.uint8
-    expected = torch.stack([images.evaluation_transform(preprocessing)(photo) for photo in photos])
+    expected = torch.stack([transforms.evaluation_transform(preprocessing)(photo) for photo in photos])
     assert torch.equal(Normalised(torch.nn.Identity(), preprocessing)(pixels), expected)
 
 
 def test_augmentation_depends_on_seed_epoch_and_index_alone(shapes):
     names = images.list_files(shapes / "train")
-    dataset = images.ImageDataset(shapes / "train", names, [0] * len(names), augmentation.training_transform(PREPROCESSING), seed=5)
+    dataset = images.ImageDataset(shapes / "train", names, [0] * len(names), transforms.training_transform(PREPROCESSING), seed=5)
     keys = [(epoch, index) for epoch in (0, 1) for index in (0, 1, 2, 3)]
     torch.manual_seed(1)
     one = [dataset[key][0] for key in keys]
@@ -261,4 +261,4 @@ def test_every_real_photo_decodes(real_data):
     for part, count in (("train", 331), ("val", 111), ("named", 3)):
         names = images.list_files(real_data / "pets" / part)
         assert len(names) == count
-        assert images.undecodable(real_data / "pets" / part, names) == {}
+        assert decode.undecodable(real_data / "pets" / part, names) == {}

@@ -8,8 +8,9 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
 import p1_viz_landscape
-from common.training_flags import optimizer_name
-from models import landscape
+from datasets import decode, transforms
+from engine.flags import optimizer_name
+from interpret import landscape
 from plots.landscape import contour_levels, styles
 from sam import SAM
 
@@ -293,15 +294,15 @@ def test_the_script_writes_the_figure_and_its_arrays(run, plain_run, shapes, tmp
 
 def test_the_losses_are_those_of_the_photos_named(run, shapes, tmp_path):
     from datasets import images
-    from models.vit import open_checkpoint
+    from models.checkpoint import open_checkpoint
 
     output = tmp_path / "figure.png"
     assert p1_viz_landscape.main([str(run / "best.pt"), "--data", str(shapes), "--output", str(output), *QUICK]) == 0
     opened = open_checkpoint(run / "best.pt")
-    transform = images.evaluation_transform(opened.preprocessing)
+    transform = transforms.evaluation_transform(opened.preprocessing)
     with np.load(output.with_suffix(".npz")) as arrays:
         names, found, rise, rise_full = arrays["images"].tolist(), arrays["loss"][0], arrays["rise"][0], arrays["rise_full"][0]
-    inputs = torch.stack([transform(images.load_image(shapes / "train" / name)) for name in names])
+    inputs = torch.stack([transform(decode.load_image(shapes / "train" / name)) for name in names])
     targets = [opened.labels.index(name.split("_")[0]) for name in names]
     with torch.no_grad():
         assert found == pytest.approx(plain_loss(opened.model, inputs, targets).item(), rel=1e-5)
@@ -310,7 +311,7 @@ def test_the_losses_are_those_of_the_photos_named(run, shapes, tmp_path):
     for values, part in ((rise[0], batches[:1]), (rise[1], batches[1:]), (rise_full, batches)):
         np.testing.assert_allclose(values, landscape.rises(loss, weights, part, [0.05, 0.1]), rtol=1e-3)
     folder = images.read_training_folder(shapes / "train", shapes / "classes.txt")
-    held_out = {folder.names[i] for i in images.split_held_out(folder.targets, 0.1, 0)[1]}
+    held_out = {folder.names[i] for i in images.stratified_holdout(folder.targets, 0.1, 0)[1]}
     assert held_out and not held_out & set(names)
 
 

@@ -19,10 +19,10 @@ import p1_viz_attn
 import p1_viz_posembed
 import p2_caption_viz
 import report_page
-from analysis.scores import wilson_interval
 from benchmarks.page import CHROMIUM
-from report import attention, captions, positions
-from report.packing import as_bytes
+from compare.statistics import wilson_interval
+from page import attention, captions, positions
+from page.packing import as_bytes
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 

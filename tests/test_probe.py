@@ -11,13 +11,13 @@ import torch
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
-from conftest import TRAIN
-from training import same, train, weights
 
 import p1_train
-from datasets import images
+from datasets import decode, images, transforms
 from models import vit
+from models.checkpoint import open_checkpoint
 from models.probe import STRENGTHS, TRUSTS, Features, fit_probe, read_head, set_head
+from tests.helpers.training import TRAIN, same, train, weights
 
 
 @pytest.fixture(scope="module", params=["2 classes", "5 classes", "5 classes and a pretrained head"])
@@ -158,11 +158,11 @@ def test_training_begins_at_the_probe(shapes, tmp_path, capsys):
     assert told["probe"]["C"] in STRENGTHS and told["model"] == vit.describe(timm.create_model("test_vit", num_classes=4))
 
     folder = images.read_training_folder(shapes / "train", shapes / "classes.txt")
-    fit = folder.keep(images.split_held_out(folder.targets, 0.1, seed=0)[0])
-    checkpoint = vit.open_checkpoint(tmp_path / "random" / "best.pt")
-    transform = images.evaluation_transform(checkpoint.preprocessing)
+    fit = folder.keep(images.stratified_holdout(folder.targets, 0.1, seed=0)[0])
+    checkpoint = open_checkpoint(tmp_path / "random" / "best.pt")
+    transform = transforms.evaluation_transform(checkpoint.preprocessing)
     with torch.no_grad():
-        features = Features(checkpoint.model)(torch.stack([transform(images.load_image(fit.root / name)) for name in fit.names]))
+        features = Features(checkpoint.model)(torch.stack([transform(decode.load_image(fit.root / name)) for name in fit.names]))
     probe = fit_probe(features, fit.targets)
     assert np.abs(one["head.weight"].numpy() - probe.weight).max() < 1e-3 * np.abs(probe.weight).max()
 
@@ -183,10 +183,10 @@ def test_training_begins_at_a_probe_that_knows_the_pretrained_head(shapes, tmp_p
     assert told["headed"]["trust"] > 0 and told["headless"]["trust"] == 0
 
     folder = images.read_training_folder(shapes / "train", shapes / "classes.txt")
-    checkpoint = vit.open_checkpoint(tmp_path / "trained" / "best.pt")
-    transform = images.evaluation_transform(checkpoint.preprocessing)
+    checkpoint = open_checkpoint(tmp_path / "trained" / "best.pt")
+    transform = transforms.evaluation_transform(checkpoint.preprocessing)
     with torch.no_grad():
-        features = Features(checkpoint.model)(torch.stack([transform(images.load_image(folder.root / name))
+        features = Features(checkpoint.model)(torch.stack([transform(decode.load_image(folder.root / name))
                                                            for name in folder.names]))
     probe = fit_probe(features, folder.targets, read_head(checkpoint.model))
     assert np.abs(weights(tmp_path / "headed")["head.weight"].numpy() - probe.weight).max() < 1e-3 * np.abs(probe.weight).max()

@@ -4,11 +4,11 @@ import shlex
 from pathlib import Path
 
 import pytest
-from training import train
 
 import p1_train
 from common.errors import BadInput
 from common.recipe import parse_with_recipe
+from tests.helpers.training import train
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 NEEDED = ["--data", "d", "--output", "o"]

@@ -9,11 +9,21 @@ import pytest
 from PIL import Image
 
 import p1_report
-from analysis import document, runs, scores
-from analysis.claims import NOT_SUPPORTED, OPEN, SUPPORTED, Comparisons, claims, differing, sam_pairs, size_pairs, sweeps
-from analysis.mistakes import confused_pairs, hard_photos
 from common.errors import BadInput
 from common.files import sha256
+from compare import runs, statistics, tables
+from compare.claims import (
+    NOT_SUPPORTED,
+    OPEN,
+    SUPPORTED,
+    Comparisons,
+    claims,
+    differing,
+    sam_pairs,
+    size_pairs,
+    sweeps,
+)
+from compare.mistakes import confused_pairs, hard_photos
 from plots.report import draw_confusion
 
 SETTINGS = {"data": "p1_data", "holdout": 0.1, "skip_bad": False, "recipe": None, "arch": "vit_tiny_patch16_224",
@@ -101,33 +111,33 @@ def rows(path):
     (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718),
 ])
 def test_wilson_interval_agrees_with_published_values(correct, total, low, high):
-    assert scores.wilson_interval(correct, total) == pytest.approx((low, high), abs=5e-5)
+    assert statistics.wilson_interval(correct, total) == pytest.approx((low, high), abs=5e-5)
 
 
 @pytest.mark.parametrize("wins, losses", [(1, 9), (9, 1), (0, 5), (6, 6), (7, 7), (0, 0), (3, 21), (12, 30)])
 def test_mcnemar_is_the_exact_two_sided_binomial_tail(wins, losses):
     total = wins + losses
     tail = sum(math.comb(total, k) for k in range(min(wins, losses) + 1))
-    assert scores.mcnemar(wins, losses) == pytest.approx(float(min(1, 2 * Fraction(tail, 2**total))), rel=1e-12)
+    assert statistics.mcnemar(wins, losses) == pytest.approx(float(min(1, 2 * Fraction(tail, 2**total))), rel=1e-12)
 
 
 def test_mcnemar_by_hand():
-    assert scores.mcnemar(1, 9) == pytest.approx(2 * (1 + 10) / 2**10) == pytest.approx(0.021484375)
+    assert statistics.mcnemar(1, 9) == pytest.approx(2 * (1 + 10) / 2**10) == pytest.approx(0.021484375)
     # Fagerland, Lydersen and Laake 2013, BMC Med Res Methodol 13:91, table 1 (airway hyper-responsiveness): b 1, c 7
-    assert scores.mcnemar(1, 7) == pytest.approx(0.0703, abs=5e-5)
+    assert statistics.mcnemar(1, 7) == pytest.approx(0.0703, abs=5e-5)
 
 
 def test_holm_by_hand():
-    assert scores.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert scores.holm([0.6, 0.5]) == [1.0, 1.0] and scores.holm([0.03]) == [0.03] and scores.holm([]) == []
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.6, 0.5]) == [1.0, 1.0] and statistics.holm([0.03]) == [0.03] and statistics.holm([]) == []
 
 
 def test_wins_count_images_that_the_larger_share_of_runs_gets_right():
     first = np.array([[1, 1, 0, 0, 1, 1], [1, 0, 0, 1, 1, 0], [1, 0, 0, 1, 1, 0]], dtype=bool)  # 1, 1/3, 0, 2/3, 1, 1/3
     second = np.array([[1, 1, 0, 1, 0, 0], [1, 0, 1, 0, 0, 1]], dtype=bool)  # 1, 1/2, 1/2, 1/2, 0, 1/2
-    assert scores.wins_and_losses(first, second) == (2, 3)
-    assert scores.wins_and_losses(second, first) == (3, 2)
-    assert scores.wins_and_losses(np.tile(first, (3, 1)), first) == (0, 0), "equal shares of 3 and of 9 runs"
+    assert statistics.wins_and_losses(first, second) == (2, 3)
+    assert statistics.wins_and_losses(second, first) == (3, 2)
+    assert statistics.wins_and_losses(np.tile(first, (3, 1)), first) == (0, 0), "equal shares of 3 and of 9 runs"
 
 
 def test_paired_margin_by_hand():
@@ -136,16 +146,16 @@ def test_paired_margin_by_hand():
     # Wald's variance of a difference of paired shares, with cells of 9.5, 3.5 and 39 of 52
     shares = np.array([9.5, 3.5, 39]) / 52
     variance = shares @ np.array([1, -1, 0])**2 - (shares @ [1, -1, 0])**2
-    assert scores.paired_margin(first, second) == pytest.approx(1.959964 * math.sqrt(variance / 52), rel=1e-6)
-    assert scores.paired_margin(np.tile(first, (3, 1)), second) == pytest.approx(scores.paired_margin(first, second))
-    assert scores.paired_margin(first[:, :4], first[:, :4]) > 0.3, "four images without a difference prove nothing"
+    assert statistics.paired_margin(first, second) == pytest.approx(1.959964 * math.sqrt(variance / 52), rel=1e-6)
+    assert statistics.paired_margin(np.tile(first, (3, 1)), second) == pytest.approx(statistics.paired_margin(first, second))
+    assert statistics.paired_margin(first[:, :4], first[:, :4]) > 0.3, "four images without a difference prove nothing"
 
 
 def test_calibration_error_by_hand():
     # one bin of (0.4667, 0.5333]: 1 of 2 right at 0.5; one of (0.8667, 0.9333]: 1 of 4 right at 0.9
     confidence, correct = [0.5, 0.5, 0.9, 0.9, 0.9, 0.9], [1, 0, 1, 0, 0, 0]
-    assert scores.expected_calibration_error(confidence, correct) == pytest.approx(4 / 6 * 0.65)
-    assert scores.expected_calibration_error([1.0, 1.0], [1, 1]) == 0
+    assert statistics.expected_calibration_error(confidence, correct) == pytest.approx(4 / 6 * 0.65)
+    assert statistics.expected_calibration_error([1.0, 1.0], [1, 1]) == 0
 
 
 def test_calibration_error_agrees_with_a_plain_loop():
@@ -156,16 +166,16 @@ def test_calibration_error_agrees_with_a_plain_loop():
     for k in range(15):
         inside = (confidence > k / 15) & (confidence <= (k + 1) / 15)
         expected += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
-    assert scores.expected_calibration_error(confidence, correct) == pytest.approx(expected)
+    assert statistics.expected_calibration_error(confidence, correct) == pytest.approx(expected)
     # the upper edge of a bin belongs to it
-    assert scores.reliability([1 / 15, 2 / 15, 1.0], [1, 1, 1])[0].tolist() == [1, 1, *[0] * 12, 1]
+    assert statistics.reliability([1 / 15, 2 / 15, 1.0], [1, 1, 1])[0].tolist() == [1, 1, *[0] * 12, 1]
 
 
 def test_the_most_confused_pairs_are_unordered():
-    counts = scores.confusion_counts([0, 0, 1, 1, 2, 2, 2], [1, 0, 0, 2, 2, 1, 1], 4)
+    counts = statistics.confusion_counts([0, 0, 1, 1, 2, 2, 2], [1, 0, 0, 2, 2, 1, 1], 4)
     assert counts.tolist() == [[1, 1, 0, 0], [1, 0, 1, 0], [0, 2, 1, 0], [0, 0, 0, 0]]
-    assert scores.most_confused(counts) == [(3, 1, 2), (2, 0, 1)]
-    assert scores.most_confused(counts, 1) == [(3, 1, 2)]
+    assert statistics.most_confused(counts) == [(3, 1, 2), (2, 0, 1)]
+    assert statistics.most_confused(counts, 1) == [(3, 1, 2)]
 
 
 # Run folders -------------------------------------------------------------------------------------------------------
@@ -302,8 +312,8 @@ def test_the_numbers_of_the_table_are_those_computed_by_hand(tmp_path):
 def test_without_a_held_out_part_convergence_is_that_of_training(tmp_path):
     write_run(tmp_path / "run0", right_of(0), curve=None, train=(0.5, 0.85, 0.9, 0.9))
     settings, _ = read(tmp_path)
-    assert document.table_row(settings[0])["epochs_to_95"] == 3, "0.95 of 0.9 is 0.855"
-    assert "the training accuracy (nothing was held out) is at least" in document.notes(settings)
+    assert tables.table_row(settings[0])["epochs_to_95"] == 3, "0.95 of 0.9 is 0.855"
+    assert "the training accuracy (nothing was held out) is at least" in tables.notes(settings)
 
 
 def test_a_model_without_numbers_has_dashes(tmp_path):
@@ -312,7 +322,7 @@ def test_a_model_without_numbers_has_dashes(tmp_path):
     del config["model"]
     (folder / "config.json").write_text(json.dumps(config))
     settings, _ = read(tmp_path)
-    assert "| – | – | – | – | 0 | 0.983 | one run |" in document.markdown_table(*document.settings_cells([document.table_row(settings[0])]))
+    assert "| – | – | – | – | 0 | 0.983 | one run |" in tables.markdown_table(*tables.settings_cells([tables.table_row(settings[0])]))
 
 
 def test_settings_on_other_images_share_the_table_and_nothing_else(tmp_path):
@@ -337,7 +347,7 @@ def test_differences_in_words(tmp_path):
     write_run(tmp_path / "run1", right_of(0), recipe="tiny-4.toml", sam=True)
     write_run(tmp_path / "run2", right_of(1, 2), recipe="tiny-3.toml", sam=True, rho=0.1)
     settings, _ = read(tmp_path)
-    said = document.noise_section(Comparisons(settings))
+    said = tables.noise_section(Comparisons(settings))
     # 39 images to none; 38 (all of the 40 but 1 and 2); 0 against 1, 2: 2 (1/2)^3 (1 + 3)
     assert "tiny-4 beats tiny-2 by 65.0 points (p < 0.001)\n" in said
     assert "tiny-3 beats tiny-2 by 63.3 points (p < 0.001)\n" in said
@@ -347,7 +357,7 @@ def test_differences_in_words(tmp_path):
     settings, _ = read(tmp_path)
     found = Comparisons(settings).between(settings[3], settings[1])
     assert (found.wins, found.losses, found.p) == (0, 6, 2 / 2**6) and found.adjusted == pytest.approx(3 * 2 / 2**6)
-    assert not found.significant and "tiny-5 and tiny-4 do not differ" in document.noise_section([found])
+    assert not found.significant and "tiny-5 and tiny-4 do not differ" in tables.noise_section([found])
 
 
 def test_ranges_over_seeds_that_overlap_are_no_difference(tmp_path):
@@ -359,7 +369,7 @@ def test_ranges_over_seeds_that_overlap_are_no_difference(tmp_path):
     # images 0 to 19: right in 1 of 2 seeds of each; 20: 1 of 2 against 2 of 2; 21 to 41: 2 of 2 against 1 of 2
     assert (comparison.wins, comparison.losses) == (21, 1) and comparison.significant and not comparison.exceeds_noise
     assert "a is 16.7 points above b on these images (p < 0.001), but their ranges over seeds overlap" in \
-        document.noise_section([comparison])
+        tables.noise_section([comparison])
 
 
 def write_sam(folder, *, plain, sam, plain_train=0.95, sam_train=0.95, plain_curve=(0.4, 0.6, 0.8, 0.8),
@@ -541,7 +551,7 @@ def test_confused_pairs_and_hard_photos(tmp_path):
     hard = hard_photos([first, second])
     assert [(one.image, one.predicted, round(one.probability, 4)) for one in hard] == [
         (4, 0, round((0.6 + 0.9 + 0.5) / 3, 4)), (0, 1, round((0.6 + 0.9 + 0.25) / 3, 4)), (6, 1, round((0.2 + 0.9 + 0.5) / 3, 4))]
-    assert document.mistake(first.images, hard[0]) == "1_4.jpg: pug -> beagle (0.67)"
+    assert tables.mistake(first.images, hard[0]) == "1_4.jpg: pug -> beagle (0.67)"
 
 
 def test_a_report_has_all_files_and_links_them(tmp_path):
@@ -589,9 +599,9 @@ def test_of_very_many_classes_those_with_mistakes_are_drawn():
 
 
 def test_slugs_are_distinct():
-    assert document.slugs(["tiny-4, lr 1e-04", "tiny-4 lr 1e-04", "$", "ä|b"]) == [
+    assert tables.slugs(["tiny-4, lr 1e-04", "tiny-4 lr 1e-04", "$", "ä|b"]) == [
         "tiny-4_lr_1e-04", "tiny-4_lr_1e-04__2", "setting", "ä_b"]
 
 
 def test_a_bar_in_a_name_does_not_break_the_table():
-    assert document.markdown_table(["a|b"], [["c"]]) == "| a\\|b |\n|---|\n| c |\n"
+    assert tables.markdown_table(["a|b"], [["c"]]) == "| a\\|b |\n|---|\n| c |\n"

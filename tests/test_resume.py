@@ -14,20 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TRAIN
-from training import computed, metrics, same, train, weights
 
 from datasets import images
-from engine import run_folder
-from engine.randomness import ShuffledBatches
+from engine import checkpointing
+from engine.seeding import ShuffledBatches
 from engine.state import TrainingState
+from tests.helpers.training import TRAIN, computed, metrics, same, train, weights
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_killed_runs_end_bit_for_bit_like_one_left_alone():
     """Six kills each, two of them in the middle of a save; the script's docstring has the command for 25."""
-    processes = [subprocess.Popen([sys.executable, "-m", "tests.kill_training", "--kills", "6", "--optimizer", "adam", *flags],
+    processes = [subprocess.Popen([sys.executable, "-m", "tests.helpers.kill_training", "--kills", "6", "--optimizer", "adam", *flags],
                                   cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                   env={**os.environ, "OMP_NUM_THREADS": "1"})  # side by side
                  for flags in ([], ["--sam", "--workers", "2"])]
@@ -55,14 +54,14 @@ def test_a_run_resumes_in_the_middle_of_an_epoch_with_all_that_a_model_draws(sha
     class Killed(BaseException):
         pass
 
-    save = run_folder.save_checkpoint
+    save = checkpointing.save_checkpoint
 
     def save_then_die(content, path, *previous):
         save(content, path, *previous)
         if path.name == "last.pt":
             raise Killed
 
-    monkeypatch.setattr(run_folder, "save_checkpoint", save_then_die)
+    monkeypatch.setattr(checkpointing, "save_checkpoint", save_then_die)
     killed = 0
     while True:
         random.seed(killed), np.random.seed(killed), torch.manual_seed(killed)
@@ -140,7 +139,7 @@ def test_best_is_mended_after_a_kill_before_it(shapes, tmp_path, monkeypatch):
     for ema in ([], ["--ema", 0.5]):
         for killed, score_after in ((2, 0.25), (3, 0.25), (3, 0.75)):
             output = tmp_path / f"{killed} {score_after} {len(ema)}"
-            scores, saves, save = iter([0.25, 0.5, 0.75]), [], run_folder.save_checkpoint
+            scores, saves, save = iter([0.25, 0.5, 0.75]), [], checkpointing.save_checkpoint
 
             def dying(content, path, *previous):
                 if path.name == "best.pt":
@@ -155,7 +154,7 @@ def test_best_is_mended_after_a_kill_before_it(shapes, tmp_path, monkeypatch):
                 return logits, torch.zeros(4, dtype=torch.long)
 
             with monkeypatch.context() as patch:
-                patch.setattr(run_folder, "save_checkpoint", dying)
+                patch.setattr(checkpointing, "save_checkpoint", dying)
                 patch.setattr("engine.inference.predict", predict)
                 with pytest.raises(Killed):
                     train(shapes, output, "--epochs", 3, "--holdout", 0.12, *ema)
@@ -249,8 +248,8 @@ def test_every_flipped_byte_that_matters_is_found(run, tmp_path):
     for place in np.random.default_rng(0).integers(len(whole), size=60):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x01]) + whole[place + 1:])
         try:
-            assert same(run_folder.read_tensors(path)["state_dict"], expected)
-        except run_folder.BadInput:
+            assert same(checkpointing.read_tensors(path)["state_dict"], expected)
+        except checkpointing.BadInput:
             refused += 1
     assert refused > 40
 
@@ -290,7 +289,7 @@ def test_a_disk_that_is_really_full(run, shapes, tmp_path, capsys, free):
         assert message.startswith("error: ") and "No space left on device" in message and str(disk / "run") in message
         if free:
             assert f"{disk}/run/last.pt cannot be saved: No space left on device; {disk}/run/last.pt is whole" in message
-        assert (disk / "run" / "last.pt").read_bytes() == before and run_folder.find_run(disk / "run", resume=True)
+        assert (disk / "run" / "last.pt").read_bytes() == before and checkpointing.find_run(disk / "run", resume=True)
         assert not list((disk / "run").glob(".*"))
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -398,7 +397,7 @@ def bad_batch(monkeypatch):
 def image_of_step(shapes, step):
     """The name of an image that a run of 8 a batch and the seed 0 takes in this step of its first epoch."""
     folder = images.read_training_folder(shapes / "train", shapes / "classes.txt")
-    fit = folder.keep(images.split_held_out(folder.targets, 0.1, 0)[0])
+    fit = folder.keep(images.stratified_holdout(folder.targets, 0.1, 0)[0])
     return fit.names[ShuffledBatches(len(fit.names), 8, 0).order()[8 * (step - 1) + 1]]
 
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from common.errors import BadInput
-from datasets import images
+from datasets import decode, images
 from datasets.shapes import DEMO_CLASSES, OUTLINES, PRETRAIN_CLASSES, draw_image, write_dataset
 
 
@@ -65,7 +65,7 @@ def test_a_linear_classifier_on_pixels_fails(tmp_path):
 
     def load(split):
         names = images.list_files(folder / split)
-        pixels = [np.asarray(images.load_image(folder / split / name).resize((64, 64))).ravel() / 255 for name in names]
+        pixels = [np.asarray(decode.load_image(folder / split / name).resize((64, 64))).ravel() / 255 for name in names]
         return np.stack(pixels), np.array([int(images.label_of(name)) for name in names])
 
     (x, y), (x_val, y_val) = load("train"), load("val")

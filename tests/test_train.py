@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from training import largest_difference, metrics, same, train, weights
 
 import p1_train
 from datasets import images
-from engine import run_folder
-from engine.randomness import ShuffledBatches
+from engine import checkpointing
 from engine.schedule import warmup_cosine
+from engine.seeding import ShuffledBatches
+from tests.helpers.training import largest_difference, metrics, same, train, weights
 
 
 def test_a_run_leaves_what_the_contract_says(run, shapes):
@@ -93,9 +93,9 @@ def test_the_best_epoch_is_the_last_one_with_the_highest_score(shapes, tmp_path,
         logits[torch.arange(4), [0 if i < share * 4 else 1 for i in range(4)]] = 1
         return logits, torch.zeros(4, dtype=torch.long)
 
-    kept, save = [], run_folder.save_checkpoint
+    kept, save = [], checkpointing.save_checkpoint
     monkeypatch.setattr("engine.inference.predict", predict)
-    monkeypatch.setattr(run_folder, "save_checkpoint", lambda content, path, *previous: (kept.append(path.name), save(content, path, *previous)))
+    monkeypatch.setattr(checkpointing, "save_checkpoint", lambda content, path, *previous: (kept.append(path.name), save(content, path, *previous)))
     assert train(shapes, tmp_path / "run", "--epochs", 4, "--optimizer", "adam") == 0
     assert kept == ["last.pt", "best.pt", "last.pt", "best.pt", "last.pt", "best.pt", "last.pt"]
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fuzzing import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,9 +23,11 @@ from PIL import Image
 import p1_eval
 import p1_report
 from common.errors import BadImage, BadInput
-from common.files import read_tensors, refuse_spoilt_weights
-from datasets import images
-from models import catr, vit
+from common.files import read_tensors, refuse_nonfinite_weights
+from datasets import decode, transforms
+from models import catr
+from models.checkpoint import open_checkpoint
+from tests.helpers.fuzzing import examples
 
 MIB = 2**20
 REPOSITORY = Path(__file__).parents[1]
@@ -131,9 +132,9 @@ def test_weights_that_run_code_or_claim_memory_are_refused(tmp_path, recwarn, wr
 def test_weights_in_eight_bits_are_looked_at(tmp_path):
     """torch cannot ask them whether they are finite."""
     eighths = torch.tensor([1.0, float("nan")]).to(torch.float8_e4m3fn)
-    refuse_spoilt_weights({"weight": eighths[:1]}, tmp_path / "weights.pt")
+    refuse_nonfinite_weights({"weight": eighths[:1]}, tmp_path / "weights.pt")
     with pytest.raises(BadInput, match="weights.pt is of no use: weight holds values that are not finite"):
-        refuse_spoilt_weights({"weight": eighths}, tmp_path / "weights.pt")
+        refuse_nonfinite_weights({"weight": eighths}, tmp_path / "weights.pt")
 
 
 def test_a_gigapixel_image_is_refused_before_it_is_decoded(tmp_path):
@@ -146,9 +147,9 @@ def test_a_gigapixel_image_is_refused_before_it_is_decoded(tmp_path):
 
     def read():
         with pytest.raises(BadImage, match="bomb.png: .*3600000000 pixels"):
-            images.load_image(tmp_path / "bomb.png")
+            decode.load_image(tmp_path / "bomb.png")
         with pytest.raises(BadImage, match="line.png: 60 x 60000 pixels: one side is more than 100 times the other"):
-            images.load_image(tmp_path / "line.png")
+            decode.load_image(tmp_path / "line.png")
 
     assert grown(read) < 50
 
@@ -185,7 +186,7 @@ def test_a_changed_checkpoint_is_refused(run, tmp_path, changes, words):
 
     def read():
         with pytest.raises(BadInput, match=f"^{tmp_path}/changed.pt.* {words}"):
-            vit.open_checkpoint(tmp_path / "changed.pt")
+            open_checkpoint(tmp_path / "changed.pt")
 
     assert grown(read) < 200
 
@@ -205,11 +206,11 @@ def test_any_field_of_any_value_is_read_or_refused(run, tmp_path, data):
     fields[data.draw(st.sampled_from(sorted(fields)))] = data.draw(VALUES)
     torch.save(saved, tmp_path / "changed.pt")
     try:
-        checkpoint = vit.open_checkpoint(tmp_path / "changed.pt")
+        checkpoint = open_checkpoint(tmp_path / "changed.pt")
     except BadInput as error:
         assert "\n" not in str(error)
         return
-    photo = images.evaluation_transform(checkpoint.preprocessing)(Image.new("RGB", (40, 30)))
+    photo = transforms.evaluation_transform(checkpoint.preprocessing)(Image.new("RGB", (40, 30)))
     with torch.no_grad():
         assert checkpoint.model(photo[None]).shape == (1, len(checkpoint.labels))
 

@@ -1,9 +1,9 @@
-import re
 import contextlib
 import hashlib
 import http.server
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -19,6 +19,7 @@ import torch
 
 from common.errors import BadInput
 from models import vit
+from models.checkpoint import checkpoint_fields, open_checkpoint
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -107,7 +108,7 @@ def test_scratch_is_random_and_needs_no_weights():
 def test_files_that_do_not_fit_are_refused_by_name(weights, tmp_path):
     with pytest.raises(BadInput, match="does not fit vit_tiny_patch16_224.*--arch that it was made for"):
         vit.create("vit_tiny_patch16_224", 5, weights)
-    torch.save({**vit.checkpoint_fields("test_vit", [], [], {}), "settings": {}, "state_dict": safetensors.torch.load_file(weights)}, tmp_path / "ours.pt")
+    torch.save({**checkpoint_fields("test_vit", [], [], {}), "settings": {}, "state_dict": safetensors.torch.load_file(weights)}, tmp_path / "ours.pt")
     with pytest.raises(BadInput, match="it was made for test_vit"):
         vit.create("deit_tiny_patch16_224", 5, tmp_path / "ours.pt")
     with pytest.raises(BadInput, match="does not exist"):
@@ -138,7 +139,7 @@ def test_plain_timm_loads_a_checkpoint_of_ours(run):
     saved = torch.load(run / "best.pt", weights_only=True)
     model = timm.create_model(saved["arch"], num_classes=len(saved["labels"]), checkpoint_path=str(run / "best.pt"))
     assert same(model.state_dict(), saved["state_dict"])
-    opened = vit.open_checkpoint(run / "best.pt")
+    opened = open_checkpoint(run / "best.pt")
     x = torch.randn(2, 3, 160, 160)
     assert torch.equal(model.eval()(x), opened.model(x))
     assert opened.labels == ["0", "1", "2", "3"] and opened.class_names == ["cross", "heart", "ring", "star"]
@@ -147,20 +148,20 @@ def test_plain_timm_loads_a_checkpoint_of_ours(run):
 
 def test_checkpoints_that_are_none_are_refused(run, weights, tmp_path):
     with pytest.raises(BadInput, match="--arch and --weights"):
-        vit.open_checkpoint(weights)
+        open_checkpoint(weights)
     saved = torch.load(run / "best.pt", weights_only=True)
     torch.save({key: value for key, value in saved.items() if key != "preprocessing"}, tmp_path / "partial.pt")
     with pytest.raises(BadInput, match="not a checkpoint"):
-        vit.open_checkpoint(tmp_path / "partial.pt")
+        open_checkpoint(tmp_path / "partial.pt")
     torch.save({**saved, "arch": "vit_unheard_of"}, tmp_path / "unheard.pt")
     with pytest.raises(BadInput, match="unheard.pt: --arch vit_unheard_of"):
-        vit.open_checkpoint(tmp_path / "unheard.pt")
+        open_checkpoint(tmp_path / "unheard.pt")
     torch.save({**saved, "format": 2}, tmp_path / "newer.pt")
     with pytest.raises(BadInput, match="format 2"):
-        vit.open_checkpoint(tmp_path / "newer.pt")
+        open_checkpoint(tmp_path / "newer.pt")
     torch.save({**saved, "arch": "vit_tiny_patch16_224"}, tmp_path / "mixed.pt")
     with pytest.raises(BadInput, match="do not fit its own architecture"):
-        vit.open_checkpoint(tmp_path / "mixed.pt")
+        open_checkpoint(tmp_path / "mixed.pt")
 
 
 # The hub, played by a server on this machine
@@ -297,8 +298,8 @@ def test_an_opened_checkpoint_has_all_that_was_saved_and_what_no_checkpoint_hold
     model = timm.create_model(arch, num_classes=3).eval()
     assert (arch != "test_vit") == any(name not in model.state_dict() for name, _ in model.named_buffers())  # rotary positions
     path = tmp_path / "checkpoint.pt"
-    torch.save({**vit.checkpoint_fields(arch, "abc", "ABC", vit.preprocessing(model)), "settings": {},
+    torch.save({**checkpoint_fields(arch, "abc", "ABC", vit.preprocessing(model)), "settings": {},
                 "state_dict": model.state_dict()}, path)
     images = torch.randn(2, *model.pretrained_cfg["input_size"])
     with torch.no_grad():
-        assert torch.equal(vit.open_checkpoint(path).model(images), model(images))
+        assert torch.equal(open_checkpoint(path).model(images), model(images))

@@ -33,7 +33,9 @@ def mcnemar(wins, losses):
 
     McNemar 1947; exact as in Agresti, Categorical Data Analysis (2013), 11.1. It is 1 where nothing differs.
     """
-    from scipy.stats import binomtest  # a second to import, which who wants an interval alone need not wait for
+    from scipy.stats import (
+        binomtest,  # a second to import, which who wants an interval alone need not wait for
+    )
 
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 

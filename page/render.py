@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from report.packing import colours
+from page.packing import colours
 
 HERE = Path(__file__).resolve().parent
 

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from common.errors import BadInput
-from models.attention import position_statistics
-from report.packing import as_bytes, deflated
-from report.section import Section, percent, read_npz
+from interpret.positions import position_statistics
+from page.packing import as_bytes, deflated
+from page.section import Section, percent, read_npz
 
 DAMAGED = "draw it again with p1_viz_posembed.py"
 

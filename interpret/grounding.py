@@ -1,10 +1,29 @@
-"""Does the region that a word looks at reflect the word? The pointing game and the attention mass, with masks as the judge."""
+"""Whether attention lies on the object: shares, peaks, and the pointing game of words, with masks as the judge."""
 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
-from models.attention import peaks_on
+
+def share_on(attention, inside, outside):
+    """The share of attention (..., H, W) on an object and the share of the area that it covers.
+
+    `inside` and `outside` (H, W) are the parts of each patch that the object and the background cover; what is in
+    neither, a border of unsure pixels, counts for neither. Returns (share of attention (...), share of area).
+    """
+    on, off = (attention * inside).sum((-2, -1)), (attention * outside).sum((-2, -1))
+    return on / (on + off), inside.sum() / (inside.sum() + outside.sum())
+
+
+def peaks_on(attention, inside):
+    """Whether the most attended patch of a map (H, W) lies on the object, or next to a patch that it touches.
+
+    `inside` (H, W) is the part of each patch that the object covers. Returns (bool, the share of patches for which it
+    would be true: what chance gives).
+    """
+    near = F.max_pool2d((inside > 0).float()[None, None], 3, stride=1, padding=1)[0, 0]
+    return bool(near.flatten()[attention.argmax()]), near.mean().item()
 
 
 @dataclass

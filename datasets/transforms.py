@@ -1,10 +1,22 @@
-"""What changes the images of a training set at random: each by itself, and two of a batch into one."""
+"""From an image to what a model sees: the evaluation and training transforms, and what mixes two images of a batch."""
 
 import timm.data
 import torch
+from PIL import Image
 from timm.data.mixup import Mixup
 
-from datasets.images import for_timm
+
+def evaluation_transform(preprocessing):
+    """PIL image -> float tensor (3, H, W), as timm evaluates the model. `preprocessing` is `models.vit.preprocessing`."""
+    return timm.data.create_transform(**for_timm(preprocessing), is_training=False)
+
+
+def evaluation_pixels(preprocessing):
+    """The same without the last step: PIL image -> uint8 tensor (3, H, W), a quarter of the memory to hand over.
+
+    `models.vit.Normalised` takes that step for a whole batch.
+    """
+    return timm.data.create_transform(**for_timm(preprocessing), is_training=False, normalize=False)
 
 
 def training_transform(preprocessing, crop_scale=0.5, rand_augment=0, random_erasing=0.0):
@@ -20,6 +32,29 @@ def training_transform(preprocessing, crop_scale=0.5, rand_augment=0, random_era
     return timm.data.create_transform(
         **for_timm(preprocessing), is_training=True, scale=(crop_scale, 1.0), color_jitter=None,
         auto_augment=f"rand-m{rand_augment}-mstd0.5-inc1" if rand_augment else None, re_prob=random_erasing, re_mode="pixel")
+
+
+def for_timm(preprocessing):
+    """The arguments of timm's `create_transform` that a data configuration stands for."""
+    return {**preprocessing, "input_size": tuple(preprocessing["input_size"])}
+
+
+def crop_box(size, preprocessing):
+    """The part of a photo that the model sees after `evaluation_transform`.
+
+    `size` is the photo's (width, height). Returns (left, top, right, bottom) in its pixels, as floats; where the
+    transform pads, the box reaches over the edge.
+    """
+    resize = evaluation_transform(preprocessing).transforms[0]
+    resized = resize(Image.new("L", size)).size  # the library's own rounding of the longer side
+    height, width = preprocessing["input_size"][1:]
+    box = []
+    for side, scaled, seen in ((size[0], resized[0], width), (size[1], resized[1], height)):
+        # as torchvision and timm round: to even for a crop, down for the padding on the left and above
+        offset = round((scaled - seen) / 2) if scaled >= seen else -((seen - scaled) // 2)
+        box.append((offset * side / scaled, (offset + seen) * side / scaled))
+    (left, right), (top, bottom) = box
+    return left, top, right, bottom
 
 
 class Mixing:

@@ -1,9 +1,9 @@
 """Kill a small training run with SIGKILL at random moments, resume it each time, and compare it with one left alone.
 
-    python -m tests.kill_training --kills 25 --optimizer adam
-    python -m tests.kill_training --kills 25 --optimizer adam --sam --workers 2
+    python -m tests.helpers.kill_training --kills 25 --optimizer adam
+    python -m tests.helpers.kill_training --kills 25 --optimizer adam --sam --workers 2
 
-    python -m tests.kill_training --kills 25 --captioner
+    python -m tests.helpers.kill_training --kills 25 --captioner
 
 Unknown flags go to p1_train.py, or with --captioner to p2_train.py. The model has dropout and stochastic depth, so that random numbers count. Most kills
 come from outside, after a random time. Every third one is an ambush in the middle of a save: while last.pt or best.pt
@@ -33,8 +33,8 @@ import p1_train
 import p2_train
 from datasets.scenes import write_scenes
 from datasets.shapes import write_dataset
-from engine import run_folder
-from tests import forked
+from engine import checkpointing
+from tests.helpers import forked
 
 SETTINGS = ["--arch", "test_vit", "--scratch", "--device", "cpu", "--epochs", "4", "--batch-size", "4", "--lr", "1e-3",
             "--save-every", "1", "--holdout", "0.2", "--ema", "0.8"]
@@ -104,7 +104,7 @@ def content(output):
 
 
 def rows(output):
-    with open(output / run_folder.METRICS) as file:
+    with open(output / checkpointing.METRICS) as file:
         return list(csv.DictReader(file))
 
 
@@ -163,7 +163,7 @@ def main(argv=None):
                     kills += 1
                     saving = any(path.name.startswith(".") for path in output.glob(".*"))
                     in_saves += saving
-                    epochs = [row["epoch"] for row in rows(output)] if (output / run_folder.METRICS).exists() else []
+                    epochs = [row["epoch"] for row in rows(output)] if (output / checkpointing.METRICS).exists() else []
                     assert epochs == [str(i + 1) for i in range(len(epochs))], epochs
                     print(f"kill {kills:2} of run {runs}: {'ambush' if ambush else 'random'}, "
                           f"{'in a save' if saving else 'elsewhere'}, {len(epochs)} epochs in metrics.csv", flush=True)

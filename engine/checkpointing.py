@@ -21,12 +21,11 @@ from pathlib import Path
 
 import torch
 
-from common.console import remark
+from common.cli import is_first_rank_to, note
 from common.errors import BadImage, BadInput, TrainingStopped
 from common.files import read_tensors, remove_leftovers, write_text, written_whole
-from common.processes import first_to
-from common.training_flags import HARMLESS
 from engine import distributed
+from engine.flags import HARMLESS
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 METRICS, CONFIG, CURVES = "metrics.csv", "config.json", "curves.png"
@@ -121,7 +120,7 @@ def mend(folder, saved):
         except BadInput:
             epoch = None
         if epoch != resume["best_epoch"]:
-            remark(f"{folder / BEST} is not that of epoch {resume['best_epoch']}, the best so far: an epoch to come replaces it")
+            note(f"{folder / BEST} is not that of epoch {resume['best_epoch']}, the best so far: an epoch to come replaces it")
             resume["best"] = -1.0
 
 
@@ -161,7 +160,7 @@ class Saver:
         folder: the output folder; made at the first save.
         state: an `engine.state.TrainingState`.
         fields: what checkpoints hold besides the state: all that evaluation needs to build the model again.
-        every: a `common.console.SaveEvery`, when `due` says yes; None for never.
+        every: a `common.cli.SaveEvery`, when `due` says yes; None for never.
     """
 
     def __init__(self, folder, state, fields, every=None):
@@ -227,19 +226,19 @@ class Saver:
         before, an image that cannot be read leaves no run behind, so that a new one may go without it.
         """
         try:
-            with distributed.noticing_lost_processes():
+            with distributed.detect_lost_ranks():
                 yield
         except BadImage:
             if self.position != (0, 0):
                 self.save()
             raise
-        except distributed.ProcessLost as error:
+        except distributed.RankLost as error:
             epoch, step = self._position()
-            if (epoch, step) != (0, 0) and first_to(f"save epoch {epoch}, step {step}"):
+            if (epoch, step) != (0, 0) and is_first_rank_to(f"save epoch {epoch}, step {step}"):
                 self.stop_if_spoilt()
                 self._write()
             kept = f"--resume goes on {after(epoch, step)}" if epoch or step else "nothing was saved yet"
-            raise distributed.ProcessLost(f"{error}: {kept}") from error
+            raise distributed.RankLost(f"{error}: {kept}") from error
 
 
 def after(epoch, step):

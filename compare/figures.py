@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from analysis.scores import reliability
+from compare.statistics import reliability
 from plots import report as plots
 
 CURVES = "Mean over seeds as a line, their range as a band; above over epochs, below over forward-backward passes."

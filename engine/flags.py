@@ -2,10 +2,10 @@
 
 import argparse
 
-from common.console import SaveEvery, number
+from common.cli import SaveEvery, number
 
 # Settings that do not change what a run computes.
-HARMLESS = {"resume", "recipe", "output", "workers", "device", "save_every", "skip_bad", "on_nonfinite", "cache"}
+HARMLESS = {"resume", "recipe", "output", "workers", "device", "save_every", "skip_bad", "on_nonfinite"}
 
 
 def optimizer_name(settings):

@@ -1,6 +1,6 @@
 """Runs of p1_train.py and p1_eval.py in two gloo processes, and the same in one, for test_distributed.py to compare.
 
-    python -m tests.train_in_pairs DATA OUTPUT
+    python -m tests.helpers.train_in_pairs DATA OUTPUT
 
 Each run leaves a folder in OUTPUT and what it printed in a .log file; codes.json has the exit codes of its processes.
 """
@@ -16,9 +16,9 @@ import torch
 
 import p1_eval
 import p1_train
-from datasets import images
+from datasets import decode, images
 from engine.state import TrainingState
-from tests import forked
+from tests.helpers import forked
 
 SETTINGS = ["--arch", "test_vit", "--scratch", "--device", "cpu", "--workers", "0", "--lr", "1e-2", "--epochs", "2"]
 ONE = ["--batch-size", "12"]
@@ -61,7 +61,7 @@ def die_after_connecting(rank):
 def fail_on_one_image(rank):
     """Process 1 alone meets a file that cannot be read."""
     if rank == 1:
-        images.ImageDataset.__getitem__ = lambda self, key: images.load_image(Path(__file__))
+        images.ImageDataset.__getitem__ = lambda self, key: decode.load_image(Path(__file__))
 
 
 def main(data, output):

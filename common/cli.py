@@ -9,14 +9,13 @@ import sys
 from pathlib import Path
 
 from common.errors import BadInput, Interrupted
-from common.processes import first_to, is_lost_process
 
 
 class ArgumentParser(argparse.ArgumentParser):
     """argparse, with its errors in the one-line form of the others."""
 
     def error(self, message):
-        complain(f"error: {message} (try --help)")
+        print_error(f"error: {message} (try --help)")
         raise SystemExit(2)
 
 
@@ -73,16 +72,16 @@ def one_line(text):
     return text.replace("\r", "\\r").replace("\n", "\\n")
 
 
-def remark(text):
+def note(text):
     """Tell the user something that does not stop the work. Of several processes under torchrun only the first does."""
     if os.environ.get("RANK", "0") == "0":
         print(f"note: {one_line(text)}", file=sys.stderr)
 
 
-def complain(*lines):
+def print_error(*lines):
     """Print why the work ends. What several processes under torchrun have to say alike, the first of them says."""
     text = "\n  ".join(map(one_line, lines))
-    if first_to(text):
+    if is_first_rank_to(text):
         print(text, file=sys.stderr)
 
 
@@ -94,26 +93,46 @@ def reports_errors(main):
         try:
             return main(argv) or 0
         except BadInput as error:
-            complain(f"error: {error}", *error.details)
+            print_error(f"error: {error}", *error.details)
             return error.exit_code
         except OSError as error:
             # disk full, no permission, a file where a folder should be: the system's own words name the file
             where = f": {error.filename}" if error.filename else ""
-            complain(f"error: {error.strerror or error}{where}")
+            print_error(f"error: {error.strerror or error}{where}")
             return 2
         except RuntimeError as error:
-            if is_lost_process(error):
-                complain("error: another process of this run has failed")
+            if is_lost_rank(error):
+                print_error("error: another process of this run has failed")
                 return 3
             if type(error).__name__ != "OutOfMemoryError":  # torch's; its name alone, so that --help need not import it
                 raise
-            complain("error: the GPU's memory is full: pass a smaller --batch-size, or --device cpu")
+            print_error("error: the GPU's memory is full: pass a smaller --batch-size, or --device cpu")
             return 2
         except Interrupted as error:
-            complain(str(error))
+            print_error(str(error))
             return 128 + error.number
         except KeyboardInterrupt:
-            complain("interrupted")
+            print_error("interrupted")
             return 130
 
     return wrapped
+
+
+def is_first_rank_to(text):
+    """Whether this process is the first to call this with `text`; True where the others cannot be asked."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    from datetime import timedelta
+
+    from torch.distributed import TCPStore
+
+    try:  # the store through which they meet: it counts
+        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timedelta(seconds=2))
+        return store.add(text, 1) == 1
+    except (KeyError, RuntimeError):  # not torchrun's, or gone
+        return True
+
+
+def is_lost_rank(error):
+    """Whether a RuntimeError says that a process we waited for has ended: a DistError of torch, or what gloo says."""
+    return any(kind.__name__ == "DistError" for kind in type(error).__mro__) or "/gloo/" in str(error)

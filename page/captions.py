@@ -6,8 +6,8 @@ import numpy as np
 
 from common.errors import BadInput
 from models.tokenizer import joined, words_of
-from report.packing import as_bytes, deflated, jpeg, on_canvas
-from report.section import Section, counted, percent, read_npz
+from page.packing import as_bytes, deflated, jpeg, on_canvas
+from page.section import Section, counted, percent, read_npz
 
 SIDE = 640  # pixels of the longer side of a photo
 END = "[end]"

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from common.errors import BadInput
-from models.attention import peaks_on, share_on
-from report.packing import deflated, jpeg, on_canvas, packed
-from report.section import Section, counted, percent, read_npz
+from interpret.grounding import peaks_on, share_on
+from page.packing import deflated, jpeg, on_canvas, packed
+from page.section import Section, counted, percent, read_npz
 
 SIDE = 720  # pixels of the longer side of a photo
 TENTH = 0.1  # of the patches

@@ -5,8 +5,8 @@ from itertools import combinations
 
 import numpy as np
 
-from analysis.runs import BETWEEN_SEEDS, in_words
-from analysis.scores import holm, mcnemar, paired_margin, wins_and_losses
+from compare.runs import BETWEEN_SEEDS, in_words
+from compare.statistics import holm, mcnemar, paired_margin, wins_and_losses
 
 LEVEL = 0.05  # a p-value below it exceeds the noise
 EQUAL_PASSES = 0.05  # share of SAM's passes by which those of the plain run may differ

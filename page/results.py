@@ -2,15 +2,15 @@
 
 import numpy as np
 
-from analysis.claims import Comparisons, claims, difference_in_words
-from analysis.document import pair_in_words, settings_cells, table_row
-from analysis.mistakes import answers, confusion
-from analysis.runs import group_runs, read_runs
-from analysis.scores import most_confused, wilson_interval
+from compare import figures
+from compare.claims import Comparisons, claims, difference_in_words
+from compare.mistakes import answers, confusion
+from compare.runs import group_runs, read_runs
+from compare.statistics import most_confused, wilson_interval
+from compare.tables import pair_in_words, settings_cells, table_row
+from page.packing import jpeg, svg
+from page.section import Section, percent
 from plots.report import most_mistaken
-from report import figures
-from report.packing import jpeg, svg
-from report.section import Section, percent
 
 MOST_PHOTOS = 12  # behind a cell
 THUMBNAIL = 88  # pixels

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.scores import expected_calibration_error
 from common.errors import BadInput
 from common.files import sha256
-from common.training_flags import HARMLESS, optimizer_name
+from compare.statistics import expected_calibration_error
+from engine.flags import HARMLESS, optimizer_name
 
 # What may differ between the runs of one setting.
 BETWEEN_SEEDS = HARMLESS | {"seed", "deterministic"}

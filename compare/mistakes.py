@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.scores import confusion_counts, most_confused
+from compare.statistics import confusion_counts, most_confused
 
 PHOTOS_A_PAIR = 3
 

@@ -8,9 +8,9 @@ from urllib.parse import quote
 
 import numpy as np
 
-from analysis.claims import LEVEL, NOT_SUPPORTED, OPEN, SUPPORTED, difference_in_words, p_in_words
-from analysis.runs import describe, distinct_names, in_words
-from analysis.scores import wilson_interval
+from compare.claims import LEVEL, NOT_SUPPORTED, OPEN, SUPPORTED, difference_in_words, p_in_words
+from compare.runs import describe, distinct_names, in_words
+from compare.statistics import wilson_interval
 
 # The columns of the settings table: of the CSV file, above the Markdown table, and how a number is written there.
 COLUMNS = [

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import BadImage, BadInput
-from datasets.images import load_image
+from datasets.decode import load_image
 
 
 @dataclass

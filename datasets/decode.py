@@ -1,0 +1,93 @@
+"""One file to an upright RGB image, or the reason why it cannot be one."""
+
+import contextlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from common.errors import BadImage, BadInput
+
+LONGEST = 100  # times the shorter side: resized to what a model takes, a longer image would fill the memory
+
+MOST_LISTED = 50  # bad files in a list
+
+
+def load_image(path):
+    """Decode an image file into an upright RGB PIL image: alpha over white, the first frame of an animation.
+
+    Raises BadImage, with the reason, for a file that cannot be decoded whole.
+    """
+    try:
+        with Image.open(path) as image:
+            if max(image.size) > LONGEST * min(image.size):
+                raise ValueError("{} x {} pixels: one side is more than {} times the other".format(*image.size, LONGEST))
+            image.load()
+            return to_rgb(upright(image))
+    except Exception as error:  # decoders raise whatever their parser ran into, from SyntaxError to struct.error
+        if isinstance(error, MemoryError):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = "not an image" if os.stat(path).st_size else "is empty"
+        raise BadImage(f"{path}: {reason}") from error
+
+
+def upright(image):
+    """The image turned as its EXIF orientation says; as it is where the EXIF data cannot be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a photo with broken metadata is still a photo
+        return image
+
+
+def to_rgb(image):
+    """Any PIL image as RGB. 16-bit values keep their high byte (Pillow alone would clip them); alpha lies over white."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("32-bit integer image: save it with 8 or 16 bits")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point image: save it with 8 or 16 bits")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def undecodable(root, names):
+    """Decode every file: a dict from the name of each bad one to the reason."""
+
+    def reason(name):
+        try:
+            load_image(Path(root) / name)
+        except BadImage as error:
+            return str(error).removeprefix(f"{Path(root) / name}: ")
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return {name: why for name, why in zip(names, pool.map(reason, names)) if why}
+
+
+def bad_files(root, reasons, total, remedy="mend or remove, or pass --skip-bad to go on without"):
+    """The BadInput that lists bad files, up to a limit; `reasons` maps their names below `root` to what is wrong."""
+    which = "1 file" if len(reasons) == 1 else f"{len(reasons)} files"
+    where = f" in {root}" if root else ""
+    lines = [f"{name}: {why}" for name, why in sorted(reasons.items())[:MOST_LISTED]]
+    if len(reasons) > MOST_LISTED:
+        lines.append(f"and {len(reasons) - MOST_LISTED} more")
+    return BadInput(f"{which} of {total}{where} cannot be used: {remedy}", lines)
+
+
+@contextlib.contextmanager
+def explaining_bad_images(root, names):
+    """Turn the first file that cannot be decoded into a list of all the bad ones."""
+    try:
+        yield
+    except BadImage:
+        reasons = undecodable(root, names)
+        if not reasons:  # it decodes now: the medium is at fault, and the first message says where
+            raise
+        raise bad_files(root, reasons, len(names)) from None

@@ -1,0 +1,53 @@
+"""What all figures share: one palette, one resolution, places on the page in inches, and how a figure is saved."""
+
+import zlib
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+
+DPI = 200
+# Okabe and Ito's palette for every kind of colour vision, without its yellow, which is too light for a line.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+DASHES = ["-", "--", ":", "-."]  # more lines than colours are dashed, then dotted
+MARKERS = "os^Dv*PX"  # one more than colours, so that a colour comes back with another marker
+# Runs of equal differences alone: a third of the time of the usual settings, for 3 % more size.
+PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}
+
+
+def line_style(i):
+    """Colour, dashes and marker of the i-th of several lines."""
+    return {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i // len(COLOURS) % len(DASHES)],
+            "marker": MARKERS[i % len(MARKERS)], "markersize": 3.5}
+
+
+def place(figure, left, top, width, height):
+    """Axes without ticks at a place on the page, in inches from its upper left corner."""
+    page = figure.get_size_inches()
+    axes = figure.add_axes((left / page[0], 1 - (top + height) / page[1], width / page[0], height / page[1]))
+    axes.set(xticks=[], yticks=[])
+    return axes
+
+
+def downsampled(photo, inches):
+    """A photo, uint8 (height, width, 3), with no more pixels than it has on the page at a width: a large one is slow."""
+    height, width = photo.shape[:2]
+    shape = max(1, round(inches * DPI)), max(1, round(inches * DPI * height / width))
+    if shape[0] >= width:
+        return photo
+    return np.asarray(Image.fromarray(photo).resize(shape, Image.Resampling.BOX))
+
+
+def save(figure, path):
+    """Write a matplotlib figure to a picture file, in the format of its name.
+
+    A PNG is drawn once, where `figure.savefig` goes through all of it twice, and has no alpha.
+    """
+    if path.suffix != ".png":
+        figure.savefig(path, dpi=DPI)
+        return
+    figure.dpi = DPI
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    size = canvas.get_width_height()
+    Image.frombytes("RGB", size, canvas.buffer_rgba(), "raw", "RGBX").save(path, dpi=(DPI, DPI), **PNG)
