@@ -14,24 +14,22 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def pick_device(name):
-    """`auto`, `cpu` or `cuda` as a torch.device; `auto` is the GPU where there is one. No GPU for `cuda`: BadInput.
-
-    Where it is the CPU, this process keeps the memory that tensors leave from now on, see `keep_freed_memory`.
-    """
+    """`auto`, `cpu` or `cuda` as a torch.device; `auto` is the GPU where there is one. No GPU for `cuda`: BadInput."""
     if name == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda: torch finds no GPU here; pass --device cpu")
     if name != "cpu" and torch.cuda.is_available():
         return torch.device("cuda")
-    keep_freed_memory()
     return torch.device("cpu")
 
 
-def keep_freed_memory():
-    """Have the C library use freed memory again, where it would give large blocks back to the system and ask for new ones.
+def keep_freed_memory(device):
+    """Where the model runs on the CPU, have the C library reuse freed memory instead of giving it back to the system.
 
-    The system clears each new page before a step may write to it: without this, evaluation of a ViT-Tiny in batches of 64
-    takes a quarter longer (`docs/performance.md`). Other C libraries than glibc are left as they are.
+    The system clears each new page before a step may write to it: without this, evaluation of a ViT-Tiny in batches
+    of 64 takes a quarter longer (`docs/performance.md`). Other C libraries than glibc are left as they are.
     """
+    if device.type != "cpu":
+        return
     with contextlib.suppress(AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)
