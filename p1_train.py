@@ -4,22 +4,26 @@ The headline setting, a pretrained ViT-Base with SAM around Adam:
 
     python p1_train.py --data p1_data --output runs/headline
 
-A pretrained ViT-Tiny from a weights file, on a CPU; and a model from scratch, on images drawn by the project itself:
+A pretrained ViT-Tiny from a weights file, on a CPU; and a model from scratch, on images drawn by the project
+itself:
 
-    python p1_train.py --data p1_data --arch vit_tiny_patch16_224 --weights vit_tiny.safetensors --precision bf16 \\
+    python p1_train.py --data p1_data --arch vit_tiny_patch16_224 --weights vit_tiny.safetensors --precision
+    bf16 \\
         --output runs/tiny
     python p1_train.py --data demo --arch test_vit --scratch --optimizer adam --lr 1e-3 --output runs/scratch
 
 On four GPUs of a machine, of which each takes `--batch-size` images:
 
-    torchrun --nproc-per-node 4 p1_train.py --data p1_data --precision bf16 --batch-size 8 --output runs/parallel
+    torchrun --nproc-per-node 4 p1_train.py --data p1_data --precision bf16 --batch-size 8 --output
+    runs/parallel
 
-`--data DIR` holds `train/`, with files named {class}_{id}.jpg or one subfolder a class, and perhaps `classes.txt`, one
-name a line. A part of `train/` is held out to choose the best epoch; `val/` is never read: that is for p1_eval.py.
+`--data DIR` holds `train/`, with files named {class}_{id}.jpg or one subfolder a class, and perhaps
+`classes.txt`, one name a line. A part of `train/` is held out to choose the best epoch; `val/` is never read:
+that is for p1_eval.py.
 
-A run that was stopped or killed goes on with the same command and `--resume`, and ends with the same weights, bit for
-bit, as one that was not. Exit code: 0; 2 for bad input; 3 if it stopped at a loss that is not finite, or because another
-process failed; 130 and 143 after SIGINT and SIGTERM, saved.
+A run that was stopped or killed goes on with the same command and `--resume`, and ends with the same weights,
+bit for bit, as one that was not. Exit code: 0; 2 for bad input; 3 if it stopped at a loss that is not finite,
+or because another process failed; 130 and 143 after SIGINT and SIGTERM, saved.
 """
 
 import argparse
@@ -29,34 +33,34 @@ from pathlib import Path
 
 from common.cli import ArgumentParser, note, number, reports_errors
 from common.recipe import parse_with_recipe
-from datasets import decode
 from engine.flags import add_training_flags
-from models.checkpoint import checkpoint_fields
-
-NO_TARGET = -100  # what cross_entropy ignores
 
 
 def get_args_parser():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("data and output").add_argument
     add("--data", required=True, metavar="DIR", help="folder with train/; or `demo`: images drawn in seconds")
-    add("--output", type=Path, required=True, metavar="DIR", help="receives checkpoints, metrics, settings and curves")
+    add("--output", type=Path, required=True, metavar="DIR",
+        help="receives checkpoints, metrics, settings and curves")
     add("--holdout", type=number(float, low=0, high=0.9), default=0.1, metavar="FRACTION",
-        help="stratified part of train/ that chooses the epoch; 0 trains on all and takes the last (%(default)s)")
+        help="stratified part of train/ that chooses the epoch; 0 trains on all and takes the last "
+             "(%(default)s)")
     add("--skip-bad", action="store_true", help="go on without files that cannot be used")
-    add("--recipe", type=Path, metavar="FILE", help="TOML file of flags, such as recipes/model4.toml; those here override it")
+    add("--recipe", type=Path, metavar="FILE",
+        help="TOML file of flags, such as recipes/model4.toml; those here override it")
 
     model = parser.add_argument_group("model")
     model.add_argument("--arch", default="vit_base_patch16_224", metavar="NAME",
                        help="any VisionTransformer, Beit or Eva of timm (%(default)s)")
     start = model.add_mutually_exclusive_group()
-    start.add_argument("--weights", type=Path, metavar="FILE", help="pretrained weights instead of timm's from the hub")
+    start.add_argument("--weights", type=Path, metavar="FILE",
+                       help="pretrained weights instead of timm's from the hub")
     start.add_argument("--scratch", action="store_true", help="start from random weights")
     model.add_argument("--crop-pct", type=number(float, above=0, high=1), metavar="X",
-                       help="share of a photo's shorter side seen in evaluation (the model's own, often 0.9)")
+                       help="part of a photo's shorter side used in evaluation (the model's own, often 0.9)")
     model.add_argument("--head-init", choices=["random", "probe"], default="random",
-                       help="probe: begin with logistic regression on the frozen features, drawn towards what the "
-                            "pretrained head takes the images for (%(default)s)")
+                       help="probe: begin with a linear probe of the frozen features, with the pretrained head "
+                            "as prior (%(default)s)")
     model.add_argument("--layer-decay", type=number(float, above=0, high=1), default=1, metavar="X",
                        help="each block learns at X times the rate of the next one: 0.65 to 1 (%(default)s)")
 
@@ -70,7 +74,8 @@ def get_args_parser():
     augment("--mixup", type=number(float, low=0, high=100), default=0, metavar="ALPHA",
             help="blend two photos, by shares of Beta(ALPHA, ALPHA): 0.1 to 0.8 (%(default)s: none)")
     augment("--cutmix", type=number(float, low=0, high=100), default=0, metavar="ALPHA",
-            help="put a part of one photo into another: 0.5 to 1; with --mixup, one of the two a batch (%(default)s: none)")
+            help="put a part of one photo into another: 0.5 to 1; with --mixup, one of the two a batch "
+                 "(%(default)s: none)")
     augment("--label-smoothing", type=number(float, low=0, high=0.99), default=0, metavar="X",
             help="share of each label that all classes get alike: 0.1 (%(default)s)")
 
@@ -78,108 +83,138 @@ def get_args_parser():
     return parser
 
 
-@reports_errors
-def main(argv=None):
-    args = parse_with_recipe(get_args_parser(), sys.argv[1:] if argv is None else argv)
-    args.sam = args.optimizer is None if args.sam is None else args.sam
-    args.optimizer = args.optimizer or "adam"
+def open_model(args, run, fit):
+    """The model to train on the LabelledFolder `fit`, its preprocessing, and what config.json says of it.
+    Collective.
 
-    # After the arguments, so that --help and typing errors answer at once.
-    import torch.nn.functional as F
-
-    from datasets import images, shapes, transforms
-    from engine import distributed
-    from engine.inference import predict
-    from engine.training import Run
+    Its weights are random where those of a saved state will take their place.
+    """
     from models import vit
 
-    run = Run(args)
-    if run.finished:
-        return 0
-
-    # Data
-    data = Path(args.data)
-    if args.data == "demo":
-        data = distributed.main_process_first(lambda: shapes.write_dataset(shapes.DEMO_DATA))
-    folder = images.read_training_folder(data / "train", data / "classes.txt", args.skip_bad)
-    fingerprint = folder.fingerprint()
-    run.check_images(fingerprint, folder.root)
-    to_fit, to_hold_out = images.stratified_holdout(folder.targets, args.holdout, args.seed)
-    fit, held_out = folder.keep(to_fit), folder.keep(to_hold_out)
-
-    # Model
     probing = args.head_init == "probe" and not run.saved
-    if run.saved:
-        model, told = vit.build(args.arch, len(folder.labels)), None  # its weights come with the rest of the state
-    else:  # a probe learns from the pretrained head, if there is one, before it is replaced
-        classes = None if probing and not args.scratch else len(folder.labels)
-        model, told = vit.create(args.arch, classes, args.weights, args.scratch)
-    if told and not probing:
-        note(told)
+    # a probe learns from the pretrained head, if there is one, before it is replaced
+    classes = None if probing and not args.scratch else len(fit.labels)
+    model, head_note = vit.create(args.arch, classes, args.weights, args.scratch or bool(run.saved))
     model.to(run.device)
     preprocessing = vit.preprocessing(model)
     if args.crop_pct:
         preprocessing["crop_pct"] = args.crop_pct
-    plain = transforms.evaluation_transform(preprocessing)
     about = {}
     if probing:
-        from models.probe import (  # SciPy takes a second that others need not wait
-            Features,
-            fit_probe,
-            read_head,
-            set_head,
-        )
+        has_head = not (args.scratch or head_note)
+        about["probe"] = start_from_probe(model, has_head, preprocessing, fit, run)
+    elif head_note:
+        note(head_note)
+    return model.train(), preprocessing, {**about, "model": vit.describe(model)}
 
-        started, own = time.monotonic(), []
-        own_names, own_targets = distributed.shard(fit.names), distributed.shard(fit.targets)
-        with decode.explaining_bad_images(folder.root, folder.names), distributed.detect_lost_ranks():
-            if own_names:  # there may be fewer images than processes
-                dataset = images.ImageDataset(fit.root, own_names, own_targets, plain)
-                loader = run.loader(dataset, batch_size=args.batch_size)
-                own = list(predict(Features(model), loader, run.device)[0].numpy())
-            pretrained = None if args.scratch or told else read_head(model)
-            probe = fit_probe(distributed.gather_shards(own), fit.targets, pretrained, args.seed)
-        model.reset_classifier(len(folder.labels))
-        set_head(model, probe)
-        model.to(run.device)
-        about["probe"] = {"C": probe.C, "trust": probe.trust, "accuracy": probe.accuracy, "seconds": time.monotonic() - started}
-        if run.first:
-            print(f"head fitted to the frozen features: C {probe.C:g}, trust {probe.trust:g}, "
-                  + (f"accuracy {probe.accuracy:.3f} in cross-validation, " if probe.accuracy else "")
-                  + f"{about['probe']['seconds']:.0f} s")
-    about["model"] = vit.describe(model)
-    model.train()
 
-    # Training
-    transform = transforms.training_transform(preprocessing, args.crop_scale, args.rand_augment, args.random_erasing)
-    fit_dataset = images.ImageDataset(fit.root, fit.names + fit.names[:1], fit.targets + [NO_TARGET], transform, args.seed)
+def start_from_probe(model, has_head, preprocessing, fit, run):
+    """Replace the head by logistic regression on the frozen features; returns what config.json says of it.
+    Collective.
+
+    `has_head`: the model has its pretrained head, which is the prior.
+    """
+    from engine.inference import predict_shards
+    from models import probe  # SciPy takes a second to import
+
+    started = time.monotonic()
+    features = predict_shards(probe.Features(model), shard_loader(run, fit, preprocessing), run.device)
+    fitted = probe.fit_probe(features.numpy(), fit.targets, probe.read_head(model) if has_head else None,
+                             run.args.seed)
+    model.reset_classifier(len(fit.labels))
+    probe.set_head(model, fitted)
+    model.to(run.device)
+    seconds = time.monotonic() - started
+    if run.is_main:
+        accuracy = f"accuracy {fitted.accuracy:.3f} in cross-validation, " if fitted.accuracy else ""
+        print(f"head fitted to the frozen features: C {fitted.C:g}, prior weight {fitted.trust:g}, {accuracy}"
+              f"{seconds:.0f} s")
+    return {"C": fitted.C, "trust": fitted.trust, "accuracy": fitted.accuracy, "seconds": seconds}
+
+
+def shard_loader(run, folder, preprocessing):
+    """The batches of this rank's shard of a LabelledFolder, as evaluation sees the images."""
+    from datasets.images import ImageDataset
+    from datasets.transforms import evaluation_transform
+    from engine.distributed import shard
+
+    transform = evaluation_transform(preprocessing)
+    return run.loader(ImageDataset(folder.root, shard(folder.names), shard(folder.targets), transform),
+                      batch_size=run.args.batch_size)
+
+
+def train(args, run, folder):
+    """Train a model on a LabelledFolder, of which a part is held out to choose the epoch."""
+    from datasets import images, transforms
+    from engine import distributed
+    from engine.inference import score
+    from engine.loop import Loop
+    from engine.state import TrainingState
+    from engine.step import OptimizerStep, build_optimizer
+    from models.checkpoint import checkpoint_fields
+    from models.losses import NO_TARGET, ClassificationLoss
+    from models.vit import layer_groups
+
+    # Data, and the model
+    fit, held_out = (folder.keep(indices) for indices in images.stratified_holdout(
+        folder.targets, args.holdout, args.seed))
+    model, preprocessing, about = open_model(args, run, fit)
+    augment = transforms.training_transform(preprocessing, args.crop_scale, args.rand_augment,
+                                            args.random_erasing)
+    # the last item stands for no image, for a rank that has none left
+    dataset = images.ImageDataset(fit.root, fit.names + fit.names[:1], fit.targets + [NO_TARGET], augment,
+                                  args.seed)
+    sampler = run.sampler(len(fit.names))
+    loader = run.loader(dataset, batch_sampler=sampler)
+    held_out_loader = shard_loader(run, held_out, preprocessing)
     mix, smoothing = None, args.label_smoothing
     if args.mixup or args.cutmix:
         mix, smoothing = transforms.Mixing(args.mixup, args.cutmix, smoothing, len(folder.labels)), 0.0
-    own_names, own_targets = distributed.shard(held_out.names), distributed.shard(held_out.targets)
-    held_out_dataset = images.ImageDataset(held_out.root, own_names, own_targets, plain)
-    held_out_loader = run.loader(held_out_dataset, batch_size=args.batch_size) if own_names else None
 
-    def losses(model, batch):
-        inputs, targets = batch
-        logits = model(inputs)
-        loss = F.cross_entropy(logits.float(), targets, ignore_index=NO_TARGET, label_smoothing=smoothing, reduction="sum")
-        if mix:  # the class with the largest share is the one to name
-            targets = targets.argmax(1).where(targets.any(1), NO_TARGET)
-        return loss, (logits.argmax(1) == targets).sum()
+    # Optimization
+    parameters = layer_groups(model, args.layer_decay) if args.layer_decay < 1 else model.parameters()
+    ddp_model = distributed.data_parallel(model)
+    optimizer, scaler = build_optimizer(args, parameters, ddp_model), run.scaler()
+    take_step = OptimizerStep(ddp_model, optimizer, scaler, ClassificationLoss(smoothing), run.device,
+                              args.precision)
+    state = TrainingState(model, optimizer, scaler, run.settings, folder.fingerprint(), about, args.ema)
+    saver = run.restore(state, checkpoint_fields(args.arch, folder.labels, folder.class_names, preprocessing))
 
     def evaluate(model, until_stopped):
-        if not own_names:
-            return 0.0, 0.0
-        logits, targets = predict(model, held_out_loader, run.device, args.precision, until_stopped)
-        return F.cross_entropy(logits, targets, reduction="sum").item(), (logits.argmax(1) == targets).sum().item()
+        return score(model, held_out_loader, run.device, args.precision, until_stopped)
 
-    run.train(model, fit_dataset, fit.names, losses,
-              fields=checkpoint_fields(args.arch, folder.labels, folder.class_names, preprocessing),
-              fingerprint=fingerprint, title=f"{args.arch}, {len(folder.labels)} classes", about=about,
-              parameters=vit.layer_groups(model, args.layer_decay) if args.layer_decay < 1 else None, mix=mix,
-              evaluate=evaluate,
-              held_out=len(held_out.names), explaining=lambda: decode.explaining_bad_images(folder.root, folder.names))
+    run.announce(f"{args.arch}, {len(folder.labels)} classes", len(fit.names), len(held_out.names))
+    with Loop(state, saver, sampler, fit.names, args, run.device) as loop:
+        for _ in loop.epochs():
+            for batches in loop.steps(loader, mix):
+                loop.end_step(*take_step(batches, loop.global_batch_size))
+            loop.end_epoch(evaluate, len(held_out.names))
+
+
+@reports_errors
+def main(argv=None):
+    parser = get_args_parser()
+    args = parse_with_recipe(parser, sys.argv[1:] if argv is None else argv)
+    args.sam = args.optimizer is None if args.sam is None else args.sam
+    args.optimizer = args.optimizer or "adam"
+
+    # After the arguments, so that --help and typing errors answer at once.
+    from datasets import images, shapes
+    from datasets.decode import explaining_bad_images
+    from engine import distributed
+    from engine.run import Run
+
+    run = Run(args, parser.get_default)
+    if run.finished:
+        return run.finish()
+    run.start()
+    data = Path(args.data)
+    if args.data == "demo":
+        data = distributed.main_process_first(lambda: shapes.write_dataset(shapes.DEMO_DATA))
+    folder = images.read_training_folder(data / "train", data / "classes.txt", args.skip_bad)
+    run.check_images(folder.fingerprint(), folder.root)
+    with explaining_bad_images(folder.root, folder.names):
+        train(args, run, folder)
     return 0
 
 

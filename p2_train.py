@@ -9,115 +9,139 @@ CATR's published weights further, on COCO (several GPUs: `torchrun --nproc-per-n
     python p2_train.py --data coco --checkpoint downloads/catr.pth --vocab downloads/vocab.txt --lr 1e-5 \\
         --precision bf16 --output runs/catr
 
-`--data DIR` is in COCO's layout: `annotations/captions_train2017.json` and the photos in `train2017/`, or the same without
-a year. Each caption counts as one image. A part of the photos is held out to choose the best epoch; `val` is never read:
-that is for p2_eval.py. Without `--checkpoint` the vocabulary is `DIR/vocab.txt`, or the file `--vocab`.
+`--data DIR` is in COCO's layout: `annotations/captions_train2017.json` and the photos in `train2017/`, or the
+same without a year. Each caption counts as one image. A part of the photos is held out to choose the best
+epoch; `val` is never read: that is for p2_eval.py. Without `--checkpoint` the vocabulary is `DIR/vocab.txt`,
+or the file `--vocab`.
 
-A run that was stopped or killed goes on with the same command and `--resume`, and ends with the same weights, bit for
-bit, as one that was not. Exit code: 0; 2 for bad input; 3 if it stopped at a loss that is not finite, or because another
-process failed; 130 and 143 after SIGINT and SIGTERM, saved.
+A run that was stopped or killed goes on with the same command and `--resume`, and ends with the same weights,
+bit for bit, as one that was not. Exit code: 0; 2 for bad input; 3 if it stopped at a loss that is not finite,
+or because another process failed; 130 and 143 after SIGINT and SIGTERM, saved.
 """
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from common.cli import ArgumentParser, number, reports_errors
-from datasets import decode
 from engine.flags import add_training_flags
 
 
 def get_args_parser():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("data and output").add_argument
-    add("--data", required=True, metavar="DIR", help="folder in COCO's layout; or `demo`: scenes drawn within a minute")
-    add("--output", type=Path, required=True, metavar="DIR", help="receives checkpoints, metrics, settings and curves")
+    add("--data", required=True, metavar="DIR",
+        help="folder in COCO's layout; or `demo`: scenes drawn within a minute")
+    add("--output", type=Path, required=True, metavar="DIR",
+        help="receives checkpoints, metrics, settings and curves")
     add("--holdout", type=number(float, low=0, high=0.9), default=0.02, metavar="FRACTION",
         help="part of the photos that chooses the epoch; 0 trains on all and takes the last (%(default)s)")
 
     add = parser.add_argument_group("model").add_argument
     add("--checkpoint", type=Path, metavar="FILE",
         help="train this one further, of CATR or of p2_train.py; without it, a small one from random weights")
-    add("--vocab", type=Path, metavar="FILE", help="the vocabulary of a CATR checkpoint or of a new captioner")
+    add("--vocab", type=Path, metavar="FILE",
+        help="the vocabulary of a CATR checkpoint or of a new captioner")
 
     add_training_flags(parser, optimizer="AdamW", lr=7e-4, batch_size=16, epochs=5)
     return parser
 
 
+def open_captioner(args, run, data):
+    """The CATR to train and its Tokenizer: random weights where those of a saved state will take their
+    place.
+    """
+    from models import catr
+    from models.tokenizer import Tokenizer
+
+    if run.saved:
+        return catr.CATR(catr.config_of(run.saved)), Tokenizer(run.saved["vocabulary"], args.output)
+    if args.checkpoint:
+        return catr.open_captioner(args.checkpoint, args.vocab)
+    tokenizer = Tokenizer.from_file(args.vocab or data / "vocab.txt")
+    return catr.CATR(catr.small_config(len(tokenizer.vocabulary))), tokenizer
+
+
+def training_ids(caption, tokenizer, positions):
+    """The ids of a caption from start to end; two of padding for None, the caption of no photo."""
+    if caption is None:
+        return [tokenizer.PAD] * 2
+    return [tokenizer.start, *tokenizer.caption(caption, positions)]
+
+
+def train(args, run, folder, model, tokenizer):
+    """Train a CATR on a CaptionedFolder, of which a part is held out to choose the epoch."""
+    from datasets import captions
+    from engine import distributed
+    from engine.inference import sum_losses
+    from engine.loop import Loop
+    from engine.state import TrainingState
+    from engine.step import OptimizerStep, build_optimizer
+    from models import catr, decoding
+
+    # Data
+    to_fit, to_hold_out = captions.random_holdout(len(folder.names), args.holdout, args.seed)
+    names, texts = folder.keep(to_fit).pairs()
+    held_out_names, held_out_texts = folder.keep(to_hold_out).pairs()
+    transform = partial(catr.preprocess, config=model.config)
+    encode = partial(training_ids, tokenizer=tokenizer, positions=model.config.positions)
+    # the last item stands for no photo, for a rank that has none left
+    dataset = captions.CaptionDataset(folder.root, names + names[:1], texts + [None], transform, encode)
+    sampler = run.sampler(len(names))
+    loader = run.loader(dataset, batch_sampler=sampler, collate_fn=decoding.collate)
+    local_held_out = captions.CaptionDataset(folder.root, distributed.shard(held_out_names),
+                                             distributed.shard(held_out_texts), transform, encode)
+    held_out_loader = run.loader(local_held_out, batch_size=args.batch_size, collate_fn=decoding.collate)
+
+    # Optimization
+    def loss(model, batch):
+        photos, ids = batch
+        return decoding.token_losses(model(photos, ids[:, :-1]), ids)
+
+    def evaluate(model, until_stopped):
+        return sum_losses(model, until_stopped(held_out_loader), loss, run.device, args.precision)
+
+    ddp_model = distributed.data_parallel(model)
+    optimizer, scaler = build_optimizer(args, model.parameters(), ddp_model), run.scaler()
+    take_step = OptimizerStep(ddp_model, optimizer, scaler, loss, run.device, args.precision)
+    state = TrainingState(model, optimizer, scaler, run.settings, folder.fingerprint(), {}, args.ema)
+    saver = run.restore(state, catr.checkpoint_fields(model.config, tokenizer.vocabulary))
+
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    run.announce(f"captioner of {parameters / 1e6:.1f} M parameters", len(names), len(held_out_names))
+    with Loop(state, saver, sampler, names, args, run.device) as loop:
+        for _ in loop.epochs():
+            for batches in loop.steps(loader):
+                loop.end_step(*take_step(batches, loop.global_batch_size))
+            loop.end_epoch(evaluate, len(held_out_names))
+
+
 @reports_errors
 def main(argv=None):
-    args = get_args_parser().parse_args(argv)
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
     args.optimizer = args.optimizer or ("adam" if args.sam else "adamw")
     args.sam = bool(args.sam)
 
     # After the arguments, so that --help and typing errors answer at once.
-    import torch
-
     from datasets import captions, scenes
+    from datasets.decode import explaining_bad_images
     from engine import distributed
-    from engine.device import autocast
-    from engine.training import Run, moved
-    from models import catr, decoding
-    from models.tokenizer import Tokenizer
+    from engine.run import Run
 
-    run = Run(args)
+    run = Run(args, parser.get_default)
     if run.finished:
-        return 0
-
-    # Data
-    data = distributed.main_process_first(lambda: scenes.write_scenes(scenes.DEMO_DATA)) if args.data == "demo" else Path(args.data)
+        return run.finish()
+    run.start()
+    data = Path(args.data)
+    if args.data == "demo":
+        data = distributed.main_process_first(lambda: scenes.write_scenes(scenes.DEMO_DATA))
     folder = captions.read_captions(data, "train")
-    fingerprint = folder.fingerprint()
-    run.check_images(fingerprint, folder.root)
-    to_fit, to_hold_out = captions.random_holdout(len(folder.names), args.holdout, args.seed)
-    names, texts = folder.keep(to_fit).pairs()
-    held_out_names, held_out_texts = folder.keep(to_hold_out).pairs()
-
-    # Model
-    if run.saved:  # the weights come with the rest of the state
-        model, tokenizer = catr.CATR(catr.config_of(run.saved)), Tokenizer(run.saved["vocabulary"], args.output)
-    elif args.checkpoint:
-        model, tokenizer = catr.open_captioner(args.checkpoint, args.vocab)
-    else:
-        tokenizer = Tokenizer.from_file(args.vocab or data / "vocab.txt")
-        model = catr.CATR(catr.small_config(len(tokenizer.vocabulary)))
-    config = model.config
-    model.to(run.device).train()
-
-    # Training. None is the caption of no photo, for a process that has none left.
-    def transform(photo):
-        return catr.preprocess(photo, config)
-
-    def encode(text):
-        if text is None:
-            return [Tokenizer.PAD] * 2
-        return [tokenizer.start, *tokenizer.caption(text, config.positions)]
-
-    fit_dataset = captions.CaptionDataset(folder.root, names + names[:1], texts + [None], transform, encode)
-    held_out_dataset = captions.CaptionDataset(folder.root, distributed.shard(held_out_names),
-                                               distributed.shard(held_out_texts), transform, encode)
-    held_out_loader = run.loader(held_out_dataset, batch_size=args.batch_size, collate_fn=decoding.collate)
-
-    def losses(model, batch):
-        photos, ids = batch
-        return decoding.token_losses(model(photos, ids[:, :-1]), ids)
-
-    @torch.no_grad()
-    def evaluate(model, until_stopped):
-        was_training = model.training
-        model.eval()
-        sums = torch.zeros(2)
-        for batch in until_stopped(held_out_loader):
-            with autocast(run.device, args.precision):
-                sums += torch.stack(losses(model, moved(batch, run.device))).cpu()
-        model.train(was_training)
-        return sums.tolist()
-
-    run.train(model, fit_dataset, names, losses,
-              fields=catr.checkpoint_fields(config, tokenizer.vocabulary), fingerprint=fingerprint,
-              about={}, title=f"captioner of {sum(map(torch.numel, model.parameters())) / 1e6:.1f} M parameters",
-              evaluate=evaluate, held_out=len(held_out_names), collate=decoding.collate,
-              explaining=lambda: decode.explaining_bad_images(folder.root, folder.names))
+    run.check_images(folder.fingerprint(), folder.root)
+    model, tokenizer = open_captioner(args, run, data)
+    with explaining_bad_images(folder.root, folder.names):
+        train(args, run, folder, model.to(run.device).train(), tokenizer)
     return 0
 
 

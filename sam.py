@@ -9,19 +9,19 @@
             return loss
         optimizer.step(closure)  # calls it twice
 
-SAM (Foret et al. 2020, arXiv:2010.01412, eq. 2) climbs from the weights w to w + eps and descends from w along the
-gradient found there; g is the gradient at w, and the norm is joint over all parameters:
+SAM (Foret et al. 2020, arXiv:2010.01412, eq. 2) perturbs the weights w to w + eps and descends from w along
+the gradient there; g is the gradient at w, and the norm is over all parameters together:
 
     eps = rho * g / ||g||
 
-ASAM (Kwon et al. 2021, arXiv:2102.11600, eq. 9) measures the climb in units of each weight. Here T = |w| for every
-parameter, biases too, and there is no small constant in it:
+ASAM (Kwon et al. 2021, arXiv:2102.11600, eq. 9) measures the perturbation in units of each weight. Here T =
+|w| for every parameter, biases too, and there is no small constant in it:
 
     eps = rho * T^2 g / ||T g||
 
-Both passes draw the same random numbers, and buffers such as BatchNorm's statistics follow the first pass alone.
+Both passes draw the same random numbers; buffers such as BatchNorm's statistics follow the first pass alone.
 
-**The passes written out**, here in fp16 with a scaler, and with clipping, which applies to the second gradient alone:
+**The passes written out**, in fp16 with a scaler, and with clipping, of the second gradient alone:
 
     def scaled_loss():
         with torch.autocast("cuda", torch.float16):
@@ -38,11 +38,11 @@ Both passes draw the same random numbers, and buffers such as BatchNorm's statis
     scaler.update()
     optimizer.zero_grad()
 
-Without a scaler, `optimizer.second_step(zero_grad=True)` stands for all that follows the clipping. As with any torch
-optimizer, it is a scaler that skips what is not finite. The climb does not depend on the scale of the loss.
+Without a scaler, `optimizer.second_step(zero_grad=True)` stands for all that follows the clipping; only a
+scaler skips what is not finite. The perturbation does not depend on the scale of the loss.
 
-**Several micro-batches a step**, under DistributedDataParallel too, with `SAM(..., model=ddp)`. A backward pass
-averages the gradients of all processes unless `no_sync` is held, and only that of the last micro-batch should:
+**Several micro-batches a step**, under DistributedDataParallel too, with `SAM(..., model=ddp)`. A backward
+pass averages the gradients of all ranks unless `no_sync` is held; only that of the last micro-batch should:
 
     def closure():
         optimizer.zero_grad()
@@ -50,8 +50,8 @@ averages the gradients of all processes unless `no_sync` is held, and only that 
             with ddp.no_sync() if i + 1 < len(batches) else contextlib.nullcontext():
                 (F.cross_entropy(ddp(images), targets) / len(batches)).backward()
 
-In the first pass SAM itself holds `no_sync`, so that each process climbs along its own gradient, as in the paper; with
-`synchronised=True` all climb along the mean one. In both cases all of them descend along the same gradient.
+In the first pass SAM itself holds `no_sync`: each rank perturbs along its own gradient, as in the paper, or
+with `sync_perturbation=True` along the mean one. All of them descend along the same gradient.
 """
 
 import contextlib
@@ -60,31 +60,32 @@ import torch
 
 
 class SAM(torch.optim.Optimizer):
-    """An optimizer that takes the steps of `base_optimizer(params, **base_kwargs)` along the gradient at w + eps.
+    """An optimizer that steps as `base_optimizer(params, **base_kwargs)` along the gradient at w + eps.
 
-    Its parameter groups and its state are those of the base optimizer, so learning-rate schedulers and `state_dict()`
-    work as they do there. Between `first_step` and the end of the second pass, and only there, a second copy of the
-    weights exists: the parameters point to it, while w rests untouched in its own storage.
+    Its parameter groups and its state are the base optimizer's, for learning-rate schedulers and
+    `state_dict()`. Only between `first_step` and the end of the second pass does a second copy of the weights
+    exist: the parameters point to it, while w rests in its own storage.
 
     Args:
         params: parameters, or groups of them.
         base_optimizer: class of an optimizer whose `step()` needs no closure.
-        rho: length of the climb, at least 0; 0 is the base optimizer. May be set by group.
+        rho: norm of the perturbation, at least 0; 0 is the base optimizer. May be set by group.
         adaptive: ASAM instead of SAM. May be set by group.
-        model: the module, for buffers that change in training (BatchNorm) and for DistributedDataParallel. Sharded
-            models (FSDP) are not supported: the norm would be that of a shard.
-        synchronised: with a DistributedDataParallel `model`, climb along the mean gradient of all processes.
+        model: the module, for buffers that change in training (BatchNorm) and for DistributedDataParallel.
+            Sharded models (FSDP) are not supported: the norm would be that of a shard.
+        sync_perturbation: with a DistributedDataParallel `model`, perturb along the mean gradient of all.
     """
 
-    def __init__(self, params, base_optimizer, rho=0.05, adaptive=False, model=None, synchronised=False, **base_kwargs):
+    def __init__(self, params, base_optimizer, rho=0.05, adaptive=False, model=None, sync_perturbation=False,
+                 **base_kwargs):
         super().__init__(params, {"rho": rho, "adaptive": adaptive, **base_kwargs})
         self.base_optimizer = base_optimizer(self.param_groups, **base_kwargs)
         self.defaults = {**self.base_optimizer.defaults, **self.defaults}
-        self.model, self.synchronised = model, synchronised
+        self.model, self.sync_perturbation = model, sync_perturbation
         self._share()
         self._before = None  # the random streams and buffers with which the first pass began
-        self._climbed = []  # (parameter, w) for all that first_step moved
-        self._norm = None  # of the gradient that first_step climbed along
+        self._perturbed = []  # (parameter, w) for all that first_step moved
+        self._norm = None  # of the gradient that first_step perturbed along
         self._may_descend = False  # a first_step, and no descent since
 
     def _share(self):
@@ -94,11 +95,11 @@ class SAM(torch.optim.Optimizer):
     def first_pass(self):
         """A context around the forward and backward passes at w.
 
-        It remembers the random streams and the buffers for `second_pass`. Under DistributedDataParallel the gradients
-        stay those of this process, unless `synchronised` is set.
+        It remembers the random streams and the buffers for `second_pass`. Under DistributedDataParallel the
+        gradients stay those of this rank, unless `sync_perturbation` is set.
         """
         self._before = self._random_streams(), self._buffers()
-        local = hasattr(self.model, "no_sync") and not self.synchronised
+        local = hasattr(self.model, "no_sync") and not self.sync_perturbation
         with self.model.no_sync() if local else contextlib.nullcontext():
             yield
 
@@ -107,8 +108,8 @@ class SAM(torch.optim.Optimizer):
         """A context around the forward and backward passes at w + eps.
 
         They begin with the random streams and the buffers with which `first_pass` began. In the end, after an
-        exception too, both are as the first pass left them, and the weights are w. Raises RuntimeError where there was
-        no `first_pass`.
+        exception too, both are as the first pass left them, and the weights are w. Raises RuntimeError where
+        no `first_pass` was.
         """
         if self._before is None:
             raise RuntimeError("second_pass() repeats first_pass(): put that one around the first pass")
@@ -123,11 +124,11 @@ class SAM(torch.optim.Optimizer):
 
     @torch.no_grad()
     def first_step(self, zero_grad=False):
-        """Climb from w to w + eps, with eps from the gradients that the first pass left.
+        """Perturb w to w + eps, with eps from the gradients that the first pass left.
 
-        They may be those of a scaled loss. Parameters without one stay where they are. If all gradients are zero,
-        nothing moves; if one is inf or NaN, the second gradient will hold a NaN, so that a scaler skips the step.
-        Raises ValueError for sparse gradients.
+        They may be those of a scaled loss; parameters without one stay. If all gradients are zero, nothing
+        moves; if one is inf or NaN, so is the second gradient, for a scaler to skip the step. Raises
+        ValueError for sparse gradients.
         """
         self.restore()
         self._may_descend = True
@@ -136,48 +137,49 @@ class SAM(torch.optim.Optimizer):
             for parameters in _alike(p for p in group["params"] if p.grad is not None):
                 along = [p.grad for p in parameters]
                 if any(gradient.is_sparse for gradient in along):
-                    raise ValueError("SAM does not take sparse gradients: build nn.Embedding with sparse=False")
+                    raise ValueError("SAM takes no sparse gradients: build nn.Embedding with sparse=False")
                 if group["adaptive"]:
-                    along = torch._foreach_mul(parameters, along)  # T g up to signs, which the next product undoes
+                    along = torch._foreach_mul(parameters, along)  # T g; the next product undoes its signs
                 parts.append((group, parameters, along))
         if parts:
             norms = [_norm(along) for _, _, along in parts]
             self._norm = torch.linalg.vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]))
             self._norm += 0 * self._norm  # inf becomes NaN, and then all of w + eps
         for group, parameters, along in parts:
-            self._climb(group, parameters, along)
+            self._perturb(group, parameters, along)
         torch.clear_autocast_cache()  # it may hold casts of w, where one autocast encloses both passes
         if zero_grad:
             self.zero_grad()
 
-    def _climb(self, group, parameters, along):
+    def _perturb(self, group, parameters, along):
         if group["rho"] == 0:
             return
         rho = -group["rho"] if group.get("maximize") else group["rho"]
         scale = torch.where(self._norm == 0, 0.0, rho / self._norm).to(parameters[0].device)
         if group["adaptive"]:
-            climbed = along  # ours to overwrite, unlike a gradient
-            torch._foreach_mul_(climbed, parameters)
-            torch._foreach_mul_(climbed, scale)
+            perturbed = along  # ours to overwrite, unlike a gradient
+            torch._foreach_mul_(perturbed, parameters)
+            torch._foreach_mul_(perturbed, scale)
         else:
-            climbed = torch._foreach_mul(along, scale)
-        torch._foreach_add_(climbed, parameters)
-        for parameter, value in zip(parameters, climbed):
-            self._climbed.append((parameter, parameter.data))
+            perturbed = torch._foreach_mul(along, scale)
+        torch._foreach_add_(perturbed, parameters)
+        for parameter, value in zip(parameters, perturbed):
+            self._perturbed.append((parameter, parameter.data))
             parameter.data = value
 
     @torch.no_grad()
     def restore(self):
-        """Go back to w, exactly and in its own storage. Does nothing where the parameters are there already."""
-        if not self._climbed:
+        """Go back to w, exactly and in its own storage, if the parameters are elsewhere."""
+        if not self._perturbed:
             return
-        for parameter, weights in self._climbed:
+        for parameter, weights in self._perturbed:
             parameter.data = weights
         torch.clear_autocast_cache()
-        gradient = next((p.grad for p, _ in self._climbed if p.grad is not None), None)
+        gradient = next((p.grad for p, _ in self._perturbed if p.grad is not None), None)
         if gradient is not None:
-            gradient.mul_((1 + 0 * self._norm).to(gradient.device))  # by 1, or NaN after a climb that was not finite
-        self._climbed, self._norm = [], None
+            # by 1, or NaN after a perturbation that was not finite
+            gradient.mul_((1 + 0 * self._norm).to(gradient.device))
+        self._perturbed, self._norm = [], None
 
     def second_step(self, zero_grad=False):
         """Descend from w along the gradients that the second pass left, taken at w + eps."""
@@ -188,16 +190,16 @@ class SAM(torch.optim.Optimizer):
     def step(self, closure=None, scaler=None):
         """A whole step. `closure` clears the gradients, runs forward and backward and returns the loss.
 
-        It is called twice. If it adds up the gradients of several micro-batches, the climb follows their sum. If it
-        raises, the weights are w. With a `torch.amp.GradScaler` it runs backward on `scaler.scale(loss)`;
-        `scaler.update()` is left to you. Without a closure this is `second_step()`, and raises RuntimeError where
-        there was no `first_step`.
+        It is called twice. If it adds up the gradients of several micro-batches, the perturbation follows
+        their sum. If it raises, the weights are w. With a `torch.amp.GradScaler` it runs backward on
+        `scaler.scale(loss)`; `scaler.update()` is left to you. Without a closure this is `second_step()`, and
+        raises RuntimeError where there was no `first_step`.
 
         Returns the loss of the first call, at w.
         """
         losses = [None] if closure is None else self._both_passes([closure])
         if not self._may_descend:
-            raise RuntimeError("SAM takes two passes: give step() a closure, or call first_step() after the first pass")
+            raise RuntimeError("SAM takes two passes: give step() a closure, or call first_step() before")
         self._may_descend = False
         self.restore()
         if scaler is None:
@@ -207,10 +209,11 @@ class SAM(torch.optim.Optimizer):
         return losses[0]
 
     def m_sharpness_step(self, closures, scaler=None):
-        """A step that climbs for each micro-batch by itself: m-sharpness, where m is the size of a micro-batch.
+        """A step that perturbs for each micro-batch of size m by itself: m-sharpness.
 
-        `closures` are as in `step`, one a micro-batch, and each divides its loss by their number: the gradients found
-        at w + eps are summed, in one more copy of them. Under DistributedDataParallel no closure holds `no_sync`.
+        `closures` are as in `step`, one a micro-batch, and each divides its loss by their number: the
+        gradients found at w + eps are summed, in one more copy of them. Under DistributedDataParallel no
+        closure holds `no_sync`.
 
         Returns the losses of the first calls, at w.
         """
@@ -242,7 +245,8 @@ class SAM(torch.optim.Optimizer):
                 total.update({p: p.grad.clone() for p in parameters if p not in total})
 
     def state_dict(self):
-        """The base optimizer's, whose groups also hold `rho` and `adaptive`. It has no copy of the weights."""
+        """The base optimizer's, with `rho` and `adaptive` in its groups, and without a copy of the weights.
+        """
         return self.base_optimizer.state_dict()
 
     def load_state_dict(self, state_dict):
@@ -253,7 +257,8 @@ class SAM(torch.optim.Optimizer):
         self._share()
 
     def add_param_group(self, group):
-        """Add a group to both optimizers; it may carry its own `rho` and `adaptive`. ValueError for a rho below 0."""
+        """Add a group, perhaps with a `rho` and `adaptive` of its own. Raises ValueError for a rho below 0.
+        """
         rho = group.get("rho", self.defaults["rho"])
         if not 0 <= rho < float("inf"):
             raise ValueError(f"rho must be a finite number of at least 0, not {rho}")
@@ -269,7 +274,8 @@ class SAM(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _buffers(self):
-        return {name: value.clone() for name, value in self.model.named_buffers()} if self.model is not None else {}
+        buffers = () if self.model is None else self.model.named_buffers()
+        return {name: value.clone() for name, value in buffers}
 
     @torch.no_grad()
     def _put_back(self, streams, buffers):

@@ -1,4 +1,4 @@
-"""What every script says and returns in the same way: arguments, remarks, errors and exit codes."""
+"""What every script says and returns in the same way: arguments, notes, errors and exit codes."""
 
 import argparse
 import functools
@@ -6,6 +6,7 @@ import math
 import operator
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 from common.errors import BadInput, Interrupted
@@ -20,9 +21,10 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def number(kind, low=None, high=None, above=None):
-    """An argparse type: a finite int or float (`kind`) of at least `low`, more than `above`, at most `high`."""
-    bounds = [(low, "at least", operator.ge), (above, "more than", operator.gt), (high, "at most", operator.le)]
-    bounds = [(bound, words, holds) for bound, words, holds in bounds if bound is not None]
+    """An argparse type: a finite int or float (`kind`), at least `low`, more than `above`, at most `high`."""
+    bounds = [(bound, words, holds) for bound, words, holds in (
+        (low, "at least", operator.ge), (above, "more than", operator.gt), (high, "at most", operator.le))
+        if bound is not None]
 
     def parse(text):
         value = kind(text)
@@ -73,20 +75,20 @@ def one_line(text):
 
 
 def note(text):
-    """Tell the user something that does not stop the work. Of several processes under torchrun only the first does."""
+    """Tell the user something that does not stop the work. Of several ranks only the first does."""
     if os.environ.get("RANK", "0") == "0":
         print(f"note: {one_line(text)}", file=sys.stderr)
 
 
 def print_error(*lines):
-    """Print why the work ends. What several processes under torchrun have to say alike, the first of them says."""
+    """Print why the work ends. What several ranks have to say alike, the first of them says."""
     text = "\n  ".join(map(one_line, lines))
     if is_first_rank_to(text):
         print(text, file=sys.stderr)
 
 
 def reports_errors(main):
-    """Decorate a script's `main(argv)`: it returns the exit code and prints errors of the user's as one line."""
+    """Decorate a script's `main(argv)`: it returns the exit code and prints the user's errors as one line."""
 
     @functools.wraps(main)
     def wrapped(argv=None):
@@ -104,13 +106,13 @@ def reports_errors(main):
             if is_lost_rank(error):
                 print_error("error: another process of this run has failed")
                 return 3
-            if type(error).__name__ != "OutOfMemoryError":  # torch's; its name alone, so that --help need not import it
+            if type(error).__name__ != "OutOfMemoryError":  # torch's, by name, so that --help stays quick
                 raise
             print_error("error: the GPU's memory is full: pass a smaller --batch-size, or --device cpu")
             return 2
         except Interrupted as error:
             print_error(str(error))
-            return 128 + error.number
+            return error.exit_code
         except KeyboardInterrupt:
             print_error("interrupted")
             return 130
@@ -122,17 +124,15 @@ def is_first_rank_to(text):
     """Whether this process is the first to call this with `text`; True where the others cannot be asked."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return True
-    from datetime import timedelta
-
     from torch.distributed import TCPStore
 
     try:  # the store through which they meet: it counts
-        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timedelta(seconds=2))
-        return store.add(text, 1) == 1
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return TCPStore(address, port, timeout=timedelta(seconds=2)).add(text, 1) == 1
     except (KeyError, RuntimeError):  # not torchrun's, or gone
         return True
 
 
 def is_lost_rank(error):
-    """Whether a RuntimeError says that a process we waited for has ended: a DistError of torch, or what gloo says."""
+    """Whether a RuntimeError says that a rank we waited for has ended: torch's DistError, or gloo's words."""
     return any(kind.__name__ == "DistError" for kind in type(error).__mro__) or "/gloo/" in str(error)

@@ -1,11 +1,15 @@
-"""The errors that a person can mend."""
+"""The errors that a person can fix, and the exit codes of the scripts.
+
+0 done; 1 another accuracy than `--expect`; 2 BadInput; 3 TrainingStopped; 130 and 143 after SIGINT and
+SIGTERM.
+"""
 
 
 class BadInput(Exception):
     """Input or an environment that does not allow the work.
 
-    Its message is one line that names the file or flag and says what to do; the scripts print it after `error: ` and
-    exit with `exit_code`. `details` (lines, such as the list of bad files) follow it.
+    Its message is one line that names the file or flag and says what to do; the scripts print it after
+    `error: ` and exit with `exit_code`. `details` (lines, such as the list of bad files) follow it.
     """
 
     exit_code = 2
@@ -26,8 +30,8 @@ class TrainingStopped(BadInput):
 
 
 class Interrupted(Exception):
-    """Work that the signal `number` ended, its state saved; the scripts exit with 128 + `number`."""
+    """Work that the signal `number` ended, its state saved."""
 
     def __init__(self, message, number):
         super().__init__(message)
-        self.number = number
+        self.exit_code = 128 + number

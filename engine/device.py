@@ -14,7 +14,10 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def pick_device(name):
-    """`auto`, `cpu` or `cuda` as a torch.device; `auto` is the GPU where there is one. No GPU for `cuda`: BadInput."""
+    """`auto`, `cpu` or `cuda` as a torch.device; `auto` is the GPU where there is one.
+
+    Raises BadInput where `cuda` finds none.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda: torch finds no GPU here; pass --device cpu")
     if name != "cpu" and torch.cuda.is_available():
@@ -23,9 +26,9 @@ def pick_device(name):
 
 
 def keep_freed_memory(device):
-    """Where the model runs on the CPU, have the C library reuse freed memory instead of giving it back to the system.
+    """For a model on the CPU, have the C library reuse freed memory instead of giving it back to the system.
 
-    The system clears each new page before a step may write to it: without this, evaluation of a ViT-Tiny in batches
+    It clears each new page before a step may write to it: without this, evaluation of a ViT-Tiny in batches
     of 64 takes a quarter longer (`docs/performance.md`). Other C libraries than glibc are left as they are.
     """
     if device.type != "cpu":
@@ -34,7 +37,7 @@ def keep_freed_memory(device):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(M_ARENA_MAX, 1)  # memory that one thread leaves serves all: with an arena each, a process grows for minutes
+        mallopt(M_ARENA_MAX, 1)  # with an arena for each thread, a process grows for minutes
 
 
 def has_instructions_for(precision):
@@ -43,11 +46,13 @@ def has_instructions_for(precision):
 
 
 def compute_deterministically():
-    """Have torch use only algorithms that give the same bits each time. To be called before the GPU's first work.
+    """Have torch use only algorithms that give the same bits each time.
 
-    On a GPU some are slower; torch raises a RuntimeError for an operation that has none.
+    To be called before the GPU's first work. On a GPU some are slower; torch raises a RuntimeError for an
+    operation that has none.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS chooses among its streams' results
+    # without it cuBLAS chooses among its streams' results
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
 
 
@@ -57,16 +62,23 @@ def autocast(device, precision):
 
 
 def loader_workers(number):
-    """The number of processes that load images: `number`, or one for each core that we may use, at most 8, for None.
+    """The number of processes that load images: `number`, or for None one a core that we may use, at most 8.
 
-    Processes that torchrun started on this machine share its cores.
+    Ranks that torchrun started on this machine share its cores.
     """
     cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return max(1, min(8, cores)) if number is None else number
 
 
 def peak_memory(device):
-    """The most memory so far, in bytes: of a GPU, what torch allocated on it; on the CPU, all that this process held."""
+    """The most memory so far, in bytes: what torch allocated on a GPU, or all that this process held."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
+
+
+def to_device(batch, device):
+    """A batch, nested lists of tensors, on the device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    return [to_device(part, device) for part in batch]

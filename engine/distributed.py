@@ -1,4 +1,6 @@
-"""Several processes that train one model together, as torchrun starts them. For a process alone all of this is free."""
+"""Several ranks that train one model together, as torchrun starts them. For a single rank all of this is
+free.
+"""
 
 import contextlib
 import os
@@ -13,22 +15,22 @@ from common.errors import BadInput, TrainingStopped
 
 
 def world_size():
-    """The number of processes."""
+    """The number of ranks."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def rank():
-    """The number of this process, from 0. Process 0 alone writes and reports."""
+    """The number of this rank, from 0. Rank 0 alone writes and reports."""
     return int(os.environ.get("RANK", 0))
 
 
 def local_device(device):
-    """This process's own GPU where `device` is one: they are numbered on each machine."""
+    """This rank's own GPU where `device` is one: they are numbered on each machine."""
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if device.type == "cuda" else device
 
 
 def init_process_group(device):
-    """Connect the processes: by NCCL between GPUs, by gloo otherwise."""
+    """Connect the ranks: by NCCL between GPUs, by gloo otherwise. Collective."""
     if world_size() > 1:
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -36,18 +38,21 @@ def init_process_group(device):
 
 
 def destroy_process_group():
-    """The opposite, at the end of the work. Not after an error: it waits for the others, as long as they live."""
+    """The opposite, at the end of the work; not after an error, for it waits for the other ranks. Collective.
+    """
     if world_size() > 1:
         with contextlib.suppress(RankLost), detect_lost_ranks():
             dist.barrier()
-        # gloo's threads let go of the last tensors under a lock, for which they need the GIL; who destroys the group
-        # before that, holding the GIL, waits for the lock for ever (github.com/pytorch/pytorch/issues/56297)
+        # gloo's threads let go of the last tensors under a lock, for which they need the GIL; who destroys
+        # the group # before that, holding the GIL, waits for the lock for ever
+        # (github.com/pytorch/pytorch/issues/56297)
         time.sleep(0.05)
         dist.destroy_process_group()
 
 
 def data_parallel(model):
-    """The model, in DistributedDataParallel where there are several processes: backward averages their gradients."""
+    """The model, in DistributedDataParallel where there are several ranks: backward averages their gradients.
+    """
     if world_size() == 1:
         return model
     # of the class token, whose gradient comes as a strided view: it costs one small copy
@@ -56,7 +61,8 @@ def data_parallel(model):
 
 
 def no_sync_until_last(model, batches):
-    """The batches of a pass, one after the other; only the backward of the last one averages the gradients."""
+    """The batches of a pass, one after the other; only the backward of the last one averages the gradients.
+    """
     *others, last = batches
     for batch in others:
         with model.no_sync() if world_size() > 1 else contextlib.nullcontext():
@@ -64,20 +70,13 @@ def no_sync_until_last(model, batches):
     yield last
 
 
-def all_reduce_sum(tensor):
-    """The sum of the tensors of all processes."""
-    if world_size() > 1:
-        dist.all_reduce(tensor)
-    return tensor
-
-
 class RankLost(TrainingStopped):
-    """Another process has ended while this one waited for it."""
+    """Another rank has ended while this one waited for it."""
 
 
 @contextlib.contextmanager
 def detect_lost_ranks():
-    """Raise ProcessLost where a connection to another process breaks."""
+    """Raise RankLost where a connection to another rank breaks."""
     try:
         yield
     except RuntimeError as error:
@@ -87,14 +86,29 @@ def detect_lost_ranks():
 
 
 def check_agreement(value):
-    """Raise BadInput unless all processes call this with the same value, from what they read from the disk."""
+    """Raise BadInput unless all ranks call this with the same value, from what they read from the disk.
+    Collective.
+    """
     if any(other != value for other in all_gather(value)):
-        raise BadInput("the processes do not read the same images or the same last.pt: put --data and --output on "
-                       "storage that all of them share")
+        raise BadInput("the processes do not read the same images or the same last.pt: put --data and "
+                       "--output on storage that all of them share")
+
+
+def barrier():
+    """Wait for all ranks. Collective."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def all_reduce_sum(tensor):
+    """The sum of the tensors of all ranks. Collective."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
 
 
 def all_reduce_max(values, device):
-    """The largest of each of some whole numbers over all processes, as a list."""
+    """The largest of each of some whole numbers over all ranks, as a list. Collective."""
     if world_size() == 1:
         return list(values)
     tensor = torch.tensor(values, device=device)
@@ -102,22 +116,8 @@ def all_reduce_max(values, device):
     return tensor.tolist()
 
 
-def shard(items):
-    """This process's share of a list that all have: every `world_size()`-th item."""
-    return items[rank()::world_size()]
-
-
-def gather_shards(own):
-    """The list whose shares the processes hold, in every process."""
-    shares = all_gather(own)
-    items = [None] * sum(map(len, shares))
-    for process, part in enumerate(shares):
-        items[process::world_size()] = part
-    return items
-
-
 def all_gather(value):
-    """The values of all processes, as a list in the order of their ranks."""
+    """The values of all ranks, as a list in their order. Collective."""
     if world_size() == 1:
         return [value]
     values = [None] * world_size()
@@ -125,8 +125,23 @@ def all_gather(value):
     return values
 
 
+def shard(items):
+    """This rank's shard of a list that all ranks have: every `world_size()`-th item."""
+    return items[rank()::world_size()]
+
+
+def gather_shards(local_items):
+    """The list whose shards the ranks hold, on every rank. Collective."""
+    shards = all_gather(local_items)
+    items = [None] * sum(map(len, shards))
+    for number, part in enumerate(shards):
+        items[number::world_size()] = part
+    return items
+
+
 def main_process_first(work):
-    """Call `work` in process 0, then in the others, which find done what the first one did; returns its value."""
+    """Call `work` on rank 0, then on the others, which find done what it did; returns its value. Collective.
+    """
     value = work() if rank() == 0 else None
-    all_gather(None)
+    barrier()
     return value if rank() == 0 else work()

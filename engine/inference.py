@@ -1,31 +1,73 @@
 """A model over a whole data set."""
 
-
+import numpy as np
 import torch
+import torch.nn.functional as F
 
-from engine.device import autocast
+from engine import distributed
+from engine.device import autocast, to_device
 
 
 @torch.no_grad()
 def predict(model, loader, device, precision="fp32", progress=iter):
     """The logits, float32 (images, classes), and the targets (images,) of a loader's batches, on the CPU.
 
-    `progress` wraps the loader, and may end early. The model is in evaluation mode during the call and comes back as it was.
+    `progress` wraps the loader, and may end early. The model is in evaluation mode during the call only.
     """
     was_training = model.training
     model.eval()
-    # Room for all of them from the start: a small tensor that each batch left would split the memory of its large ones,
-    # which the next batch could then not use again.
+    # Room for all from the start: a small tensor that each batch left would split the memory of its large
+    # ones, which # the next batch could then not use again.
     logits, targets, start = None, torch.empty(len(loader.dataset), dtype=torch.long), 0
     try:
         for images, labels in progress(loader):
             with autocast(device, precision):
-                found = model(images.to(device, non_blocking=True))
+                batch_logits = model(images.to(device, non_blocking=True))
             if logits is None:
-                logits = torch.empty(len(targets), found.shape[1])
+                logits = torch.empty(len(targets), batch_logits.shape[1])
             end = start + len(labels)
-            logits[start:end], targets[start:end] = found, labels
+            logits[start:end], targets[start:end] = batch_logits, labels
             start = end
     finally:
         model.train(was_training)
     return logits[:start], targets[:start]
+
+
+def predict_shards(model, loader, device, progress=iter):
+    """The float32 outputs (images, classes) for the images of all ranks, on each of them. Collective.
+
+    `loader` has this rank's shard, which may be empty, as `distributed.shard` makes it.
+    """
+    rows = []
+    with distributed.detect_lost_ranks():
+        if len(loader.dataset):
+            rows = list(predict(model, loader, device, progress=progress)[0].numpy())
+        return torch.from_numpy(np.stack(distributed.gather_shards(rows)))
+
+
+def score(model, loader, device, precision, until_stopped):
+    """(summed cross-entropy, number of correct answers) of a classifier on a loader's images, which may be
+    none.
+
+    `until_stopped` wraps the loader, and may end early.
+    """
+    if not len(loader.dataset):
+        return 0.0, 0.0
+    logits, targets = predict(model, loader, device, precision, until_stopped)
+    loss, correct = F.cross_entropy(logits, targets, reduction="sum"), (logits.argmax(1) == targets).sum()
+    return loss.item(), correct.item()
+
+
+@torch.no_grad()
+def sum_losses(model, batches, loss, device, precision):
+    """The sums of what `loss`, that of an `engine.step.OptimizerStep`, returns for some batches, a list of
+    floats.
+    """
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(2)
+    for batch in batches:
+        with autocast(device, precision):
+            sums += torch.stack(loss(model, to_device(batch, device))).cpu()
+    model.train(was_training)
+    return sums.tolist()

@@ -4,7 +4,7 @@ import math
 
 
 def warmup_cosine(total, warmup):
-    """The factor of the learning rate at step 0 <= step < total: a linear rise over `warmup` steps, then a half cosine.
+    """The learning rate's factor at step 0 <= step < total: a linear rise over `warmup`, then a half cosine.
 
     factor(step) = (step + 1) / warmup                                          for step < warmup
                    (1 + cos(pi * (step - warmup) / (total - warmup))) / 2       from there on

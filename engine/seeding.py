@@ -13,28 +13,29 @@ def seed_everything(seed):
     torch.manual_seed(seed)
 
 
-def seed_step(seed, process, epoch, step):
+def seed_step(seed, rank, epoch, step):
     """Start all streams anew for a step of training.
 
-    So what it draws depends on these numbers alone: a run that goes on from its last step needs no stream of before,
-    and no process needs to know those of the others.
+    So what it draws depends on these numbers alone: a run that goes on from its last step needs no stream of
+    before, and no rank needs to know those of the others.
     """
-    words = np.random.SeedSequence([seed, process, epoch, step]).generate_state(1, np.uint64)
+    words = np.random.SeedSequence([seed, rank, epoch, step]).generate_state(1, np.uint64)
     seed_everything(int(words[0]))
 
 
 class ShuffledBatches(torch.utils.data.Sampler):
     """The batches of an epoch, as lists of (epoch, index): an order that depends on (seed, epoch) alone.
 
-    `processes` of them share each `processes * batch_size` images of that order; `process` is the number of this one.
-    Index `size` stands for no image, where the last images of an epoch do not suffice for all.
+    The ranks share each `world_size * batch_size` images of that order; `rank` is the number of this one.
+    Index `size` stands for no image, where the last images of an epoch do not suffice for all ranks.
 
-    `epoch` is set before each epoch, and `start`, the number of its batches to leave out, to go on in the middle.
+    `epoch` is set before each epoch, and `start`, the number of its batches to leave out, to go on in the
+    middle.
     """
 
-    def __init__(self, size, batch_size, seed, process=0, processes=1):
-        self.size, self.batch_size, self.seed = size, batch_size * processes, seed
-        self.process, self.processes = process, processes
+    def __init__(self, size, batch_size, seed, rank=0, world_size=1):
+        self.size, self.batch_size, self.seed = size, batch_size * world_size, seed
+        self.rank, self.world_size = rank, world_size
         self.epoch, self.start = 0, 0
 
     def __len__(self):
@@ -47,5 +48,5 @@ class ShuffledBatches(torch.utils.data.Sampler):
     def __iter__(self):
         order = self.order()
         for first in range(self.start * self.batch_size, self.size, self.batch_size):
-            share = order[first:first + self.batch_size][self.process::self.processes]
-            yield [(self.epoch, index) for index in share or [self.size]]
+            shard = order[first:first + self.batch_size][self.rank::self.world_size]
+            yield [(self.epoch, index) for index in shard or [self.size]]

@@ -13,14 +13,16 @@ class TrainingState:
         settings: of the run, as plain values.
         images: a checksum of the names of the training images.
         about: what config.json says of the run besides the settings.
-        epoch, step: epochs done; steps done of the next one. They are the position in the data as well, since the order
-            of the images depends on (seed, epoch) alone (`engine.seeding.ShuffledBatches`).
+        epoch, step: epochs done; steps done of the next one. They are the position in the data as well, since
+            the order of the images depends on (seed, epoch) alone (`engine.seeding.ShuffledBatches`).
         totals: sums over the steps done of this epoch.
         history: a row an epoch, as in metrics.csv.
-        best, best_epoch: the highest score of an epoch, -1 before the first one, and the number of that epoch, from 1.
+        best, best_epoch: the highest score of an epoch, -1 before the first one, and the number of that
+            epoch, from 1.
 
-    Random streams need no place here: each step starts them from (seed, process, epoch, step), see
-    `engine.seeding.seed_step`, and each image from (seed, epoch, index). The learning rate follows from the position.
+    Random streams need no place here: each step starts them from (seed, rank, epoch, step), see
+    `engine.seeding.seed_step`, and each image from (seed, epoch, index). The learning rate follows from the
+    position.
     """
 
     def __init__(self, model, optimizer, scaler, settings, images, about, ema=None):
@@ -31,10 +33,11 @@ class TrainingState:
         self._clear_totals()
 
     def _clear_totals(self):
-        self.totals = {"images": 0, "loss": 0.0, "correct": 0.0, "lr": 0.0, "seconds": 0.0, "skipped_steps": 0, "passes": 0}
+        self.totals = {"images": 0, "loss": 0.0, "correct": 0.0, "lr": 0.0, "seconds": 0.0,
+                       "skipped_steps": 0, "passes": 0}
 
     @property
-    def scored(self):
+    def eval_model(self):
         """The model that evaluation uses: the averaged one where there is one."""
         return self.average.module if self.average else self.model
 
@@ -52,7 +55,7 @@ class TrainingState:
         self.totals["skipped_steps"] += 1
 
     def finish_epoch(self, row, score):
-        """End the epoch with its row of the history. Returns whether it is the best so far; ties go to the later one."""
+        """End the epoch with its row of the history. Returns whether it is the best so far, or as good."""
         self.history.append(row)
         self.epoch, self.step = self.epoch + 1, 0
         self._clear_totals()
@@ -66,19 +69,19 @@ class TrainingState:
         return all(parameter.isfinite().all() for parameter in self.model.parameters())
 
     def best_weights(self):
-        """What evaluation wants of this state: the `epoch` done and the `state_dict` of `scored`."""
-        return {"epoch": self.epoch, "settings": self.settings, "state_dict": self.scored.state_dict()}
+        """What evaluation wants of this state: the `epoch` done and the `state_dict` of `eval_model`."""
+        return {"epoch": self.epoch, "settings": self.settings, "state_dict": self.eval_model.state_dict()}
 
     def state_dict(self):
         """`state_dict`, the weights; `settings`; and `resume`, all else."""
         return {"state_dict": self.model.state_dict(), "settings": self.settings, "resume": {
-            "images": self.images, "about": self.about, "epoch": self.epoch, "step": self.step, "totals": self.totals,
-            "history": self.history, "best": self.best, "best_epoch": self.best_epoch,
+            "images": self.images, "about": self.about, "epoch": self.epoch, "step": self.step,
+            "totals": self.totals, "history": self.history, "best": self.best, "best_epoch": self.best_epoch,
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average else None}}
 
     def load_state_dict(self, saved):
-        """Put back what `state_dict` returned. The settings stay those of now: see `run_folder.check_settings`."""
+        """Put back what `state_dict` returned, but for the settings: see `checkpointing.check_settings`."""
         self.model.load_state_dict(saved["state_dict"])
         resume = saved["resume"]
         self.optimizer.load_state_dict(resume["optimizer"])

@@ -38,13 +38,13 @@ def data(dtype=torch.float64):
             torch.randint(0, 3, (STEPS, 2, MICRO_BATCHES, 4), generator=generator))
 
 
-def train(rank, base, options, synchronised, dtype):
+def train(rank, base, options, sync_perturbation, dtype):
     """The recipe of sam.py's docstring. Returns (weights, the tops that this process climbed to, averaging passes)."""
     ddp = DistributedDataParallel(network(dtype))
     averaged, tops = [], []
     ddp.register_comm_hook(None, lambda state, bucket: averaged.append(None) or dist.all_reduce(
         bucket.buffer(), async_op=True).get_future().then(lambda future: future.value()[0] / 2))
-    optimizer = SAM(ddp.parameters(), base, rho=0.5, model=ddp, synchronised=synchronised, **options)
+    optimizer = SAM(ddp.parameters(), base, rho=0.5, model=ddp, sync_perturbation=sync_perturbation, **options)
     images, targets = data(dtype)
     for step in range(STEPS):
         batches = list(zip(images[step, rank], targets[step, rank]))

@@ -1,0 +1,123 @@
+"""A training run is opened: its device and rank, the saved state to go on from, and its loaders."""
+
+from pathlib import Path
+
+import torch
+
+from common.cli import SaveEvery, note
+from common.errors import BadInput
+from engine import checkpointing, distributed
+from engine.device import (
+    compute_deterministically,
+    has_instructions_for,
+    keep_freed_memory,
+    loader_workers,
+    pick_device,
+)
+from engine.flags import optimizer_name
+from engine.seeding import ShuffledBatches, seed_everything
+from engine.signals import ignore_stop_signals
+from plots.curves import draw_curves
+
+
+class Run:
+    """A run of training on one rank or several. Opening it reads its output folder, and changes nothing.
+
+    Args:
+        args: the parsed arguments, those of `engine.flags` among them.
+        default: what a flag is when it is not given, by name: `ArgumentParser.get_default`.
+
+    Attributes:
+        settings: all arguments as plain values, and the number of ranks as `processes`.
+        is_main: whether this is rank 0, which alone writes and reports.
+        device: a torch.device.
+        saved: the saved state to go on from; None for a new run, and after `restore`.
+        finished: whether nothing is left to train.
+
+    Raises BadInput for a folder that holds a run without `--resume`, for a damaged state, and for other
+    settings than the run began with.
+    """
+
+    def __init__(self, args, default):
+        self.args = args
+        self.settings = {name: str(value) if isinstance(value, (Path, SaveEvery)) else value
+                         for name, value in vars(args).items()}
+        self.settings["processes"] = distributed.world_size()
+        self.is_main = distributed.rank() == 0
+        self.device = distributed.local_device(pick_device(args.device))
+        self.saved = checkpointing.find_run(args.output, args.resume)
+        if self.saved:
+            checkpointing.check_settings(self.settings, self.saved["settings"], default)
+        self.finished = bool(self.saved) and self.saved["resume"]["epoch"] == args.epochs
+
+    def start(self):
+        """Fix what a kill left in the output folder, connect the ranks and start the random streams.
+        Collective.
+        """
+        if self.is_main:
+            checkpointing.remove_half_written(self.args.output)
+            if self.saved:
+                checkpointing.complete_outputs(self.args.output, self.saved)
+        if self.args.resume and not self.saved:
+            note(f"{self.args.output} holds no {checkpointing.LAST}: starting anew")
+        if self.args.deterministic:
+            compute_deterministically()
+        keep_freed_memory(self.device)
+        if self.device.type == "cpu" and not has_instructions_for(self.args.precision):
+            note(f"this processor has no instructions for {self.args.precision}: fp32 is many times faster "
+                 "here")
+        distributed.init_process_group(self.device)
+        seed_everything(self.args.seed)
+
+    def finish(self):
+        """Of a finished run: write what a kill at its end left out, and say that nothing is left to do."""
+        if self.is_main:
+            output = self.args.output
+            checkpointing.remove_half_written(output)
+            checkpointing.complete_outputs(output, self.saved)
+            draw_curves(self.saved["resume"]["history"], output / checkpointing.CURVES)
+            print(f"{output} is finished: {self.args.epochs} epochs. Raise --epochs to train on.")
+
+    def check_images(self, fingerprint, where):
+        """Raise BadInput where the training data is not what the run began with."""
+        if self.saved and self.saved["resume"]["images"] != fingerprint:
+            raise BadInput(f"--resume: {where} holds other images, or captions, than when the run began: "
+                           "start a new run")
+
+    def sampler(self, images):
+        """The batches of this rank, of a number of images."""
+        return ShuffledBatches(images, self.args.batch_size, self.args.seed, distributed.rank(),
+                               distributed.world_size())
+
+    def loader(self, dataset, **options):
+        """A DataLoader with the run's workers. Its own generator leaves the global random stream to the
+        model.
+        """
+        workers = loader_workers(self.args.workers)
+        return torch.utils.data.DataLoader(
+            dataset, generator=torch.Generator(), num_workers=workers, pin_memory=self.device.type == "cuda",
+            persistent_workers=workers > 0, worker_init_fn=ignore_stop_signals,
+            multiprocessing_context="fork" if workers else None, **options)
+
+    def scaler(self):
+        """The GradScaler of the run's precision; one that does nothing unless it is fp16."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.args.precision == "fp16")
+
+    def restore(self, state, fields):
+        """Bring a TrainingState to where the saved one was, if there is one, and return its Saver.
+        Collective.
+
+        `fields` are what checkpoints hold besides the state. Raises BadInput where the ranks read different
+        files.
+        """
+        if self.saved:
+            state.load_state_dict(self.saved)
+            self.saved = None  # a second copy of all tensors
+        distributed.check_agreement([state.images, state.epoch, state.step])
+        return checkpointing.Saver(self.args.output, state, fields, self.args.save_every)
+
+    def announce(self, title, images, held_out):
+        """Say what is trained, on what, and where it goes."""
+        if self.is_main:
+            print(f"{title}, {optimizer_name(self.settings)}, {self.args.precision} on {self.device.type}: "
+                  f"{images} images to train on, {held_out} held out -> {self.args.output}")

@@ -1,0 +1,88 @@
+"""One optimizer step: plain or SAM, in mixed precision, over several batches and several ranks."""
+
+import math
+
+import torch
+
+from engine import distributed
+from engine.device import autocast
+from sam import SAM
+
+OPTIMIZERS = {"adam": (torch.optim.Adam, {}), "adamw": (torch.optim.AdamW, {}),
+              "sgd": (torch.optim.SGD, {"momentum": 0.9})}
+
+
+class _NonFiniteLoss(ArithmeticError):
+    pass
+
+
+def build_optimizer(args, parameters, model):
+    """The optimizer that `engine.flags` name, with SAM around it if they say so.
+
+    `parameters` are parameters or groups of them, `model` is what the passes run:
+    `distributed.data_parallel`'s.
+    """
+    base_optimizer, options = OPTIMIZERS[args.optimizer]
+    if not args.sam:
+        return base_optimizer(parameters, lr=args.lr, **options)
+    return SAM(parameters, base_optimizer, rho=args.rho, adaptive=args.adaptive, model=model,
+               sync_perturbation=args.sync_perturbation, lr=args.lr, **options)
+
+
+class OptimizerStep:
+    """Steps along the gradient of a mean loss.
+
+    Args:
+        model: what `distributed.data_parallel` returned.
+        optimizer: a torch optimizer or `sam.SAM`, of its parameters.
+        scaler: a `torch.amp.GradScaler`, enabled for fp16.
+        loss: (model, batch) -> (loss, correct): the sums over the images of a batch, tensors.
+        device, precision: as for `engine.device.autocast`.
+    """
+
+    def __init__(self, model, optimizer, scaler, loss, device, precision):
+        self.model, self.optimizer, self.scaler, self.loss = model, optimizer, scaler, loss
+        self.device, self.precision = device, precision
+
+    def __call__(self, batches, size):
+        """Take one step. Returns (loss, correct), sums over the images of all ranks before it. Collective.
+
+        `batches` are those of this rank, whose gradients are accumulated; `size` counts their images on all
+        ranks. Where the loss is not finite, no step is taken, and it is returned as NaN. In fp16 the scaler
+        also skips a step whose gradient overflows.
+        """
+        passes = 0
+
+        def closure():
+            nonlocal passes
+            passes += 1
+            loss, correct = self._forward_backward(batches, size)
+            # in fp16 an overflow of the first gradient makes the perturbation NaN, and the scaler skips the
+            # step
+            if not math.isfinite(loss) and (passes == 1 or not self.scaler.is_enabled()):
+                raise _NonFiniteLoss
+            return loss, correct
+
+        try:
+            if isinstance(self.optimizer, SAM):
+                sums = self.optimizer.step(closure, self.scaler)
+            else:
+                sums = closure()
+                self.scaler.step(self.optimizer)
+        except _NonFiniteLoss:
+            return math.nan, 0.0
+        self.scaler.update()
+        return sums
+
+    def _forward_backward(self, batches, size):
+        """The gradient of loss / size, averaged over the ranks in the last backward; (loss, correct) of all
+        of them.
+        """
+        self.optimizer.zero_grad()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for batch in distributed.no_sync_until_last(self.model, batches):
+            with autocast(self.device, self.precision):
+                loss, correct = self.loss(self.model, batch)
+            self.scaler.scale(loss * distributed.world_size() / size).backward()
+            sums += torch.stack([loss.detach(), correct])
+        return distributed.all_reduce_sum(sums).tolist()
