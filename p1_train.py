@@ -59,8 +59,8 @@ def get_args_parser():
     model.add_argument("--crop-pct", type=number(float, above=0, high=1), metavar="X",
                        help="part of a photo's shorter side used in evaluation (the model's own, often 0.9)")
     model.add_argument("--head-init", choices=["random", "probe"], default="random",
-                       help="probe: begin with a linear probe of the frozen features, with the pretrained head "
-                            "as prior (%(default)s)")
+                       help="probe: begin with a linear probe of the frozen features, with the pretrained "
+                            "head as prior (%(default)s)")
     model.add_argument("--layer-decay", type=number(float, above=0, high=1), default=1, metavar="X",
                        help="each block learns at X times the rate of the next one: 0.65 to 1 (%(default)s)")
 
@@ -81,6 +81,14 @@ def get_args_parser():
 
     add_training_flags(parser, optimizer="SAM around Adam", lr=3e-5, batch_size=32, epochs=10)
     return parser
+
+
+def parse_args(argv):
+    """The arguments, with the optimizer that they mean: exactly the one that is named, else SAM around Adam."""
+    args = parse_with_recipe(get_args_parser(), argv)
+    args.sam = args.optimizer is None if args.sam is None else args.sam
+    args.optimizer = args.optimizer or "adam"
+    return args
 
 
 def open_model(args, run, fit):
@@ -193,10 +201,7 @@ def train(args, run, folder):
 
 @reports_errors
 def main(argv=None):
-    parser = get_args_parser()
-    args = parse_with_recipe(parser, sys.argv[1:] if argv is None else argv)
-    args.sam = args.optimizer is None if args.sam is None else args.sam
-    args.optimizer = args.optimizer or "adam"
+    args = parse_args(sys.argv[1:] if argv is None else argv)
 
     # After the arguments, so that --help and typing errors answer at once.
     from datasets import images, shapes
@@ -204,7 +209,7 @@ def main(argv=None):
     from engine import distributed
     from engine.run import Run
 
-    run = Run(args, parser.get_default)
+    run = Run(args, get_args_parser().get_default)
     if run.finished:
         return run.finish()
     run.start()

@@ -48,6 +48,14 @@ def get_args_parser():
     return parser
 
 
+def parse_args(argv):
+    """The arguments, with the optimizer that they mean: the one that is named, else AdamW, or Adam in SAM."""
+    args = get_args_parser().parse_args(argv)
+    args.optimizer = args.optimizer or ("adam" if args.sam else "adamw")
+    args.sam = bool(args.sam)
+    return args
+
+
 def open_captioner(args, run, data):
     """The CATR to train and its Tokenizer: random weights where those of a saved state will take their
     place.
@@ -119,10 +127,7 @@ def train(args, run, folder, model, tokenizer):
 
 @reports_errors
 def main(argv=None):
-    parser = get_args_parser()
-    args = parser.parse_args(argv)
-    args.optimizer = args.optimizer or ("adam" if args.sam else "adamw")
-    args.sam = bool(args.sam)
+    args = parse_args(argv)
 
     # After the arguments, so that --help and typing errors answer at once.
     from datasets import captions, scenes
@@ -130,7 +135,7 @@ def main(argv=None):
     from engine import distributed
     from engine.run import Run
 
-    run = Run(args, parser.get_default)
+    run = Run(args, get_args_parser().get_default)
     if run.finished:
         return run.finish()
     run.start()

@@ -1,0 +1,99 @@
+"""Opening a training run, which changes nothing, and starting it."""
+
+import random
+import shutil
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import p1_train
+from common.errors import BadInput
+from engine.run import Run
+from tests.helpers.linear import Training
+
+
+def args(output, *flags):
+    return p1_train.parse_args(["--data", "demo", "--output", str(output), "--device", "cpu", *flags])
+
+
+def open_run(output, *flags):
+    return Run(args(output, *flags), p1_train.get_args_parser().get_default)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run that was killed in the second epoch, before its metrics were written; half a file lies there."""
+    output = tmp_path / "run"
+    parsed = vars(args(output, "--epochs", "3", "--optimizer", "sgd", "--lr", "0.1"))
+    settings = {name: str(value) if name == "output" else value for name, value in parsed.items()}
+    training = Training(output, epochs=1, optimizer="sgd")
+    training.state.settings = {**settings, "processes": 1}
+    training.run()
+    shutil.rmtree(output / "curves.png", ignore_errors=True)
+    (output / "metrics.csv").unlink()
+    (output / ".last.pt-abcd_123.pt").write_bytes(b"half")
+    return output
+
+
+FLAGS = ["--epochs", "3", "--optimizer", "sgd", "--lr", "0.1", "--resume"]
+
+
+def files(folder):
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+def test_opening_a_run_changes_nothing(folder, capfd):
+    before, streams = files(folder), (random.getstate(), torch.get_rng_state())
+    run = open_run(folder, *FLAGS)
+    assert run.saved["resume"]["epoch"] == 1 and not run.finished and run.is_main
+    assert files(folder) == before and capfd.readouterr() == ("", "")
+    assert random.getstate() == streams[0] and torch.equal(torch.get_rng_state(), streams[1])
+    assert not dist.is_initialized() and not torch.are_deterministic_algorithms_enabled()
+    assert open_run(folder, *FLAGS, "--epochs", "3").settings["processes"] == 1
+
+
+def test_starting_it_completes_what_a_kill_left_out(folder):
+    run = open_run(folder, *FLAGS)
+    run.start()
+    assert (folder / "metrics.csv").exists() and not (folder / ".last.pt-abcd_123.pt").exists()
+    assert not dist.is_initialized(), "alone it needs no group"
+
+
+def test_a_finished_run_is_completed_and_says_so(folder, capsys):
+    saved = torch.load(folder / "last.pt", weights_only=True)
+    torch.save({**saved, "settings": {**saved["settings"], "epochs": 1}}, folder / "last.pt")
+    run = open_run(folder, *FLAGS, "--epochs", "1")
+    assert run.finished and not (folder / "metrics.csv").exists()
+    run.finish()
+    assert "is finished: 1 epochs. Raise --epochs to train on." in capsys.readouterr().out
+    assert {"metrics.csv", "curves.png"} <= set(files(folder)) and not (folder / ".last.pt-abcd_123.pt").exists()
+
+
+def test_a_new_run_starts_anew_and_says_so_where_a_resume_was_asked_for(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    run = open_run(tmp_path / "empty", "--resume")
+    assert run.saved is None and not capsys.readouterr().err
+    run.start()
+    assert "empty holds no last.pt: starting anew" in capsys.readouterr().err
+    first = torch.rand(1)
+    open_run(tmp_path / "empty", "--resume").start()
+    assert torch.equal(torch.rand(1), first), "the streams start from the seed"
+
+
+def test_a_run_is_not_overwritten_and_other_settings_or_images_are_refused(folder):
+    with pytest.raises(BadInput, match="holds a run already: pass --resume"):
+        open_run(folder)
+    with pytest.raises(BadInput, match="--lr is 0.2 now and was 0.1 before"):
+        open_run(folder, *FLAGS, "--lr", "0.2")
+    run = open_run(folder, *FLAGS)
+    run.check_images("fingerprint", folder)
+    with pytest.raises(BadInput, match="holds other images, or captions, than when the run began: start a new run"):
+        run.check_images("another", folder)
+
+
+def test_half_precision_is_called_slow_where_the_processor_has_no_instructions_for_it(tmp_path, capsys, monkeypatch):
+    for capability, slow in (("AVX2", True), ("AVX512", False)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        open_run(tmp_path / "run", "--precision", "bf16").start()
+        assert ("fp32 is many times faster here" in capsys.readouterr().err) is slow

@@ -1,0 +1,24 @@
+from engine.seeding import ShuffledBatches
+
+
+def test_batches_are_a_permutation_that_depends_on_seed_and_epoch():
+    batches = ShuffledBatches(10, 4, seed=0)
+    first = list(batches)
+    assert [len(batch) for batch in first] == [4, 4, 2] and len(batches) == 3
+    assert sorted(index for batch in first for _, index in batch) == list(range(10))
+    assert list(batches) == first and list(ShuffledBatches(10, 4, seed=1)) != first
+    batches.epoch = 1
+    second = list(batches)
+    assert [index for batch in second for _, index in batch] != [index for batch in first for _, index in batch]
+    batches.start = 2
+    assert list(batches) == second[2:]
+
+
+def test_ranks_share_the_batches_of_one():
+    """9 images, 4 a batch: the last one has a single image, and index 9, no image, for the second rank."""
+    alone = list(ShuffledBatches(9, 4, seed=0))
+    shards = [list(ShuffledBatches(9, 2, seed=0, rank=rank, world_size=2)) for rank in (0, 1)]
+    assert [len(batch) for batch in shards[0]] == [len(batch) for batch in shards[1]] == [2, 2, 1]
+    for whole, *parts in zip(alone, *shards, strict=True):
+        assert sorted(whole) == sorted(key for part in parts for key in part if key[1] != 9)
+    assert shards[1][2] == [(0, 9)]
