@@ -22,7 +22,7 @@ from tests.helpers import forked
 
 SETTINGS = ["--arch", "test_vit", "--scratch", "--device", "cpu", "--workers", "0", "--lr", "1e-2", "--epochs", "2"]
 ONE = ["--batch-size", "12"]
-TWO = ["--batch-size", "1", "--accumulate", "6", "--climb", "joint"]
+TWO = ["--batch-size", "1", "--accumulate", "6"]
 
 
 def in_float64():
@@ -78,20 +78,20 @@ def main(data, output):
             processes = [forked.start(main, flags, log, lambda: prepare(0))]
         codes.setdefault(name, []).append(list(map(forked.ended, processes)))
 
-    for name, *flags in (("sgd", "--optimizer", "sgd"), ("sam", "--optimizer", "sgd", "--sam", "--rho", "0.2"),
+    for name, *flags in (("sgd", "--optimizer", "sgd"), ("sam", "--optimizer", "sgd", "--sam", "--rho", "0.2", "--sync-perturbation"),
                          ("adam64", "--optimizer", "adam", "--lr", "1e-3")):
         for pair in (True, False):
             run(f"{name} {'two' if pair else 'one'}", *flags, pair=pair,
                 prepare=lambda rank: in_float64() if name == "adam64" else None)
 
-    own = ["--optimizer", "adam", "--sam", "--climb", "process", "--ema", "0.8", "--workers", "1"]
-    run("straight", *own)
+    adam_sam = ["--optimizer", "adam", "--sam", "--ema", "0.8", "--workers", "1"]
+    run("straight", *adam_sam)
     for name, number, ranks in (("lost 1", signal.SIGKILL, [1]), ("lost 0", signal.SIGKILL, [0]),
                                 ("stopped 1", signal.SIGTERM, [1]), ("stopped both", signal.SIGTERM, [0, 1])):
-        run(name, *own, prepare=signal_after_two_steps(number, ranks))
-        run(name, *own, "--resume")
+        run(name, *adam_sam, prepare=signal_after_two_steps(number, ranks))
+        run(name, *adam_sam, "--resume")
     run("lost early", prepare=die_after_connecting)
-    run("straight", *own, "--resume", *TWO[:4], pair=False)
+    run("straight", *adam_sam, "--resume", *TWO, pair=False)
     run("bad", prepare=fail_on_one_image)
     run("typing error", "--holdout", "2")
 

@@ -21,7 +21,7 @@ import p2_train
 import report_page
 from tests.helpers.training import TRAIN
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = {"p1_train.py": p1_train, "p1_eval.py": p1_eval, "p1_viz_posembed.py": p1_viz_posembed, "p1_viz_attn.py": p1_viz_attn,
            "p1_viz_landscape.py": p1_viz_landscape, "p1_report.py": p1_report,
            "p2_train.py": p2_train, "p2_eval.py": p2_eval, "p2_caption_viz.py": p2_caption_viz,

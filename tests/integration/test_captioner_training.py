@@ -22,7 +22,7 @@ from models import catr, decoding
 from models.tokenizer import Tokenizer
 from tests.helpers.training import metrics, same, weights
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["--device", "cpu", "--workers", "0", "--batch-size", "8"]
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 import common.files
 from datasets import decode, images
 from tests.helpers.training import TRAIN
-from tests.test_command_line import SCRIPTS
+from tests.integration.test_command_line import SCRIPTS
 
 TWICE = np.random.default_rng(3).integers(0, 256, (12, 16, 3), dtype=np.uint8).repeat(6, 0).repeat(6, 1)  # 96 x 72 pixels
 

@@ -22,7 +22,7 @@ from engine import checkpointing
 from sam import SAM
 from tests.helpers.training import TRAIN, largest_difference, metrics, same, weights
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 STEPS, MICRO_BATCHES = 5, 3
 
 

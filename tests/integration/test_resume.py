@@ -1,0 +1,190 @@
+"""Runs that are killed, stopped and resumed as processes, and the run folders of an older version."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from datasets import images
+from engine import checkpointing
+from tests.helpers.linear import Training
+from tests.helpers.training import TRAIN, metrics, same, train, weights
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_killed_runs_end_bit_for_bit_like_one_left_alone():
+    """Six kills each, two of them in the middle of a save; the helper's docstring has the command for 25."""
+    command = [sys.executable, "-m", "tests.helpers.kill_training", "--kills", "6", "--optimizer", "adam"]
+    processes = [subprocess.Popen([*command, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                  text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+                 for flags in ([], ["--sam", "--workers", "2"])]
+    for process in processes:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0 and "6 kills" in output and ": 0 differences" in output, output
+
+
+def test_a_run_goes_on_to_more_epochs_and_a_finished_one_is_only_completed(run, shapes, tmp_path, capsys):
+    folder = shutil.copytree(run, tmp_path / "run")
+    for name in ("metrics.csv", "curves.png"):  # config.json comes before last.pt
+        (folder / name).unlink()
+    assert train(shapes, folder, "--epochs", 2, "--sam", "--resume") == 0
+    assert "is finished" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "curves.png"} == {
+        path.name: path.read_bytes() for path in run.iterdir() if path.name != "curves.png"}
+    assert (folder / "curves.png").exists()
+    assert train(shapes, folder, "--epochs", 3, "--sam", "--resume", "--rho", 0.1) == 2
+    assert "--rho is 0.1 now and was 0.05 before" in capsys.readouterr().err
+    assert train(shapes, folder, "--epochs", 3, "--sam", "--resume", "--workers", 1, "--save-every", 2,
+                 "--on-nonfinite", "skip") == 0
+    assert [row["epoch"] for row in metrics(folder)] == ["1", "2", "3"]
+    shutil.copy(shapes / "train" / "0_0.jpg", tmp_path / "0_99.jpg")
+    data = shutil.copytree(shapes, tmp_path / "grown")
+    (tmp_path / "0_99.jpg").rename(data / "train" / "0_99.jpg")
+    saved = torch.load(folder / "last.pt", weights_only=True)
+    torch.save({**saved, "settings": {**saved["settings"], "data": str(data)}}, folder / "last.pt")
+    assert train(data, folder, "--epochs", 4, "--sam", "--resume") == 2
+    assert "holds other images" in capsys.readouterr().err
+
+
+@pytest.fixture
+def stopped(shapes, tmp_path, monkeypatch):
+    """A run of SAM with --sync-perturbation that was stopped after step 1 of its second epoch."""
+    class Killed(BaseException):
+        pass
+
+    save, saves = checkpointing.save_checkpoint, []
+
+    def save_then_die(content, path, *previous):
+        save(content, path, *previous)
+        saves.append(path.name)
+        if saves.count("last.pt") == 6:  # four steps and the end of an epoch come before
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpointing, "save_checkpoint", save_then_die)
+        with pytest.raises(Killed):
+            train(shapes, tmp_path / "run", "--epochs", 2, "--sam", "--sync-perturbation", "--save-every", 1)
+    return tmp_path / "run"
+
+
+def as_written_by_the_older_version(folder, climb):
+    """Reduce last.pt to what version 0.1 wrote: its flags, and none that came later."""
+    saved = torch.load(folder / "last.pt", weights_only=True)
+    assert saved["settings"].pop("sync_perturbation") is True and saved["resume"]["step"] == 1
+    saved["settings"].update(climb=climb, cache=0)
+    assert set(saved) == {"format", "arch", "labels", "class_names", "preprocessing", "settings", "state_dict", "resume"}
+    assert set(saved["resume"]) == {"images", "about", "epoch", "step", "totals", "history", "best", "best_epoch",
+                                    "optimizer", "scaler", "average"}
+    torch.save(saved, folder / "last.pt")
+
+
+def test_a_run_folder_of_the_older_version_resumes_bit_for_bit(shapes, run, stopped, capsys):
+    """`run` is the same setting left alone; on one rank --sync-perturbation changes nothing."""
+    as_written_by_the_older_version(stopped, "joint")
+    flags = ["--epochs", 2, "--sam", "--resume"]
+    assert train(shapes, stopped, *flags) == 2
+    assert "--sync-perturbation is False now and was True before" in capsys.readouterr().err
+    assert train(shapes, stopped, *flags, "--sync-perturbation") == 0
+    for name in ("last.pt", "best.pt"):
+        assert same(weights(stopped, name), weights(run, name))
+    assert torch.load(stopped / "last.pt", weights_only=True)["settings"]["sync_perturbation"] is True
+
+
+def test_a_setting_that_can_no_longer_be_had_is_refused_by_name(shapes, stopped, capsys):
+    as_written_by_the_older_version(stopped, "micro-batch")
+    assert train(shapes, stopped, "--epochs", 2, "--sam", "--resume") == 2
+    assert "error: --resume: --climb was micro-batch before, which this version does not have" in capsys.readouterr().err
+
+
+def test_an_image_that_cannot_be_read_for_a_while_costs_nothing(run, shapes, tmp_path, capsys, monkeypatch):
+    """It goes missing before the second batch of the second epoch, as on a network drive."""
+    data = shutil.copytree(shapes, tmp_path / "data")
+    get, loaded = images.ImageDataset.__getitem__, []
+
+    def losing_one(self, key):
+        if self.seed is not None and key[0] == 1:
+            loaded.append(data / "train" / self.names[key[1]])
+            if len(loaded) == 9:
+                loaded[-1].rename(tmp_path / "away.jpg")
+        return get(self, key)
+
+    monkeypatch.setattr(images.ImageDataset, "__getitem__", losing_one)
+    assert train(data, tmp_path / "run", "--epochs", 2, "--sam") == 2
+    assert f"{loaded[-1].name}: " in capsys.readouterr().err
+    saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert (saved["resume"]["epoch"], saved["resume"]["step"]) == (1, 1)
+    monkeypatch.undo()
+    (tmp_path / "away.jpg").rename(loaded[-1])
+    assert train(data, tmp_path / "run", "--epochs", 2, "--sam", "--resume") == 0
+    assert same(weights(tmp_path / "run"), weights(run))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+@pytest.mark.parametrize("free", [6_000, 1_000, 0])  # bytes: enough for a part of last.pt, for config.json, for nothing
+def test_a_disk_that_is_really_full(tmp_path, free):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=False).returncode:
+        pytest.skip("this machine does not let root mount")
+    try:
+        Training(disk / "run").run()
+        training = Training(disk / "run", epochs=3)
+        with open(disk / "filler", "wb", buffering=0) as filler:
+            filler.write(bytes(max(0, shutil.disk_usage(disk).free // 4096 * 4096 - free // 4096 * 4096)))
+        before = (disk / "run" / "last.pt").read_bytes()
+        with pytest.raises((checkpointing.BadInput, OSError)) as error:
+            training.run()
+        assert "No space left on device" in str(error.value) and str(disk / "run") in str(error.value)
+        assert (disk / "run" / "last.pt").read_bytes() == before
+        assert checkpointing.find_run(disk / "run", resume=True) and not list((disk / "run").glob(".*"))
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+# Signals -----------------------------------------------------------------------------------------------------
+
+
+def training_process(data, output, *arguments):
+    command = [sys.executable, ROOT / "p1_train.py", "--data", data, "--output", output, *TRAIN, "--epochs", 1000,
+               *arguments]
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (output / "last.pt").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    return process
+
+
+def children(process):
+    return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+
+
+def test_a_signal_to_the_whole_group_of_processes_leaves_the_loaders_alive_until_the_save(shapes, tmp_path):
+    process = training_process(shapes, tmp_path / "run", "--workers", 2)
+    workers = children(process)
+    assert len(workers) >= 2
+    os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "stopped by SIGINT after" in error and "Traceback" not in error, error
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
+def test_a_second_signal_stops_at_once(shapes, tmp_path):
+    """The step in work is made to last for minutes."""
+    code = ("import sys, time, p1_train, engine.state as s; s.TrainingState.count_step = lambda *a: time.sleep(600)\n"
+            f"sys.exit(p1_train.main({[*TRAIN, '--data', str(shapes), '--output', str(tmp_path / 'run')]}))")
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    assert "images to train on" in process.stdout.readline()
+    time.sleep(2)
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=5) == -signal.SIGTERM  # which a shell calls 143

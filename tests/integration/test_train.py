@@ -1,0 +1,153 @@
+"""Runs of p1_train.py: what a run as a whole must show. Its parts are tested in tests/unit."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import p1_train
+from datasets import images
+from engine import checkpointing
+from tests.helpers.training import computed, metrics, same, train, weights
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_run_leaves_what_the_contract_says(run, shapes):
+    assert {path.name for path in run.iterdir()} == {"last.pt", "previous.pt", "best.pt", "metrics.csv",
+                                                     "config.json", "curves.png"}
+    rows = metrics(run)
+    assert [row["epoch"] for row in rows] == ["1", "2"] and [row["passes"] for row in rows] == ["8", "8"]
+    assert all(0 <= float(row["holdout_accuracy"]) <= 1 and float(row["train_loss"]) > 0 for row in rows)
+    config = json.loads((run / "config.json").read_text())
+    assert config["settings"]["sam"] is True and config["settings"]["optimizer"] == "adam"
+    assert config["settings"]["rho"] == 0.05 and config["versions"]["timm"] and "command" in config
+    assert config["model"]["depth"] == 6 and config["settings"]["processes"] == 1
+    best = torch.load(run / "best.pt", weights_only=True)
+    assert best["class_names"] == (shapes / "classes.txt").read_text().split() and "resume" not in best
+    assert Image.open(run / "curves.png").width > 1000
+
+
+def test_the_headline_setting_is_the_default():
+    args = p1_train.parse_args(["--data", "p1_data", "--output", "out"])
+    assert (args.arch, args.weights, args.scratch, args.rho) == ("vit_base_patch16_224", None, False, 0.05)
+    assert (args.sam, args.optimizer) == (True, "adam")
+
+
+def test_the_same_seed_gives_the_same_weights_with_any_number_of_workers_and_val_is_never_read(run, shapes, tmp_path):
+    data = shutil.copytree(shapes, tmp_path / "data")
+    for path in (data / "val").iterdir():
+        path.write_bytes(b"not an image")
+    assert train(data, tmp_path / "again", "--epochs", 2, "--sam", "--workers", 2) == 0
+    for name in ("last.pt", "best.pt"):
+        assert same(weights(run, name), weights(tmp_path / "again", name))
+    assert train(shapes, tmp_path / "other", "--epochs", 1, "--sam", "--seed", 1) == 0
+    assert not same(weights(run, "previous.pt"), weights(tmp_path / "other"))
+
+
+EVERYTHING = ["--epochs", 2, "--sam", "--accumulate", 2, "--batch-size", 4, "--head-init", "probe", "--layer-decay", 0.7,
+              "--label-smoothing", 0.1, "--mixup", 0.5, "--cutmix", 1, "--rand-augment", 7, "--random-erasing", 0.5,
+              "--ema", 0.5, "--crop-pct", 1.0, "--save-every", 1]
+
+
+def test_a_run_with_everything_resumes_in_the_middle_of_an_epoch(shapes, tmp_path, monkeypatch):
+    """The model draws from all three random streams, and each of three parts is of another process, so to speak."""
+    forward = torch.nn.Linear.forward
+
+    def noisy(self, x):
+        noise = random.random() + np.random.rand() + torch.rand(1).item() if self.training else 0
+        return forward(self, x) * (1 + 1e-3 * noise)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", noisy)
+    assert train(shapes, tmp_path / "straight", *EVERYTHING) == 0
+    saved = torch.load(tmp_path / "straight" / "last.pt", weights_only=True)
+    assert saved["preprocessing"]["crop_pct"] == 1.0, "the crop of the evaluation is in the checkpoint"
+    scales = {group["lr_scale"] for group in saved["resume"]["optimizer"]["param_groups"]}
+    assert min(scales) == pytest.approx(0.7**7) and max(scales) == 1, "layer decay reaches the optimizer"
+
+    class Killed(BaseException):
+        pass
+
+    save, saves = checkpointing.save_checkpoint, []
+
+    def save_then_die(content, path, *previous):
+        save(content, path, *previous)
+        saves.append(path.name)
+        if path.name == "last.pt" and saves.count("last.pt") in (2, 6):
+            raise Killed
+
+    monkeypatch.setattr(checkpointing, "save_checkpoint", save_then_die)
+    for part in range(3):
+        random.seed(part), np.random.seed(part), torch.manual_seed(part)
+        try:
+            assert train(shapes, tmp_path / "killed", *EVERYTHING, "--resume") == 0 and part == 2
+        except Killed:
+            assert part < 2
+    for name in ("last.pt", "best.pt"):
+        assert same(weights(tmp_path / "straight", name), weights(tmp_path / "killed", name))
+    assert computed(tmp_path / "straight") == computed(tmp_path / "killed")
+
+
+def test_bad_files_in_the_training_set(shapes, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    names = images.list_files(data / "train")
+    for name in names[3:5]:
+        (data / "train" / name).write_bytes((data / "train" / name).read_bytes()[:500])
+    assert train(data, tmp_path / "run", "--epochs", 1) == 2
+    message = capsys.readouterr().err
+    assert "2 files of 32" in message and all(name in message for name in names[3:5]) and "--skip-bad" in message
+    assert not (tmp_path / "run" / "last.pt").exists()
+    assert train(data, tmp_path / "run", "--epochs", 1, "--skip-bad") == 0
+    assert f"left out 2 bad files: {names[3]}, {names[4]}" in capsys.readouterr().err
+
+
+def test_weights_too_large_leave_no_run(run, shapes, tmp_path, capsys):
+    torch.save({key: value * 1e30 for key, value in weights(run).items()}, tmp_path / "huge.pt")
+    assert train(shapes, tmp_path / "nan", start=["--weights", tmp_path / "huge.pt"]) == 3
+    assert "no good state was saved" in capsys.readouterr().err and not (tmp_path / "nan").exists()
+
+
+@pytest.mark.real_data
+def test_the_real_model_learns_real_photos(real_data, tmp_path):
+    weights_file = real_data / "weights" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
+    data = tmp_path / "data"
+    for label in ("0", "7", "26", "31"):
+        for path in sorted((real_data / "pets" / "train").glob(f"{label}_*.jpg"))[:6]:
+            (data / "train").mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, data / "train")
+    assert p1_train.main(["--data", str(data), "--output", str(tmp_path / "run"), "--arch", "vit_tiny_patch16_224",
+                          "--weights", str(weights_file), "--sam", "--epochs", "3", "--lr", "2e-4",
+                          "--batch-size", "8", "--holdout", "0", "--workers", "0", "--device", "cpu"]) == 0
+    rows = metrics(tmp_path / "run")
+    assert float(rows[-1]["train_accuracy"]) > 0.9 > float(rows[0]["train_accuracy"])
+
+
+def test_freed_memory_is_used_again():
+    """Pages that the system must clear for ten tensors of 64 MiB, one after the other and not the first ones."""
+    code = "\n".join([
+        "import resource, torch", "from engine.device import keep_freed_memory", "def faults():",
+        "    for _ in range(10): torch.ones(2**24)", "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt",
+        "print(-faults() + faults())", "keep_freed_memory(torch.device('cpu'))", "faults()", "print(-faults() + faults())"])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    without, reused = map(int, done.stdout.split())
+    assert reused < without / 10
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_gives_the_same_bits_when_asked(shapes, tmp_path, precision):
+    settings = ["--device", "cuda", "--deterministic", "--epochs", 2, "--sam", "--precision", precision]
+    try:
+        for name in ("one", "other"):
+            assert train(shapes, tmp_path / name, *settings) == 0
+        assert same(weights(tmp_path / "one"), weights(tmp_path / "other"))
+    finally:
+        torch.use_deterministic_algorithms(False)
