@@ -92,8 +92,8 @@ def main(argv=None):
     if report.missing:
         others = " and others" * (len(report.missing) > 3)
         folders = " or ".join(map(str, filter(None, [args.images, *(images.folder for images in by_images)])))
-        note(f"{', '.join(report.missing[:3])}{others} are left out: not all of their photos are in {folders}; "
-             "name their folder with --images")
+        note(f"{', '.join(report.missing[:3])}{others} are left out: not all of their photos are in {folders}"
+             "; name their folder with --images")
     if study.left_out:
         report.section("Left out", "".join(f"- {line}\n" for line in study.left_out))
 
@@ -126,7 +126,7 @@ def add_mistakes(report, images, settings, folder, suffix):
         rows = [(f"{pair.name}: {pair.count} of {pair.images} images", pair.mistakes) for pair in pairs]
         report.section(setting.name, report.figure(f"confusion_{setting.slug}.png", matrix, CAPTION),
                        tables.confused_section(pairs),
-                       photos(report, f"confused_{setting.slug}.png", f"{setting.name}: most confused classes",
+                       photos(report, f"confused_{setting.slug}.png", f"{setting.name}: most confused",
                               rows, images, folder), level=3)
 
 

@@ -150,8 +150,9 @@ class Setting:
 
 def _key(settings, without=()):
     # a flag that an older version did not have counts as one that was not given
-    return json.dumps({name: value for name, value in settings.items() if value is not None and value is not False
-                       and name not in BETWEEN_SEEDS and name not in without}, sort_keys=True)
+    given = {name: value for name, value in settings.items() if value is not None and value is not False}
+    return json.dumps({name: given[name] for name in given.keys() - BETWEEN_SEEDS - set(without)},
+                      sort_keys=True)
 
 
 def _group(runs):

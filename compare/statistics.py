@@ -53,8 +53,8 @@ def holm(p_values):
 def paired_margin(first, second):
     """Half the width of the 95 % interval of the difference in accuracy of two settings on the same images.
 
-    Agresti and Min's (2005): Wald's interval for paired shares, after half an image is added to each cell of the
-    2 x 2 table, so that a few images without a difference are no proof. For one run each, with wins b and losses c,
+    Agresti and Min's (2005): Wald's interval for paired shares, with half an image more in each cell of the
+    2 x 2 table, so that few images without a difference are no proof. For one run each, wins b and losses c,
 
         margin = 1.96 sqrt(b + c + 1 - (b - c)^2 / (n + 2)) / (n + 2)
 
@@ -98,7 +98,7 @@ def confusion_counts(targets, predicted, classes):
 def most_confused(counts, most=5):
     """The unordered pairs of classes most often taken for each other: (count, i, j), i < j, the most first.
 
-    `counts` (classes, classes) as of `confusion_counts`, or a mean of such. Pairs without a mistake are left out.
+    `counts` (classes, classes) as of `confusion_counts`, or a mean. Pairs without a mistake are left out.
     """
     both = np.triu(counts + counts.T, 1)
     order = np.argsort(-both, axis=None, kind="stable")[:most]

@@ -39,13 +39,13 @@ DIFFERENCE = ["difference (points)", "better", "worse", "p", "adjusted p", "verd
 DIFFERENCE_NOTES = f"""
 Difference: accuracy of the first minus that of the second, with its 95 % margin. Better, worse: on how many
 images a larger share of the first one's seeds is right, or of the second one's. p: McNemar's exact test,
-two-sided; adjusted by Holm's method for all differences of this report. A difference exceeds the noise where the
-adjusted p is below {LEVEL:g} and the ranges over seeds do not overlap: p is about other images, not about another
-seed.
+two-sided; adjusted by Holm's method for all differences of this report. A difference exceeds the noise where
+the adjusted p is below {LEVEL:g} and the ranges over seeds do not overlap: p is about other images, not about
+another seed.
 """
 SAM_NOTES = """
-Equal passes: the forward-backward passes without SAM are within 5 % of those with SAM. Learning rates are chosen
-by the held-out part of the training images, never by val; where nothing was held out, equal ones are compared.
+Equal passes: the forward-backward passes without SAM are within 5 % of those with SAM. Learning rates are
+chosen by the held-out part of the training images, never by val; without one, equal rates are compared.
 """
 
 

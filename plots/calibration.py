@@ -5,8 +5,8 @@ from matplotlib.figure import Figure
 
 from plots.style import COLOURS
 
-CAPTION = ("Answers of all seeds in 15 bins of confidence; a point's area is the number of answers. Below the "
-           "dashed line the model is overconfident. ECE: expected calibration error, mean over seeds.")
+CAPTION = ("Answers of all seeds in 15 bins of confidence; a point's area is the number of answers. Below "
+           "the dashed line the model is overconfident. ECE: expected calibration error, mean over seeds.")
 
 
 def draw_reliability(curves):

@@ -9,34 +9,39 @@ from PIL import Image
 from common.files import sha256
 from compare.runs import Study
 
-SETTINGS = {"data": "p1_data", "holdout": 0.1, "skip_bad": False, "recipe": None, "arch": "vit_tiny_patch16_224",
+SETTINGS = {"data": "p1_data", "holdout": 0.1, "skip_bad": False, "recipe": None,
+            "arch": "vit_tiny_patch16_224",
             "weights": "tiny.safetensors", "scratch": False, "optimizer": "adam", "sam": False, "rho": 0.05,
-            "adaptive": False, "sync_perturbation": False, "epochs": 4, "batch_size": 32, "lr": 1e-4, "ema": None,
+            "adaptive": False, "sync_perturbation": False, "epochs": 4, "batch_size": 32, "lr": 1e-4,
+            "ema": None,
             "precision": "fp32", "seed": 0, "workers": None, "device": "auto", "save_every": None,
             "resume": False, "processes": 1}
 NAMES = ["beagle", "pug", "sphynx"]
 
 
 def write_run(folder, right, *, confidence=0.8, curve=(0.4, 0.6, 0.8, 0.8), train=(0.3, 0.5, 0.7, 0.9),
-              step_passes=10, targets=None, images=None, parameters=5_500_000, predicted=None, probe=None, scores=None,
+              step_passes=10, targets=None, images=None, parameters=5_500_000, predicted=None, probe=None,
+              scores=None,
               **settings):
     """Write a run folder, and return it.
 
     `right` (images,) says which images the model gets right; of the others it predicts the next class, or
-    `predicted`. `curve` is the held-out accuracy of each epoch, or None where nothing is held out. `scores` are
-    further keys of eval.json; a setting that is ... is one that the run does not have.
+    `predicted`. `curve` is the held-out accuracy of each epoch, None where nothing is held out. `scores` go into
+    eval.json; a setting that is ... is one that the run does not have.
     """
     folder.mkdir(parents=True)
     settings = {**SETTINGS, "output": str(folder), "epochs": len(train), **settings}
     settings = {name: value for name, value in settings.items() if value is not ...}
-    config = {"settings": settings, "model": {"parameters": parameters, "width": 192, "heads": 3, "depth": 12},
+    config = {"settings": settings,
+              "model": {"parameters": parameters, "width": 192, "heads": 3, "depth": 12},
               "command": f"p1_train.py --data p1_data --output {folder}", "git_commit": None, "versions": {}}
     if probe:
         config["probe"] = {"C": 1.0, "accuracy": 0.9, "seconds": probe}
     (folder / "config.json").write_text(json.dumps(config))
     passes = step_passes * (2 if settings["sam"] else 1)
     rows = [{"epoch": i + 1, "lr": 1e-4, "train_loss": 3 / (i + 1), "train_accuracy": accuracy,
-             "holdout_loss": None, "holdout_accuracy": None if curve is None else curve[i], "skipped_steps": 0,
+             "holdout_loss": None, "holdout_accuracy": None if curve is None else curve[i],
+             "skipped_steps": 0,
              "images_per_second": 50 * (i + 1), "seconds": 30, "passes": passes, "peak_memory_mib": 1000 + i}
             for i, accuracy in enumerate(train)]
     with open(folder / "metrics.csv", "w", newline="") as file:
@@ -52,7 +57,8 @@ def write_run(folder, right, *, confidence=0.8, curve=(0.4, 0.6, 0.8, 0.8), trai
 def write_evaluation(folder, right, confidence, targets, predicted, images, scores):
     """The eval.json and eval.npz of a run folder."""
     targets = np.arange(len(right)) % len(NAMES) if targets is None else np.asarray(targets)
-    predicted = np.where(right, targets, (targets + 1) % len(NAMES)) if predicted is None else np.asarray(predicted)
+    if predicted is None:
+        predicted = np.where(right, targets, (targets + 1) % len(NAMES))
     confidence = np.broadcast_to(confidence, len(right))
     probabilities = np.repeat((1 - confidence)[:, None] / (len(NAMES) - 1), len(NAMES), 1)
     probabilities[np.arange(len(right)), predicted] = confidence
@@ -79,7 +85,7 @@ def study(folder):
 
 
 def write_mistakes(folder):
-    """Two settings, one of two seeds, on 12 photos, of which 3 are wrong in every run. Returns the photos' folder."""
+    """Two settings, one of two seeds, on 12 photos, 3 wrong in every run. Returns the photos' folder."""
     photos = folder / "photos" / "val"
     photos.mkdir(parents=True)
     targets = np.arange(12) % 3
@@ -91,6 +97,6 @@ def write_mistakes(folder):
             ("run2", {0: 2, 4: 0, 6: 1}, 0.5, {"sam": True, "recipe": "sam.toml"})):
         predicted = targets.copy()
         predicted[list(wrong)] = list(wrong.values())
-        write_run(folder / name, targets == predicted, predicted=predicted, confidence=confidence, images=photos,
-                  **settings)
+        write_run(folder / name, targets == predicted, predicted=predicted, confidence=confidence,
+                  images=photos, **settings)
     return photos

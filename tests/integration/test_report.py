@@ -34,7 +34,8 @@ def test_a_report_has_all_files_and_links_them(tmp_path):
     assert [row["setting"] for row in rows(out / "table.csv")] == ["b $x$", "sam"]
     assert [row["b $x$"] for row in rows(out / "per_class.csv")] == ["0.375", "0.75", "1.0"]
     titles = [line[3:] for line in text.splitlines() if line.startswith("## ")]
-    assert titles == ["Settings", "What may be claimed", "Which differences exceed the noise", "Adam against SAM",
+    assert titles == ["Settings", "What may be claimed", "Which differences exceed the noise",
+                      "Adam against SAM",
                       "Curves", "Calibration", "Mistakes on photos/val"]
     assert "| SAM overfits less | these runs do not say | sam | b $x$ |" in text
     assert "| photo | true |" in text and "| beagle and pug | 3 | 8 |" in text
@@ -55,7 +56,8 @@ def test_photos_that_are_gone_leave_their_figures_out(tmp_path, capsys):
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == (FIGURES | TEXTS) - {"hard_photos.png", "confused_sam.png", "confused_b_x.png"}
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "hard_photos.png)" not in text and "hard_photos.png is left out: its photos were not found.\n" in text
+    assert "hard_photos.png)" not in text
+    assert "hard_photos.png is left out: its photos were not found.\n" in text
 
 
 def test_settings_on_other_images_share_the_table_and_nothing_else(tmp_path):
@@ -72,7 +74,8 @@ def test_settings_on_other_images_share_the_table_and_nothing_else(tmp_path):
     assert "| tiny-2 | tiny-3 | +0.0 ±" in text and "| tiny-1 | tiny-" not in text
     assert text.count("## Mistakes on ") == 2
     # tiny-1 and tiny-2 differ in the rate alone, too, but not on the same images
-    assert "| vit_tiny_patch16_224, pretrained, SAM(adam), 4 epochs | 2e-04 |" in text and "pretrained, adam" not in text
+    assert "| vit_tiny_patch16_224, pretrained, SAM(adam), 4 epochs | 2e-04 |" in text
+    assert "pretrained, adam" not in text
     assert Image.open(out / "learning_rates.png").width > 500
 
 
@@ -93,12 +96,14 @@ def test_runs_that_are_left_out_are_named_in_a_note_and_in_the_report(tmp_path, 
     (write_run(tmp_path / "run1", right_of(total=9), lr=2.0) / "eval.json").unlink()
     assert report(tmp_path) == 0
     output = capsys.readouterr()
-    line = f"{tmp_path / 'run1'} was not evaluated: python p1_eval.py p1_data/val --checkpoint {tmp_path / 'run1' / 'best.pt'}"
+    run = tmp_path / "run1"
+    line = f"{run} was not evaluated: python p1_eval.py p1_data/val --checkpoint {run / 'best.pt'}"
     assert output.err == f"note: left out: {line}\n"
     assert output.out == f"1 runs of 1 settings: see {tmp_path / 'out' / 'report.md'}\n"
     text = (tmp_path / "out" / "report.md").read_text()
     assert f"## Left out\n\n- {line}\n" in text
-    assert "No mistake" in text and "confused_" not in text and not list((tmp_path / "out").glob("confused_*"))
+    assert "No mistake" in text and "confused_" not in text
+    assert not list((tmp_path / "out").glob("confused_*"))
     assert len(rows(tmp_path / "out" / "table.csv")) == 1
 
 
@@ -111,7 +116,8 @@ def test_nothing_left_is_bad_input_and_nothing_is_written(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments, problem", [
-    (["--output", "{run}"], "holds a training run"), (["--output", "{run}/best.pt"], "is a file: name a folder"),
+    (["--output", "{run}"], "holds a training run"),
+    (["--output", "{run}/best.pt"], "is a file: name a folder"),
     (["--output", "{run}/out", "--images", "{run}/x"], "x does not exist: name the folder of photos"),
     (["--output", "{run}/out", "--images", "{run}/best.pt"], "best.pt is not a folder")])
 def test_folders_that_are_no_use_are_refused(tmp_path, capsys, arguments, problem):

@@ -16,22 +16,26 @@ def legend_of(figure):
 
 def test_curves_are_means_over_seeds_in_bands_of_their_range():
     curves = [{"name": "one $x$", "epochs": np.arange(1, 4), "passes": np.array([10, 20, 30]),
-               "loss": np.array([[3, 2, 1], [1, 1, 1]]), "accuracy": np.array([[0.1, 0.2, 0.3], [0.3, 0.4, 0.5]])},
+               "loss": np.array([[3, 2, 1], [1, 1, 1]]),
+               "accuracy": np.array([[0.1, 0.2, 0.3], [0.3, 0.4, 0.5]])},
               {"name": "two", "epochs": np.arange(1, 3), "passes": np.array([20, 40]),
                "loss": np.array([[4, 3]]), "accuracy": np.array([[0.5, 0.6]])}]
     figure = draw_settings_curves(curves, "held-out accuracy")
     (loss, accuracy, *below) = figure.axes
     assert [line.get_ydata().tolist() for line in loss.lines] == [[2, 1.5, 1], [4, 3]]
-    assert np.allclose(accuracy.lines[0].get_ydata(), [0.2, 0.3, 0.4]) and accuracy.get_ylabel() == "held-out accuracy"
+    assert np.allclose(accuracy.lines[0].get_ydata(), [0.2, 0.3, 0.4])
+    assert accuracy.get_ylabel() == "held-out accuracy"
     band = accuracy.collections[0].get_paths()[0].vertices
     assert {(x, round(y, 6)) for x, y in band} >= {(1, 0.1), (1, 0.3), (3, 0.3), (3, 0.5)}
-    assert [axes.get_xlabel() for axes in figure.axes] == ["epoch"] * 2 + ["forward-backward passes over a batch"] * 2
+    labels = [axes.get_xlabel() for axes in figure.axes]
+    assert labels == ["epoch"] * 2 + ["forward-backward passes over a batch"] * 2
     assert [line.get_xdata().tolist() for line in below[1].lines] == [[10, 20, 30], [20, 40]]
     assert legend_of(figure) == ["one $x$", "two"]
 
 
 def test_learning_rates_are_means_over_seeds_with_bars_of_their_range():
-    sweeps = [{"name": "adam", "rates": [1e-4, 3e-4], "val": [np.array([0.5, 0.7]), np.array([0.8])], "held_out": None},
+    sweeps = [{"name": "adam", "rates": [1e-4, 3e-4], "val": [np.array([0.5, 0.7]), np.array([0.8])],
+               "held_out": None},
               {"name": "sam", "rates": [1e-4], "val": [np.array([0.9])], "held_out": [np.array([0.95])]}]
     figure = draw_learning_rates(sweeps)
     val, held_out = figure.axes
@@ -65,7 +69,8 @@ def test_a_confusion_matrix_has_counts_and_shares():
     axes = draw_confusion(counts, range(3), ["a", "b", "x" * 40], "three").axes[0]
     shares = axes.images[0].get_array()
     assert np.allclose(shares[:2], [[0.625, 0.375, 0], [0, 1, 0]]) and shares.mask[2].all()
-    assert {text.get_position(): text.get_text() for text in axes.texts} == {(0, 0): "2.5", (1, 0): "1.5", (1, 1): "3"}
+    numbers = {text.get_position(): text.get_text() for text in axes.texts}
+    assert numbers == {(0, 0): "2.5", (1, 0): "1.5", (1, 1): "3"}
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "x" * 27 + "…"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
 

@@ -45,14 +45,16 @@ def test_a_comparison_can_be_had_from_either_side(tmp_path):
     read = study(tmp_path)
     one, other = read.settings
     there, back = read.comparisons.between(one, other), read.comparisons.between(other, one)
-    assert (there.first, there.wins, there.losses) == (one, 2, 4) and there.difference == pytest.approx(-2 / 60)
+    assert (there.first, there.wins, there.losses) == (one, 2, 4)
+    assert there.difference == pytest.approx(-2 / 60)
     assert (back.first, back.wins, back.losses) == (other, 4, 2) and back.difference == pytest.approx(2 / 60)
     assert (there.p, there.adjusted, there.margin) == (back.p, back.adjusted, back.margin)
 
 
 def test_settings_on_other_images_are_not_compared(tmp_path):
     write_run(tmp_path / "run0", right_of(0), recipe="a.toml")
-    write_run(tmp_path / "run1", right_of(0), recipe="b.toml", sam=True, targets=[(i + 1) % 3 for i in range(60)])
+    write_run(tmp_path / "run1", right_of(0), recipe="b.toml", sam=True,
+              targets=[(i + 1) % 3 for i in range(60)])
     read = study(tmp_path)
     assert not read.comparisons and not sam_pairs(read.settings)
     with pytest.raises(KeyError, match="a and b were evaluated on different images"):
@@ -64,7 +66,7 @@ def test_ranges_over_seeds_that_overlap_are_no_difference(tmp_path):
         write_run(tmp_path / f"run{seed}", right_of(one), recipe="a.toml", seed=seed)
         write_run(tmp_path / f"run{seed + 2}", right_of(other), recipe="b.toml", seed=seed, lr=1.0)
     comparison, = study(tmp_path).comparisons
-    # images 0 to 19: right in 1 of 2 seeds of each; 20: 1 of 2 against 2 of 2; 21 to 41: 2 of 2 against 1 of 2
+    # right in seeds: images 0 to 19 in 1 of 2 for each; 20 in 1 against 2; 21 to 41 in 2 against 1
     assert (comparison.wins, comparison.losses) == (21, 1) and comparison.adjusted < 0.001
     assert comparison.verdict == OVERLAP
 
@@ -84,7 +86,8 @@ def test_sam_is_compared_at_equal_epochs_and_at_equal_passes(tmp_path):
     write_run(tmp_path / "longer", right_of(0), train=(0.5,) * 9, curve=(0.5,) * 9)
     write_run(tmp_path / "adamw", right_of(0), optimizer="adamw")
     write_run(tmp_path / "ema", right_of(0), ema=0.9)
-    assert pair_names(tmp_path) == [("epochs", "adam", "sam", "only one"), ("passes", "long", "sam", "only one")]
+    assert pair_names(tmp_path) == [("epochs", "adam", "sam", "only one"),
+                                    ("passes", "long", "sam", "only one")]
 
 
 def test_passes_within_five_percent_are_equal(tmp_path):
@@ -97,7 +100,8 @@ def test_passes_within_five_percent_are_equal(tmp_path):
 def test_the_learning_rate_is_chosen_by_the_held_out_part_and_never_by_val(tmp_path):
     write_run(tmp_path / "sam", right_of(0), sam=True)
     write_run(tmp_path / "good_on_val", right_of(), lr=2e-4, curve=(0.4, 0.6, 0.7, 0.8))
-    write_run(tmp_path / "good_held_out", right_of(range(9)), lr=3e-4, curve=(0.4, 0.9, 0.7, 0.7))  # its best epoch
+    write_run(tmp_path / "good_held_out", right_of(range(9)), lr=3e-4,
+              curve=(0.4, 0.9, 0.7, 0.7))  # its best epoch
     assert pair_names(tmp_path) == [("epochs", "good_held_out", "sam", "highest held-out accuracy")]
 
 
@@ -130,7 +134,8 @@ def test_sweeps_differ_in_the_learning_rate_alone(tmp_path):
         ("vit_tiny_patch16_224, pretrained, adam, 4 epochs", [1e-4, 3e-4]),
         ("vit_tiny_patch16_224, pretrained, SAM(adam), 4 epochs", [1e-4, 3e-4])]
     assert [values.tolist() for values in curves[1]["val"]] == [[59 / 60], [0.9]]
-    assert [values.tolist() for values in curves[1]["held_out"]] == [[0.8], [0.9]] and curves[0]["held_out"] is None
+    assert [values.tolist() for values in curves[1]["held_out"]] == [[0.8], [0.9]]
+    assert curves[0]["held_out"] is None
 
 
 def test_a_learning_rate_of_another_set_of_images_is_no_sweep(tmp_path):

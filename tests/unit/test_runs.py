@@ -25,7 +25,8 @@ def edit_config(folder, edit):
 def test_seeds_are_grouped_and_settings_named(tmp_path):
     write_run(tmp_path / "a0", right_of(0), seed=0, recipe="recipes/tiny-4.toml", workers=1, device="cpu")
     write_run(tmp_path / "a1", right_of(1), seed=1, recipe="elsewhere/tiny-4.toml", workers=2, resume=True)
-    write_run(tmp_path / "b0", right_of(2), recipe="tiny-4.toml", lr=3e-4, train=(0.5,) * 14, curve=(0.5,) * 14)
+    write_run(tmp_path / "b0", right_of(2), recipe="tiny-4.toml", lr=3e-4, train=(0.5,) * 14,
+              curve=(0.5,) * 14)
     write_run(tmp_path / "c0", right_of(3), sam=True)
     write_run(tmp_path / "d0", right_of(3), scratch=True, weights=None, sam=True, adaptive=True, ema=None)
     write_run(tmp_path / "e0", right_of(3), scratch=True, weights=None, sam=True, adaptive=True, ema=0.99)
@@ -54,7 +55,8 @@ def test_flags_of_older_versions_are_read_under_their_names_of_today(tmp_path):
     write_run(tmp_path / "d", right_of(), seed=3, sam=True, climb="joint", **older)
     settings = study(tmp_path).settings
     assert [[run.folder.name for run in setting.runs] for setting in settings] == [["a", "b"], ["c", "d"]]
-    assert [setting.name.split(", ")[-1] for setting in settings] == ["sync perturbation off", "sync perturbation on"]
+    endings = [setting.name.split(", ")[-1] for setting in settings]
+    assert endings == ["sync perturbation off", "sync perturbation on"]
 
 
 def test_a_value_that_no_flag_stands_for_any_more_is_another_setting(tmp_path):
@@ -73,7 +75,7 @@ def test_two_runs_of_one_seed_are_refused(tmp_path):
 def test_seeds_of_one_setting_on_different_images_are_refused(tmp_path):
     write_run(tmp_path / "one", right_of(0))
     write_run(tmp_path / "two", right_of(1, total=30), seed=1)
-    with pytest.raises(BadInput, match="one and .*two are runs of one setting, evaluated on different images"):
+    with pytest.raises(BadInput, match="one and .*two are .* evaluated on different images"):
         study(tmp_path)
 
 
@@ -106,8 +108,8 @@ def test_runs_that_cannot_be_used_are_left_out_with_what_to_do(tmp_path):
     evaluate = "python p1_eval.py p1_data/val --checkpoint"
     for line, (name, reason) in zip(read.left_out, [
             ("run 2", f"was not evaluated: {evaluate} {shlex.quote(str(tmp_path / 'run 2' / 'best.pt'))}"),
-            ("run1", "is not finished (3 of 4 epochs): torchrun --nproc-per-node 2 p1_train.py --data p1_data "
-                     f"--output {unfinished} --resume"),
+            ("run1", "is not finished (3 of 4 epochs): torchrun --nproc-per-node 2 p1_train.py "
+                     f"--data p1_data --output {unfinished} --resume"),
             ("run3", "was evaluated with an older best.pt: python p1_eval.py data/demo/val --checkpoint"),
             ("run4", f"has a damaged evaluation: {evaluate}"),
             ("run5", "was evaluated on images without labels: python p1_eval.py"),

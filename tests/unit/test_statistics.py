@@ -19,26 +19,30 @@ def test_wilson_interval_agrees_with_published_values(correct, total, low, high)
 def test_mcnemar_is_the_exact_two_sided_binomial_tail(wins, losses):
     total = wins + losses
     tail = sum(math.comb(total, k) for k in range(min(wins, losses) + 1))
-    assert statistics.mcnemar(wins, losses) == pytest.approx(float(min(1, 2 * Fraction(tail, 2**total))), rel=1e-12)
+    assert statistics.mcnemar(wins, losses) == pytest.approx(float(min(1, 2 * Fraction(tail, 2**total))),
+                                                             rel=1e-12)
 
 
 def test_mcnemar_by_hand():
     assert statistics.mcnemar(1, 9) == pytest.approx(2 * (1 + 10) / 2**10) == pytest.approx(0.021484375)
-    # Fagerland, Lydersen and Laake 2013, BMC Med Res Methodol 13:91, table 1 (airway hyper-responsiveness): b 1, c 7
+    # Fagerland, Lydersen and Laake 2013, BMC Med Res Methodol 13:91, table 1: b 1, c 7
     assert statistics.mcnemar(1, 7) == pytest.approx(0.0703, abs=5e-5)
 
 
 def test_holm_by_hand():
     assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert statistics.holm([0.6, 0.5]) == [1.0, 1.0] and statistics.holm([0.03]) == [0.03] and statistics.holm([]) == []
+    assert statistics.holm([0.6, 0.5]) == [1.0, 1.0]
+    assert statistics.holm([0.03]) == [0.03] and statistics.holm([]) == []
 
 
 def test_wins_count_images_that_the_larger_share_of_runs_gets_right():
-    first = np.array([[1, 1, 0, 0, 1, 1], [1, 0, 0, 1, 1, 0], [1, 0, 0, 1, 1, 0]], dtype=bool)  # 1, 1/3, 0, 2/3, 1, 1/3
+    # 1, 1/3, 0, 2/3, 1, 1/3
+    first = np.array([[1, 1, 0, 0, 1, 1], [1, 0, 0, 1, 1, 0], [1, 0, 0, 1, 1, 0]], dtype=bool)
     second = np.array([[1, 1, 0, 1, 0, 0], [1, 0, 1, 0, 0, 1]], dtype=bool)  # 1, 1/2, 1/2, 1/2, 0, 1/2
     assert statistics.wins_and_losses(first, second) == (2, 3)
     assert statistics.wins_and_losses(second, first) == (3, 2)
-    assert statistics.wins_and_losses(np.tile(first, (3, 1)), first) == (0, 0), "equal shares of 3 and of 9 runs"
+    tiled = np.tile(first, (3, 1))
+    assert statistics.wins_and_losses(tiled, first) == (0, 0), "equal shares of 3 and of 9 runs"
 
 
 def test_paired_margin_by_hand():
@@ -47,9 +51,12 @@ def test_paired_margin_by_hand():
     # Wald's variance of a difference of paired shares, with cells of 9.5, 3.5 and 39 of 52
     shares = np.array([9.5, 3.5, 39]) / 52
     variance = shares @ np.array([1, -1, 0])**2 - (shares @ [1, -1, 0])**2
-    assert statistics.paired_margin(first, second) == pytest.approx(1.959964 * math.sqrt(variance / 52), rel=1e-6)
-    assert statistics.paired_margin(np.tile(first, (3, 1)), second) == pytest.approx(statistics.paired_margin(first, second))
-    assert statistics.paired_margin(first[:, :4], first[:, :4]) > 0.3, "four images without a difference prove nothing"
+    assert statistics.paired_margin(first, second) == pytest.approx(1.959964 * math.sqrt(variance / 52),
+                                                                    rel=1e-6)
+    margin = statistics.paired_margin(first, second)
+    assert statistics.paired_margin(np.tile(first, (3, 1)), second) == pytest.approx(margin)
+    same = first[:, :4]
+    assert statistics.paired_margin(same, same) > 0.3, "four images without a difference prove nothing"
 
 
 def test_calibration_error_by_hand():

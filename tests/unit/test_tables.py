@@ -29,7 +29,8 @@ def test_the_numbers_of_the_settings_table_are_those_computed_by_hand(tmp_path):
     settings = study(tmp_path).settings
     row, = read_csv(tables.settings_csv([tables.table_row(setting) for setting in settings]))
     assert (row.pop("setting"), row.pop("image_set"), row.pop("seeds")) == ("tiny-4", "photos/val", "3 4")
-    expected = {"width": 192, "heads": 3, "depth": 12, "parameters": 5.5e6, "accuracy": 0.84, "accuracy_low": 0.8,
+    expected = {"width": 192, "heads": 3, "depth": 12, "parameters": 5.5e6, "accuracy": 0.84,
+                "accuracy_low": 0.8,
                 "accuracy_high": 0.88, "ece": (0 + 0.08) / 2, "gap": (0.96 - 0.8 + 0.98 - 0.88) / 2,
                 "epochs_to_95": 2.5, "passes": 80, "images_per_second": 125, "minutes": (2 + 3) / 2,
                 "peak_memory_mib": 1003}
@@ -38,9 +39,10 @@ def test_the_numbers_of_the_settings_table_are_those_computed_by_hand(tmp_path):
     expected["ci95_high"], expected["ci95_low"] = np.roots([1 + z2, -(2 * 0.84 + z2), 0.84**2])
     assert {name: float(value) for name, value in row.items()} == pytest.approx(expected, abs=1e-6)
     table = settings_table(settings)
-    assert ("| tiny-4 | photos/val | 192 | 3 | 12 | 5,500,000 | 3 4 | 0.840 | 0.800 to 0.880 | 0.715 to 0.917 |"
-            in table)
-    assert "- photos/val: 50 labelled images of 3 classes.\n" in table and "more seeds do not narrow it" in table
+    assert "| tiny-4 | photos/val | 192 | 3 | 12 | 5,500,000 | 3 4 | 0.840 |" in table
+    assert "| 0.840 | 0.800 to 0.880 | 0.715 to 0.917 |" in table
+    assert "- photos/val: 50 labelled images of 3 classes.\n" in table
+    assert "more seeds do not narrow it" in table
 
 
 def test_accuracies_by_class_are_means_over_seeds(tmp_path):
@@ -80,13 +82,14 @@ def test_differences_have_their_margins_and_p_values(tmp_path):
     assert "| tiny-2 | tiny-4 | -65.0 ± 12.4 | 0 | 39 | < 0.001 | < 0.001 | exceeds the noise |\n" in section
     assert "adjusted p is below 0.05" in " ".join(section.split())
     section = tables.sam_section(sam_pairs(read.settings), read.comparisons)
-    assert "| epochs | tiny-4 | tiny-2 | +65.0 ± 12.4 | 39 | 0 | < 0.001 | < 0.001 | exceeds the noise | only one |\n" in section
+    assert "| epochs | tiny-4 | tiny-2 | +65.0 ± 12.4 | 39 | 0 |" in section
+    assert section.splitlines()[2].endswith("| exceeds the noise | only one |")
 
 
 def test_what_cannot_be_compared_is_said(tmp_path):
     write_run(tmp_path / "run0", right_of(0))
     read = study(tmp_path)
-    assert tables.noise_section(read.comparisons).startswith("No two settings were evaluated on the same images")
+    assert tables.noise_section(read.comparisons) == "No two settings were evaluated on the same images.\n"
     assert tables.sam_section([], read.comparisons).startswith("No two settings differ in nothing but SAM")
 
 
