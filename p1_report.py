@@ -121,7 +121,8 @@ def add_mistakes(report, images, settings, folder, suffix):
                    photos(report, f"hard_photos{suffix}.png", title, rows, images, folder))
     for setting in settings:
         counts, pairs = mistakes.confusion(setting), mistakes.confused_pairs(setting)
-        title = f"{setting.name}: accuracy {setting.mean('accuracy'):.3f}, runs: {len(setting.runs)}"
+        accuracy, runs = setting.mean("accuracy"), len(setting.runs)
+        title = f"{setting.name}: accuracy {accuracy:.3f} on {len(images.names)} images, runs: {runs}"
         matrix = draw_confusion(counts, mistakes.most_mistaken(counts), images.class_names, title)
         rows = [(f"{pair.name}: {pair.count} of {pair.images} images", pair.mistakes) for pair in pairs]
         report.section(setting.name, report.figure(f"confusion_{setting.slug}.png", matrix, CAPTION),

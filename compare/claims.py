@@ -50,6 +50,7 @@ def claims(settings, comparisons):
         rows += [Claim(statement, *answer) for answer in answers] or [Claim(statement, OPEN, note=needs)]
     return sorted(rows, key=lambda claim: VERDICTS.index(claim.verdict))
 
+
 def _answer(verdict, first, second, values, margin, *notes):
     """The fields of a Claim after its statement, from two settings, and texts."""
     if len(first.runs) == len(second.runs) == 1:
@@ -74,7 +75,8 @@ def _faster(first, second, unit):
         verdict = SUPPORTED
     else:
         verdict = NOT_SUPPORTED if min(times) >= max(others) else OPEN
-    form = {"epochs": "epoch {:.3g}", "passes": "{:,.0f} passes"}[unit]
+    values = [_over_seeds(several, *{"epochs": (".3g", "epoch {}"), "passes": (",.0f", "{} passes")}[unit])
+              for several in (times, others)]
     kind = "held-out" if first.held_out else "training"
     notes = [f"to {kind} accuracy {target:.3f}, 95 % of the lower of {finals[0]:.3f} and {finals[1]:.3f}"]
     if at_once > best:
@@ -83,17 +85,17 @@ def _faster(first, second, unit):
         notes.append(MORE_SEEDS)
     for name in differing(first, second):
         if name in {"lr", "epochs", "rho", "head_init", "layer_decay"}:
-            values = " and ".join(as_text(setting.settings.get(name)) for setting in both)
-            notes.append(f"also differ in {name.replace('_', ' ')}: {values}")
-    return _answer(verdict, *both, [_over_seeds(times, form), _over_seeds(others, form)], "", *notes)
+            different = " and ".join(as_text(setting.settings.get(name)) for setting in both)
+            notes.append(f"also differ in {name.replace('_', ' ')}: {different}")
+    return _answer(verdict, *both, values, "", *notes)
 
 
-def _over_seeds(values, form):
+def _over_seeds(values, spec, form):
     """Mean and range over seeds, `epoch 3.5 (3 to 4)`; infinite values were not reached, and have no mean."""
-    low, high = ("never" if np.isinf(value) else f"{value:.3g}" for value in (min(values), max(values)))
-    if high == "never":
-        return high if low == high else f"{form.format(min(values))} to never"
-    return form.format(np.mean(values)) + (f" ({low} to {high})" if low != high else "")
+    low, mean, high = (format(value, spec) for value in (min(values), np.mean(values), max(values)))
+    if np.isinf(max(values)):
+        return "never" if low == high else f"{form.format(low)} to never"
+    return form.format(mean) + f" ({low} to {high})" * (low != high)
 
 
 def _overfits_less(equal, comparison):
@@ -103,40 +105,36 @@ def _overfits_less(equal, comparison):
     """
     both = sam, plain = comparison.first, comparison.second
     difference = sam.mean("gap") - plain.mean("gap")
-    verdict, reason = OPEN, ""
-    if ranges_overlap(sam, plain, "gap"):
+    verdict, reason = OPEN, f"within the noise of {len(sam.images.names)} images: needs more images"
+    if np.isnan(difference):
+        reason = "no training accuracy was measured"
+    elif ranges_overlap(sam, plain, "gap"):
         reason = MORE_SEEDS
     elif abs(difference) > comparison.margin:
-        verdict = SUPPORTED if difference < 0 else NOT_SUPPORTED
-    else:
-        reason = (f"within the noise of {len(sam.images.names)} images: needs more images to validate on"
-                  if np.isfinite(difference) else "no training accuracy was measured")
-    gaps = [_over_seeds(100 * setting.values("gap"), "{:+.1f} points") for setting in both]
+        verdict, reason = SUPPORTED if difference < 0 else NOT_SUPPORTED, ""
+    gaps = [_over_seeds(100 * setting.values("gap"), "+.1f", "{} points") for setting in both]
     return _answer(verdict, *both, gaps, _with_margin(difference, comparison),
-                   f"training minus val accuracy at equal {equal}", _on_val(comparison), reason)
+                   f"training minus val accuracy at equal {equal}",
+                   f"accuracy on val {100 * comparison.difference:+.1f} points: {comparison.verdict}", reason)
 
 
 def _size_matters_little(comparison):
     """Whether a larger and a smaller model differ by less than `LITTLE`, with 95 % confidence."""
     both = comparison.first, comparison.second
     difference, margin = abs(comparison.difference), comparison.margin
-    verdict, reason = OPEN, "needs more images to validate on, or more seeds"
+    verdict, reason = OPEN, "needs more images, or more seeds"
     if comparison.verdict == EXCEEDS and difference >= LITTLE:
         verdict, reason = NOT_SUPPORTED, ""
     elif difference + margin < LITTLE:
         verdict, reason = SUPPORTED, ""
     elif difference < LITTLE:
         needed = len(comparison.first.images.names) * (margin / (LITTLE - difference)) ** 2
-        reason = f"needs about {float(f'{needed:.2g}'):,.0f} images to validate on"
+        reason = f"needs about {float(f'{needed:.2g}'):,.0f} images"
     values = [f"{setting.mean('accuracy'):.3f} with {setting.model['parameters'] / 1e6:.1f} M parameters"
               for setting in both]
     return _answer(verdict, *both, values, _with_margin(comparison.difference, comparison),
-                   f"less than {100 * LITTLE:.0f} points is little", _on_val(comparison), reason)
+                   f"less than {100 * LITTLE:.0f} points is little", comparison.verdict, reason)
 
 
 def _with_margin(difference, comparison):
     return f"{100 * difference:+.1f} ± {100 * comparison.margin:.1f} points"
-
-
-def _on_val(comparison):
-    return f"accuracy on val {100 * comparison.difference:+.1f} points: {comparison.verdict}"

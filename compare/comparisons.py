@@ -1,8 +1,8 @@
 """Which settings are compared with which, and by how much they differ."""
 
+from collections import namedtuple
 from dataclasses import dataclass
 from itertools import combinations
-from typing import NamedTuple
 
 from compare.names import BETWEEN_SEEDS, describe, distinct_names
 from compare.statistics import holm, mcnemar, paired_margin, wins_and_losses
@@ -15,6 +15,8 @@ SAM = {"sam", "rho", "adaptive", "sync_perturbation", "lr", "epochs"}
 PRETRAINING = {"scratch", "weights", "head_init", "layer_decay", "lr", "epochs"}
 SIZE = {"arch", "weights"}
 
+SamPair = namedtuple("SamPair", "equal plain sam choice")
+
 EXCEEDS, OVERLAP, WITHIN = "exceeds the noise", "ranges over seeds overlap", "within the noise"
 
 
@@ -22,8 +24,7 @@ EXCEEDS, OVERLAP, WITHIN = "exceeds the noise", "ranges over seeds overlap", "wi
 class Comparison:
     """Two settings on the same images: on how many the first does better (`wins`), and worse (`losses`).
 
-    `p` is McNemar's exact one, `adjusted` after Holm's correction for all comparisons of the report; `margin`
-    is half the width of the 95 % interval of `difference`.
+    `p` is McNemar's, `adjusted` by Holm's method for all comparisons; `margin` is that of `difference`, 95 %.
     """
 
     first: object
@@ -93,23 +94,11 @@ def group_by(items, key):
     return groups
 
 
-class SamPair(NamedTuple):
-    """A setting without and one with SAM, equal in all but that, the learning rate and the number of epochs.
-
-    `equal` is what they have in common, `epochs` or `passes`; `choice` how their learning rates were chosen.
-    """
-
-    equal: str
-    plain: object
-    sam: object
-    choice: str
-
-
 def sam_pairs(settings):
-    """Every setting with SAM beside one without, at equal epochs and at equal forward-backward passes.
+    """Every setting with SAM beside one without, a SamPair for equal `epochs` and one for equal `passes`.
 
-    Of several learning rates that of the highest mean held-out accuracy is taken, never that of val; where
-    nothing was held out, the pairs of the same learning rate.
+    `choice` says how their learning rates were chosen: by the highest mean held-out accuracy, never by that
+    on val; where nothing was held out, the pairs of the same learning rate are taken.
     """
     pairs = []
     for family in families(settings, SAM):
@@ -165,6 +154,5 @@ def sweep_curves(sweeps):
     """What plots.learning_rates.draw_learning_rates takes."""
     return [{"name": name, "rates": [setting.settings["lr"] for setting in sweep],
              "val": [setting.values("accuracy") for setting in sweep],
-             "held_out": ([setting.values("held_out_accuracy") for setting in sweep] if sweep[0].held_out
-                          else None)}
+             "held_out": [one.values("held_out_accuracy") for one in sweep if one.held_out] or None}
             for name, sweep in sweeps]

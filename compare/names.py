@@ -1,6 +1,7 @@
 """Names of settings, of sets of images and of files, made of what tells them apart."""
 
 import re
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -44,20 +45,22 @@ def as_text(value):
 
 
 def image_set_names(image_sets):
-    """A short name by ImageSet: the last two parts of its folder's path, numbered where two are equal."""
-    names = {}
-    for images in dict.fromkeys(image_sets):
-        short = "/".join(images.folder.parts[-2:]).lstrip("/")
-        same = sum(name.split(" (")[0] == short for name in names.values())
-        names[images] = f"{short} ({same + 1})" if same else short
-    return names
+    """A name for each ImageSet, a dict: the last two parts of its folder's path."""
+    image_sets = list(dict.fromkeys(image_sets))
+    names = ["/".join(images.folder.parts[-2:]).lstrip("/") for images in image_sets]
+    return dict(zip(image_sets, _numbered(names, "{} ({})")))
 
 
 def slugs(names):
-    """Distinct parts of file names: letters, digits, `_` and `-` of names, numbered where two are equal."""
+    """Distinct parts of file names: the letters, digits, `_` and `-` of names."""
+    parts = [re.sub(r"[^\w-]+", "_", name).strip("_")[:80] or "setting" for name in names]
+    return _numbered(parts, "{}__{}")
+
+
+def _numbered(names, form):
+    """The names, those that were there before with a number."""
     distinct = []
     for name in names:
-        slug = re.sub(r"[^\w-]+", "_", name).strip("_")[:80] or "setting"
-        number = sum(slug == other or other.startswith(f"{slug}__") for other in distinct)
-        distinct.append(f"{slug}__{number + 1}" if number else slug)
+        numbered = (form.format(name, number) for number in count(2))
+        distinct.append(next(one for one in chain([name], numbered) if one not in distinct))
     return distinct

@@ -62,11 +62,9 @@ class ImageSet:
 class EvaluatedRun:
     """A finished and evaluated run.
 
-    Attributes:
-        folder, settings, model: its run folder, and what config.json says; `model` has parameters, width,
-        heads, depth. probe_seconds: what fitting the head to frozen features took, 0 where that was not done.
-        history: the columns of metrics.csv, (epochs,) each; NaN where a field is empty. images,
-        probabilities: the ImageSet that it was evaluated on, and float (images, classes).
+    `settings` and `model` (parameters, width, heads, depth) are those of config.json, `probe_seconds` is what
+    fitting the head to frozen features took, or 0; `history` has the columns of metrics.csv, (epochs,) each,
+    NaN where a field is empty; `probabilities` are float (images, classes), of the ImageSet `images`.
     """
 
     folder: Path
@@ -78,14 +76,13 @@ class EvaluatedRun:
     probabilities: np.ndarray
 
     def __post_init__(self):
-        history = self.history
-        self.predicted = self.probabilities.argmax(1)  # (images,), the index of a class
-        self.confidence = self.probabilities.max(1)
+        # (images,)
+        self.predicted, self.confidence = self.probabilities.argmax(1), self.probabilities.max(1)
         self.correct = self.predicted == np.array(self.images.targets)
-        self.held_out = bool(np.isfinite(history["holdout_accuracy"]).all())
-        # of each epoch, (epochs,): accuracy held out, or in training where nothing was; passes up to its end
-        self.learning_curve = history["holdout_accuracy" if self.held_out else "train_accuracy"]
-        self.cumulative_passes = history["passes"].cumsum()
+        # (epochs,): the accuracy held out, or in training where nothing was; the passes up to an epoch's end
+        self.held_out = bool(np.isfinite(self.history["holdout_accuracy"]).all())
+        self.learning_curve = self.history["holdout_accuracy" if self.held_out else "train_accuracy"]
+        self.cumulative_passes = self.history["passes"].cumsum()
 
     def time_to(self, accuracy, unit):
         """When the learning curve first reaches an accuracy, in `epochs` or `passes`; infinite if never."""
@@ -116,10 +113,7 @@ class EvaluatedRun:
 
 @dataclass(eq=False)
 class Setting:
-    """Runs that differ in their seeds alone.
-
-    `slug` is its name in those of files, `image_set` the name of what the runs were evaluated on.
-    """
+    """Runs that differ in their seeds alone; `slug` is for files' names, `image_set` names the `images`."""
 
     name: str
     slug: str
@@ -222,8 +216,7 @@ def _read_metrics(path):
             rows = list(csv.DictReader(file))
         return {name: np.array([float(row[name] or "nan") for row in rows]) for name in COLUMNS}
     except (KeyError, ValueError, TypeError) as error:
-        problem = f"has no column {error}" if isinstance(error, KeyError) else "is damaged"
-        raise BadInput(f"{path} {problem}: leave {path.parent} out or train it again") from error
+        raise BadInput(f"{path} is damaged: leave {path.parent} out or train it again") from error
 
 
 def _resume_command(command, settings, folder):

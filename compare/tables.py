@@ -24,9 +24,9 @@ COLUMNS = [
     ("minutes", "minutes", "{:.3g}"), ("peak_memory_mib", "peak memory (MiB)", "{:,.0f}"),
 ]
 SETTINGS_NOTES = """\
-- Accuracy is the mean over seeds, its range from the worst seed to the best.
-- The 95 % interval is Wilson's at the mean accuracy: what other images would change. All seeds see the same
-  images, so more seeds do not narrow it; what another seed would change, the range says.
+- Accuracy is the mean over seeds, its range from the worst seed to the best: what another seed would change.
+- The 95 % interval is Wilson's at the mean accuracy: what other images would change, which more seeds do not
+  narrow.
 - ECE: expected calibration error, 15 bins of equal width.
 - Train minus val: the last epoch's training accuracy, taken during the epoch with augmentation, minus the
   accuracy on val. It is negative where augmentation makes training harder than val.
@@ -37,11 +37,10 @@ SETTINGS_NOTES = """\
 """
 DIFFERENCE = ["difference (points)", "better", "worse", "p", "adjusted p", "verdict"]
 DIFFERENCE_NOTES = f"""
-Difference: accuracy of the first minus that of the second, with its 95 % margin. Better, worse: on how many
-images a larger share of the first one's seeds is right, or of the second one's. p: McNemar's exact test,
-two-sided; adjusted by Holm's method for all differences of this report. A difference exceeds the noise where
-the adjusted p is below {LEVEL:g} and the ranges over seeds do not overlap: p is about other images, not about
-another seed.
+Difference: accuracy of the first minus that of the second, with its 95 % margin. Better, worse: images of
+which a larger share of seeds is right in the first, or in the second. p: McNemar's exact test, two-sided;
+adjusted by Holm's method for all differences of this report. A difference exceeds the noise where the
+adjusted p is below {LEVEL:g} and the ranges over seeds do not overlap: p is about other images, not seeds.
 """
 SAM_NOTES = """
 Equal passes: the forward-backward passes without SAM are within 5 % of those with SAM. Learning rates are
@@ -91,12 +90,16 @@ def settings_section(settings, rows):
     return "".join([markdown_table(*settings_cells(rows)), "\n", *sizes, SETTINGS_NOTES])
 
 
+def difference_cells(comparisons):
+    """The differences between settings for people, (header, rows of texts)."""
+    return ["first", "second", *DIFFERENCE], list(map(_difference_row, comparisons))
+
+
 def noise_section(comparisons):
     """Which differences exceed the noise, a row a pair."""
     if not comparisons:
         return "No two settings were evaluated on the same images.\n"
-    rows = map(_difference_row, comparisons)
-    return markdown_table(["first", "second", *DIFFERENCE], rows) + DIFFERENCE_NOTES
+    return markdown_table(*difference_cells(comparisons)) + DIFFERENCE_NOTES
 
 
 def _difference_row(comparison):

@@ -80,7 +80,7 @@ def test_seeds_whose_ranges_overlap_do_not_say(tmp_path):
         assert ONE_RUN not in row.note
     assert (epochs.first_value, epochs.second_value) == ("epoch 3", "epoch 3.5 (3 to 4)")
     # 0.8 - 1 and 0.9 - 55 / 60
-    assert gap.first_value == gap.second_value == "-10.8 points (-20 to -1.67)"
+    assert gap.first_value == gap.second_value == "-10.8 points (-20.0 to -1.7)"
 
 
 def test_runs_of_one_setting_do_not_say_what_it_takes_two_for(tmp_path):
@@ -129,11 +129,11 @@ def test_what_a_seed_never_reaches_has_no_mean(tmp_path):
 
 
 @pytest.mark.parametrize("large, small, total, verdict, margin, note", [
-    (range(10), range(110), 400, NOT_SUPPORTED, "+25.0 ± 4.3 points", "+25.0 points: exceeds the noise"),
+    (range(10), range(110), 400, NOT_SUPPORTED, "+25.0 ± 4.3 points", "less than 3 points is little; exceeds the noise"),
     (range(10), range(12), 2000, SUPPORTED, "+0.1 ± 0.2 points", "less than 3 points is little"),
     # b = 3, c = 1 of 100: 100 (margin / (3 - 2))^2 with margin = 1.96 sqrt(5 - 4 / 102) / 102 = 4.28
-    (range(1), range(1, 4), 100, OPEN, "+2.0 ± 4.3 points", "needs about 1,800 images to validate on"),
-    (range(1), range(5), 100, OPEN, "+4.0 ± 4.2 points", "needs more images to validate on, or more seeds"),
+    (range(1), range(1, 4), 100, OPEN, "+2.0 ± 4.3 points", "needs about 1,800 images"),
+    (range(1), range(5), 100, OPEN, "+4.0 ± 4.2 points", "needs more images, or more seeds"),
 ])
 def test_size_matters_little(tmp_path, large, small, total, verdict, margin, note):
     write_run(tmp_path / "a", right_of(small, total=total), recipe="tiny.toml")

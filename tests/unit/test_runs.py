@@ -156,7 +156,7 @@ def test_a_folder_that_is_no_run_is_bad_input(tmp_path, content, problem):
 
 
 @pytest.mark.parametrize("edit, problem", [
-    (lambda text: text.replace("train_loss", "loss"), "metrics.csv has no column 'train_loss'"),
+    (lambda text: text.replace("train_loss", "loss"), "metrics.csv is damaged"),
     (lambda text: text.replace("0.3", "x"), "metrics.csv is damaged")])
 def test_damaged_metrics_are_bad_input(tmp_path, edit, problem):
     metrics = write_run(tmp_path / "run0", right_of(0)) / "metrics.csv"
