@@ -4,9 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.errors import BadImage
 from compare.statistics import confusion_counts, most_confused
+from datasets.decode import load_image
 
+MOST_CLASSES = 60  # of a confusion matrix whose names can still be read
 PHOTOS_A_PAIR = 3
+THUMBNAIL = (400, 400)
 
 
 @dataclass
@@ -18,54 +22,93 @@ class Mistake:
     probability: float
 
 
+def by_confidence(mistake):
+    """What Mistakes are sorted by: the most confident first."""
+    return -mistake.probability, mistake.image
+
+
 def confusion(setting):
     """The confusion counts of a setting, mean over seeds: (classes, classes), a row a true class."""
-    images = setting.images
-    return np.mean([confusion_counts(images.targets, run.predicted, len(images.labels)) for run in setting.runs], 0)
+    targets, classes = setting.images.targets, len(setting.images.labels)
+    return np.mean([confusion_counts(targets, run.predicted, classes) for run in setting.runs], 0)
 
 
-def confused_pairs(setting):
-    """The pairs of classes that are most often taken for each other: (mean count over seeds, i, j, mistakes).
-
-    The mistakes are of up to `PHOTOS_A_PAIR` photos, each with the seed that was the most certain of it.
-    """
-    cells, found = answers(setting), []
-    for count, i, j in most_confused(confusion(setting)):
-        mistakes = sorted(cells.get((i, j), []) + cells.get((j, i), []), key=surest_first)
-        found.append((count, i, j, mistakes[:PHOTOS_A_PAIR]))
-    return found
+def most_mistaken(counts):
+    """The classes that a confusion matrix has room for, in order: those with the most mistakes."""
+    wrong = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
+    return np.sort(np.argsort(-wrong, kind="stable")[:MOST_CLASSES])
 
 
 def answers(setting):
-    """The photos behind each cell (true class, predicted one) of a setting's confusions, right answers among them.
+    """The photos behind each cell (true class, predicted one) of a setting's confusion matrix.
 
-    A dict to lists of Mistakes: a photo's is that of the surest of the seeds that answered so; the surest come first.
+    A dict to lists of Mistakes, the most confident first; a photo's is that of the most confident seed.
     """
-    found = {}
+    cells = {}
     for run in setting.runs:
-        for image, (target, predicted) in enumerate(zip(setting.images.targets, run.predicted.tolist())):
-            one = Mistake(image, predicted, float(run.confidence[image]))
-            cell = found.setdefault((target, predicted), {})
-            cell[image] = max(cell.get(image, one), one, key=lambda answer: answer.probability)
-    return {key: sorted(cell.values(), key=surest_first) for key, cell in found.items()}
+        answered = map(Mistake, range(len(run.predicted)), run.predicted.tolist(), run.confidence.tolist())
+        for target, answer in zip(setting.images.targets, answered):
+            cell = cells.setdefault((target, answer.predicted), {})
+            cell[answer.image] = min(cell.get(answer.image, answer), answer, key=by_confidence)
+    return {key: sorted(cell.values(), key=by_confidence) for key, cell in cells.items()}
 
 
-def surest_first(one):
-    """What Mistakes are sorted by."""
-    return -one.probability, one.image
+@dataclass
+class ConfusedPair:
+    """Two classes, `name` of both: of their `images`, `count` (a text) are confused, mean over seeds.
+
+    `mistakes` are of up to `PHOTOS_A_PAIR` photos, each of the most confident seed.
+    """
+
+    name: str
+    count: str
+    images: int
+    mistakes: list
+
+
+def confused_pairs(setting):
+    """The ConfusedPairs of a setting with the most mistakes."""
+    images, cells, pairs = setting.images, answers(setting), []
+    for count, i, j in most_confused(confusion(setting)):
+        name = f"{images.class_names[i]} and {images.class_names[j]}"
+        total = images.targets.count(i) + images.targets.count(j)
+        mistakes = sorted(cells.get((i, j), []) + cells.get((j, i), []), key=by_confidence)
+        pairs.append(ConfusedPair(name, f"{round(count, 1):g}", total, mistakes[:PHOTOS_A_PAIR]))
+    return pairs
 
 
 def hard_photos(settings):
-    """The photos that every seed of all settings (on the same images) gets wrong, the most certain mistakes first.
+    """The photos that every seed of all settings (on the same images) gets wrong, the most confident first.
 
-    Each is a Mistake with the class that most runs predicted, and that class's mean probability over all runs.
+    Each is a Mistake with the class that most runs predicted, and its mean probability over all runs.
     """
     runs = [run for setting in settings for run in setting.runs]
-    hard = np.flatnonzero(~np.any([run.correct for run in runs], 0))
     mean = np.mean([run.probabilities for run in runs], 0)
-    found = []
-    for image in hard:
+    mistakes = []
+    for image in np.flatnonzero(~np.any([run.correct for run in runs], 0)):
         votes = np.bincount([run.predicted[image] for run in runs], minlength=mean.shape[1])
         predicted = int(max(np.flatnonzero(votes == votes.max()), key=lambda index: mean[image, index]))
-        found.append(Mistake(int(image), predicted, float(mean[image, predicted])))
-    return sorted(found, key=lambda one: -one.probability)
+        mistakes.append(Mistake(int(image), predicted, float(mean[image, predicted])))
+    return sorted(mistakes, key=by_confidence)
+
+
+def caption(images, mistake):
+    """A Mistake in a line: `1_7.jpg: beagle -> basset hound (0.83)`."""
+    true, predicted = (images.class_names[i] for i in (images.targets[mistake.image], mistake.predicted))
+    return f"{images.names[mistake.image]}: {true} -> {predicted} ({mistake.probability:.2f})"
+
+
+def load_photos(images, mistakes, folder=None):
+    """The photos of mistakes as thumbnails, with their captions: [(uint8 (height, width, 3), caption), ...].
+
+    They are looked for in a folder, then where they were evaluated; None where not all are there any more.
+    """
+    for place in (folder or images.folder, images.folder):
+        try:
+            photos = [load_image(place / images.names[mistake.image]) for mistake in mistakes]
+        except (OSError, BadImage):
+            continue
+        for photo in photos:
+            photo.thumbnail(THUMBNAIL)
+        return [(np.asarray(photo), caption(images, mistake)) for photo, mistake in zip(photos, mistakes)]
+    return None

@@ -9,7 +9,7 @@ BINS = 15  # of the confidence, as in Guo et al. 2017
 
 
 def wilson_interval(correct, total):
-    """The 95 % interval of a proportion, (low, high): Wilson 1927, the score interval without continuity correction."""
+    """The 95 % interval of a proportion, (low, high): Wilson's score interval (1927), without correction."""
     share, spread = correct / total, Z95**2 / total
     center = (share + spread / 2) / (1 + spread)
     half = Z95 * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
@@ -19,8 +19,8 @@ def wilson_interval(correct, total):
 def wins_and_losses(first, second):
     """On how many images the first of two settings does better than the second, and worse.
 
-    `first` and `second` are bool (runs, images): whether a run got an image right. Better is the larger share of runs
-    that did; with one run each these are the two counts of McNemar's test.
+    `first` and `second` are bool (runs, images): whether a run got an image right. Better is the larger share
+    of runs that did; with one run each these are the two counts of McNemar's test.
     """
     first, second = np.asarray(first), np.asarray(second)
     # in whole numbers, since equal shares of different numbers of runs may differ as floats
@@ -33,9 +33,7 @@ def mcnemar(wins, losses):
 
     McNemar 1947; exact as in Agresti, Categorical Data Analysis (2013), 11.1. It is 1 where nothing differs.
     """
-    from scipy.stats import (
-        binomtest,  # a second to import, which who wants an interval alone need not wait for
-    )
+    from scipy.stats import binomtest  # takes a second, which an interval alone need not wait for
 
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
@@ -53,15 +51,15 @@ def holm(p_values):
 
 
 def paired_margin(first, second):
-    """Half the width of the 95 % interval of the difference in accuracy between two settings on the same images.
+    """Half the width of the 95 % interval of the difference in accuracy of two settings on the same images.
 
-    Agresti and Min's (2005): Wald's interval for paired shares, after half an image is added to each cell of the 2 x 2
-    table, so that a few images without a difference are no proof. For one run each, with wins b and losses c,
+    Agresti and Min's (2005): Wald's interval for paired shares, after half an image is added to each cell of the
+    2 x 2 table, so that a few images without a difference are no proof. For one run each, with wins b and losses c,
 
         margin = 1.96 sqrt(b + c + 1 - (b - c)^2 / (n + 2)) / (n + 2)
 
-    With several runs an image counts with the difference of its shares of right answers; half an image of a difference
-    of 1, half of -1 and one of 0 are added. `first` and `second` are bool (runs, images).
+    With several runs an image counts with the difference of its shares of right answers; half an image of a
+    difference of 1, half of -1 and one of 0 are added. `first` and `second` are bool (runs, images).
     """
     difference = np.mean(first, 0) - np.mean(second, 0)
     total = len(difference) + 2
@@ -69,7 +67,7 @@ def paired_margin(first, second):
 
 
 def reliability(confidence, correct):
-    """The reliability curve: (count, mean confidence, accuracy) of the answers in each of `BINS` bins, (BINS,) each.
+    """The reliability curve: (count, mean confidence, accuracy) of the answers in each bin, (BINS,) each.
 
     Bin k holds confidences in (k / BINS, (k + 1) / BINS]; an empty one has NaN for the means.
     """
@@ -98,10 +96,11 @@ def confusion_counts(targets, predicted, classes):
 
 
 def most_confused(counts, most=5):
-    """The unordered pairs of classes that are most often taken for each other: (count, i, j), i < j, the most first.
+    """The unordered pairs of classes most often taken for each other: (count, i, j), i < j, the most first.
 
     `counts` (classes, classes) as of `confusion_counts`, or a mean of such. Pairs without a mistake are left out.
     """
     both = np.triu(counts + counts.T, 1)
     order = np.argsort(-both, axis=None, kind="stable")[:most]
-    return [(both[i, j], int(i), int(j)) for i, j in zip(*np.unravel_index(order, both.shape)) if both[i, j] > 0]
+    pairs = zip(*np.unravel_index(order, both.shape))
+    return [(both[i, j], int(i), int(j)) for i, j in pairs if both[i, j] > 0]

@@ -1,51 +1,166 @@
-"""The tables and the text of a report, as Markdown and CSV."""
+"""The tables of a report, as Markdown and CSV."""
 
 import csv
 import io
-import re
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
 
-from compare.claims import LEVEL, NOT_SUPPORTED, OPEN, SUPPORTED, difference_in_words, p_in_words
-from compare.runs import describe, distinct_names, in_words
+from compare.comparisons import LEVEL
+from compare.names import as_text
 from compare.statistics import wilson_interval
 
-# The columns of the settings table: of the CSV file, above the Markdown table, and how a number is written there.
+MOST_LISTED = 40  # photos
+# Of the settings table: a column's name in the CSV file, its heading for people, and the form of its numbers.
 COLUMNS = [
-    ("setting", "setting", str), ("image_set", "images", str), ("width", "width", "{:.0f}"),
+    ("setting", "setting", "{}"), ("image_set", "images", "{}"), ("width", "width", "{:.0f}"),
     ("heads", "heads", "{:.0f}"), ("depth", "depth", "{:.0f}"), ("parameters", "parameters", "{:,.0f}"),
-    ("seeds", "seeds", str), ("accuracy", "accuracy on val", "{:.3f}"),
+    ("seeds", "seeds", "{}"), ("accuracy", "accuracy on val", "{:.3f}"),
     ("accuracy_low", "range over seeds", "{:.3f}"), ("accuracy_high", "", "{:.3f}"),
     ("ci95_low", "95 % interval", "{:.3f}"), ("ci95_high", "", "{:.3f}"), ("ece", "ECE", "{:.3f}"),
-    ("gap", "train minus val", "{:+.3f}"), ("epochs_to_95", "epochs to 95 %", "{:.3g}"), ("passes", "passes", "{:,.0f}"),
-    ("images_per_second", "images/s", "{:,.3g}"), ("minutes", "minutes", "{:.3g}"),
-    ("peak_memory_mib", "peak memory (MiB)", "{:,.0f}"),
+    ("gap", "train minus val", "{:+.3f}"), ("epochs_to_95", "epochs to 95 %", "{:.3g}"),
+    ("passes", "passes", "{:,.0f}"), ("images_per_second", "images/s", "{:,.3g}"),
+    ("minutes", "minutes", "{:.3g}"), ("peak_memory_mib", "peak memory (MiB)", "{:,.0f}"),
 ]
+SETTINGS_NOTES = """\
+- Accuracy is the mean over seeds, its range from the worst seed to the best.
+- The 95 % interval is Wilson's at the mean accuracy: what other images would change. All seeds see the same
+  images, so more seeds do not narrow it; what another seed would change, the range says.
+- ECE: expected calibration error, 15 bins of equal width.
+- Train minus val: the last epoch's training accuracy, taken during the epoch with augmentation, minus the
+  accuracy on val. It is negative where augmentation makes training harder than val.
+- Epochs to 95 %: the first epoch whose held-out accuracy (training accuracy where nothing was held out) is at
+  least 95 % of that of the last epoch, mean over seeds.
+- Passes: forward-backward passes over a batch in the whole training, of which SAM takes two a batch.
+- Images/s, minutes, peak memory: of the training process, mean over seeds; comparable on one machine only.
+"""
+DIFFERENCE = ["difference (points)", "better", "worse", "p", "adjusted p", "verdict"]
+DIFFERENCE_NOTES = f"""
+Difference: accuracy of the first minus that of the second, with its 95 % margin. Better, worse: on how many
+images a larger share of the first one's seeds is right, or of the second one's. p: McNemar's exact test,
+two-sided; adjusted by Holm's method for all differences of this report. A difference exceeds the noise where the
+adjusted p is below {LEVEL:g} and the ranges over seeds do not overlap: p is about other images, not about another
+seed.
+"""
+SAM_NOTES = """
+Equal passes: the forward-backward passes without SAM are within 5 % of those with SAM. Learning rates are chosen
+by the held-out part of the training images, never by val; where nothing was held out, equal ones are compared.
+"""
 
 
 def table_row(setting):
     """The numbers of a setting by column: floats, texts, and None where config.json says nothing."""
-    low, high = setting.range("accuracy")
-    images = len(setting.images.names)
-    ci95 = wilson_interval(setting.mean("accuracy") * images, images)
+    (low, high), images = setting.range("accuracy"), len(setting.images.names)
+    ci95_low, ci95_high = wilson_interval(setting.mean("accuracy") * images, images)
     return {"setting": setting.name, "image_set": setting.image_set,
+            "seeds": " ".join(as_text(run.settings.get("seed")) for run in setting.runs),
             **{name: setting.model.get(name) for name in ("width", "heads", "depth", "parameters")},
-            "seeds": " ".join(in_words(run.settings.get("seed")) for run in setting.runs),
-            "accuracy": setting.mean("accuracy"), "accuracy_low": low, "accuracy_high": high,
-            "ci95_low": ci95[0], "ci95_high": ci95[1],
-            **{name: setting.mean(name) for name in ("ece", "gap", "epochs_to_95", "passes", "images_per_second",
-                                                     "minutes", "peak_memory_mib")}}
+            **{name: setting.mean(name) for name in setting.runs[0].quantities},
+            "accuracy_low": low, "accuracy_high": high, "ci95_low": ci95_low, "ci95_high": ci95_high}
 
 
-def as_csv(header, rows):
-    """CSV text; None becomes an empty field."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
+def settings_cells(rows):
+    """The settings table for people, (header, rows of texts): two columns of a range become one."""
+    table = []
+    for row in rows:
+        cells = []
+        for name, heading, form in COLUMNS:
+            text = _cell(row[name], form)
+            if heading:
+                cells.append(text)
+            else:
+                cells[-1] += f" to {text}"
+            if name == "accuracy_high" and " " not in row["seeds"]:
+                cells[-1] = "one run"
+        table.append(cells)
+    return [heading for _, heading, _ in COLUMNS if heading], table
+
+
+def _cell(value, form):
+    """A number or text for people; what is not known is a dash."""
+    unknown = value is None or isinstance(value, float) and not np.isfinite(value)
+    return "–" if unknown else form.format(value)
+
+
+def settings_section(settings, rows):
+    """The settings table, and what its columns mean."""
+    sets = {setting.image_set: setting.images for setting in settings}
+    sizes = [f"- {name}: {len(images.names)} labelled images of {len(set(images.targets))} classes.\n"
+             for name, images in sets.items()]
+    return "".join([markdown_table(*settings_cells(rows)), "\n", *sizes, SETTINGS_NOTES])
+
+
+def noise_section(comparisons):
+    """Which differences exceed the noise, a row a pair."""
+    if not comparisons:
+        return "No two settings were evaluated on the same images.\n"
+    rows = map(_difference_row, comparisons)
+    return markdown_table(["first", "second", *DIFFERENCE], rows) + DIFFERENCE_NOTES
+
+
+def _difference_row(comparison):
+    difference = f"{100 * comparison.difference:+.1f} ± {100 * comparison.margin:.1f}"
+    p, adjusted = ("< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+                   for p in (comparison.p, comparison.adjusted))
+    return [comparison.first.name, comparison.second.name, difference, comparison.wins, comparison.losses, p,
+            adjusted, comparison.verdict]
+
+
+def sam_section(pairs, comparisons):
+    """SAM against the optimizer without it, a row a pair, and how their learning rates were chosen."""
+    if not pairs:
+        return "No two settings differ in nothing but SAM, lr and epochs, at equal epochs or passes.\n"
+    header = ["at equal", "with SAM", "without SAM", *DIFFERENCE, "learning rates"]
+    rows = [[pair.equal, *_difference_row(comparisons.between(pair.sam, pair.plain)), pair.choice]
+            for pair in pairs]
+    return markdown_table(header, rows) + SAM_NOTES
+
+
+def sweep_section(sweeps):
+    """The accuracies over the learning rates, a row a setting."""
+    rows = []
+    for name, sweep in sweeps:
+        for setting in sweep:
+            accuracies = [_cell(setting.mean(each), "{:.3f}") for each in ("held_out_accuracy", "accuracy")]
+            low, high = setting.range("accuracy")
+            over = f"{low:.3f} to {high:.3f}" if len(setting.runs) > 1 else "one run"
+            rows.append([name, as_text(setting.settings["lr"]), *accuracies, over])
+    header = ["settings", "lr", "held-out accuracy, best epoch", "accuracy on val", "range over seeds"]
+    return markdown_table(header, rows)
+
+
+def hard_photos_section(images, hard, settings):
+    """The photos that every run gets wrong, a row each."""
+    runs = sum(len(setting.runs) for setting in settings)
+    text = f"{len(hard)} of {len(images.names)} photos are wrong in every one of {runs} runs"
+    if not hard:
+        return f"{text}.\n"
+    text += f"; the {MOST_LISTED} most confident are listed" * (len(hard) > MOST_LISTED)
+    rows = [[images.names[one.image], images.class_names[images.targets[one.image]],
+             images.class_names[one.predicted], f"{one.probability:.2f}"] for one in hard[:MOST_LISTED]]
+    header = ["photo", "true", "predicted by most runs", "mean probability"]
+    return f"{text}.\n\n{markdown_table(header, rows)}"
+
+
+def confused_section(pairs):
+    """The pairs of classes that are most often confused, a row each."""
+    if not pairs:
+        return "No mistake on these images.\n"
+    rows = [[pair.name, pair.count, pair.images] for pair in pairs]
+    return markdown_table(["most confused", "images, mean over seeds", "of"], rows)
+
+
+def per_class_csv(settings):
+    """The accuracy on each class by setting, mean over seeds; empty without images, and for other images."""
+    rows = []
+    for images, image_set in {setting.images: setting.image_set for setting in settings}.items():
+        for index, (label, name) in enumerate(zip(images.labels, images.class_names)):
+            of_class = np.array(images.targets) == index
+            accuracies = [setting.correct[:, of_class].mean() if setting.images == images and of_class.any()
+                          else None for setting in settings]
+            rows.append([image_set, label, name, of_class.sum(), *accuracies])
+    return as_csv(["image_set", "label", "name", "images", *(setting.name for setting in settings)], rows)
 
 
 def settings_csv(rows):
@@ -53,195 +168,36 @@ def settings_csv(rows):
     return as_csv(names, [[row[name] for name in names] for row in rows])
 
 
+def as_csv(header, rows):
+    """CSV text; None becomes an empty field."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
+
+
 def markdown_table(header, rows):
     """A table in Markdown; `|` in a cell is escaped."""
-    def line(cells):
-        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
-
-    return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)]) + "\n"
-
-
-def settings_cells(rows):
-    """The settings table for people, (header, rows of texts): two columns of a range become one, the unknown a dash."""
-    def cell(row, name, form):
-        value = row[name]
-        if value is None or (isinstance(value, float) and not np.isfinite(value)):
-            return "–"
-        return str(value) if form is str else form.format(value)
-
-    written = []
-    for row in rows:
-        cells = []
-        for name, heading, form in COLUMNS:
-            if heading:
-                cells.append(cell(row, name, form))
-            elif name == "accuracy_high" and " " not in row["seeds"]:
-                cells[-1] = "one run"
-            else:
-                cells[-1] += f" to {cell(row, name, form)}"
-        written.append(cells)
-    return [heading for _, heading, _ in COLUMNS if heading], written
-
-
-def notes(settings):
-    """What the columns of the settings table mean, a bullet each."""
-    sets = {setting.image_set: setting.images for setting in settings}
-    held_out = {setting.held_out for setting in settings}
-    watched = ("the held-out accuracy" if held_out == {True} else "the training accuracy (nothing was held out)"
-               if held_out == {False} else "the held-out accuracy, or the training accuracy where nothing was held out,")
-    lines = [
-        *(f"{name}: {len(images.names)} labelled images of {len(set(images.targets))} classes."
-          for name, images in sets.items()),
-        "Accuracy is the mean over the seeds, its range that from the worst seed to the best.",
-        "The 95 % interval is Wilson's at the mean accuracy and the number of images. All seeds see the same images, so "
-        "more seeds do not narrow it: it says what other images would change, the range what another seed would.",
-        "ECE is the expected calibration error in 15 bins of equal width: how far confidence is from accuracy.",
-        "Train minus val: the last epoch's training accuracy, taken during the epoch with augmentation, minus the "
-        "accuracy on val. It is negative where augmentation makes training harder than val.",
-        f"Epochs to 95 %: the first epoch in which {watched} is at least 95 % of that of the last "
-        "epoch, mean over seeds.",
-        "Passes: forward-backward passes over a batch in the whole training, of which SAM takes two a batch.",
-        "Images/s, minutes and peak memory are of the training process, mean over seeds: compare them between runs of one "
-        "machine only.",
-    ]
-    return bullets(lines)
-
-
-def sam_section(pairs, comparisons):
-    """Adam against SAM: a row a pair, and how it was chosen."""
-    if not pairs:
-        return ("No two settings differ in SAM, the learning rate and the epochs alone, at equal epochs or equal passes; "
-                "or nothing was held out that could choose between their learning rates.\n")
-    rows = []
-    for pair in pairs:
-        found = comparisons.between(pair.sam, pair.plain)
-        rows.append([f"equal {pair.at}", pair.plain.name, pair.sam.name, f"{100 * found.difference:+.1f}",
-                     p_in_words(found.p), p_in_words(found.adjusted), pair.chosen or "the only one"])
-    return markdown_table(["compared at", "without SAM", "with SAM", "SAM better by (points)", "McNemar", "Holm-adjusted",
-                           "chosen as"], rows) + (
-        "\nEqual passes: the number of forward-backward passes of the run without SAM is within 5 % of that with SAM. A "
-        "learning rate is chosen by the held-out part of the training images, never by val.\n")
-
-
-def sweep_names(sweeps):
-    """A name for each sweep: what its settings share, with the settings in which sweeps of the same name differ."""
-    first = [sweep[0].settings for sweep in sweeps]
-    names = [f"{describe(settings)}, {settings['epochs']} epochs" for settings in first]
-    return distinct_names(names, first, ignored={"lr"})
-
-
-def sweep_section(sweeps):
-    """The accuracies over the learning rates, a row a setting."""
-    rows = []
-    for name, sweep in zip(sweep_names(sweeps), sweeps):
-        for setting in sweep:
-            low, high = setting.range("accuracy")
-            held_out = f"{setting.mean('held_out_accuracy'):.3f}" if setting.held_out else "–"
-            over = f"{low:.3f} to {high:.3f}" if len(setting.runs) > 1 else "one run"
-            rows.append([name, in_words(setting.settings["lr"]), held_out, f"{setting.mean('accuracy'):.3f}", over])
-    return markdown_table(["settings", "lr", "held-out accuracy, best epoch", "accuracy on val", "range over seeds"],
-                          rows)
-
-
-def noise_section(comparisons):
-    """Which differences exceed the noise, a sentence a pair."""
-    if not comparisons:
-        return "No two settings were evaluated on the same images.\n"
-    return bullets(map(difference_in_words, comparisons)) + (
-        f"\nThe p-values are McNemar's exact ones, two-sided, Holm-adjusted over all {len(comparisons)} comparisons: how often "
-        "images like these would show such a difference between two settings that are equally good. Below "
-        f"{LEVEL:g} a difference counts as more than the noise. An image counts for the setting of which the larger "
-        "share of seeds gets it right; with one run each this is McNemar's test as it is. What another seed would "
-        "change, a p-value does not say: that is what the ranges over seeds are for.\n")
-
-
-def claims_section(claims):
-    """The claims, those that the runs support first."""
-    ordered = sorted(claims, key=lambda claim: (SUPPORTED, NOT_SUPPORTED, OPEN).index(claim.verdict))
-    return bullets(f"**{claim.statement}: {claim.verdict}**: {claim.reason}." for claim in ordered)
-
-
-def per_class_csv(settings):
-    """The accuracy on each class by setting, mean over seeds; empty for classes without images and for other images."""
-    header = ["image_set", "label", "name", "images", *(setting.name for setting in settings)]
-    rows, seen = [], []
-    for one in settings:
-        images = one.images
-        if images in seen:
-            continue
-        seen.append(images)
-        targets = np.array(images.targets)
-        for index, (label, name) in enumerate(zip(images.labels, images.class_names)):
-            own = targets == index
-            rows.append([one.image_set, label, name, own.sum(),
-                         *(setting.correct[:, own].mean() if setting.images == images and own.any() else None
-                           for setting in settings)])
-    return as_csv(header, rows)
-
-
-def mistake(images, one):
-    """A Mistake in words: `1_7.jpg: beagle -> basset hound (0.83)`."""
-    true = images.class_names[images.targets[one.image]]
-    return f"{images.names[one.image]}: {true} -> {images.class_names[one.predicted]} ({one.probability:.2f})"
-
-
-def pair_in_words(images, count, i, j):
-    """A pair of classes and how often they are confused, of how many images."""
-    total = images.targets.count(i) + images.targets.count(j)
-    times = f"{count:.1f}".removesuffix(".0")
-    return f"{images.class_names[i]} and {images.class_names[j]}: {times} of {total} images"
-
-
-def confused_section(images, pairs):
-    """The pairs of classes that are most often confused, a bullet each."""
-    if not pairs:
-        return "It makes no mistake on these images.\n"
-    return "Most often confused, of the images of both classes, mean over seeds:\n\n" + bullets(
-        pair_in_words(images, *pair[:3]) for pair in pairs)
-
-
-def hard_photos_section(images, hard, runs, most):
-    """The list of the photos that every run gets wrong, at most so many."""
-    total = len(images.names)
-    if not hard:
-        return f"No photo of the {total} is wrong in every one of {runs} runs.\n"
-    which = f"; the {most} surest mistakes" if len(hard) > most else ""
-    return (f"{len(hard)} of the {total} photos are wrong in every one of {runs} runs (true class, what most runs "
-            f"predict, its mean probability over the runs){which}:\n\n" + bullets(mistake(images, one) for one in hard[:most]))
-
-
-def bullets(lines):
-    return "".join(f"- {line}\n" for line in lines)
-
-
-def slugs(names):
-    """Distinct parts of file names: letters, digits, `_` and `-` of the names, numbered where two are the same."""
-    found = []
-    for name in names:
-        slug = re.sub(r"[^\w-]+", "_", name).strip("_")[:80] or "setting"
-        number = sum(slug == other or other.startswith(f"{slug}__") for other in found)
-        found.append(f"{slug}__{number + 1}" if number else slug)
-    return found
+    lines = [" | ".join(str(cell).replace("|", "\\|") for cell in row) for row in (header, *rows)]
+    head, *body = [f"| {line} |\n" for line in lines]
+    return "".join([head, "|", "---|" * len(header), "\n", *body])
 
 
 class Report:
-    """A Markdown document that is written from top to bottom."""
+    """A Markdown document, written from top to bottom.
+
+    `figures` has its figures by the names of their files, `missing` the names of those whose photos are gone.
+    """
 
     def __init__(self, title):
-        self.parts = [f"# {title}\n"]
+        self.parts, self.figures, self.missing = [f"# {title}\n"], {}, []
 
-    def section(self, title, text=""):
-        self.parts += [f"## {title}\n", text] if text else [f"## {title}\n"]
+    def section(self, title, *texts, level=2):
+        self.parts += [f"{'#' * level} {title}\n", *filter(None, texts)]
 
-    def subsection(self, title):
-        self.parts.append(f"### {title}\n")
-
-    def paragraph(self, text):
-        self.parts.append(text if text.endswith("\n") else f"{text}\n")
-
-    def figure(self, name, words):
-        """A figure of a file beside the document, with the words that explain it."""
-        self.parts.append(f"![{Path(name).stem}]({quote(name)})\n\n{words}\n")
+    def figure(self, name, figure, caption):
+        """Keep a figure for a file of this name. Returns the text that shows it."""
+        self.figures[name] = figure
+        return f"![{Path(name).stem}]({quote(name)})\n\n{caption}\n"
 
     def __str__(self):
         return "\n".join(self.parts)

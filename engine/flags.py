@@ -15,6 +15,17 @@ def optimizer_name(settings):
     return f"{'ASAM' if settings['adaptive'] else 'SAM'}({settings['optimizer']})"
 
 
+def current_settings(settings):
+    """A run's settings under today's names, from those that an older version may have written.
+
+    `--climb micro-batch`, which no flag stands for any more, is left as it is.
+    """
+    settings = {name: value for name, value in settings.items() if name != "cache"}
+    if settings.get("climb") in ("process", "joint"):
+        settings["sync_perturbation"] = settings.pop("climb") == "joint"
+    return settings
+
+
 def add_training_flags(parser, optimizer, lr, batch_size, epochs):
     """Add them. `optimizer` says in words what is used if none is named, the rest are defaults."""
     add = parser.add_argument_group("optimization").add_argument

@@ -1,4 +1,4 @@
-"""Loss and accuracy over the epochs of a run."""
+"""Loss and accuracy in training: of one run over its epochs, and of several settings side by side."""
 
 import contextlib
 
@@ -6,11 +6,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from common.files import written_whole
-from plots.style import DPI
+from plots.style import DPI, line_style
+
+CAPTION = ("Line: mean over seeds. Band: range over seeds. "
+           "Above over epochs, below over forward-backward passes.")
 
 
 def draw_curves(history, path):
-    """Draw `history` (one dict an epoch, as in metrics.csv) to a picture file, written whole or not at all; none for no epoch."""
+    """Draw `history` (one dict an epoch, as in metrics.csv) to a picture file, written whole or not at all.
+
+    Nothing is written for no epoch.
+    """
     if not history:
         return
     figure = Figure(figsize=(8, 3.2), layout="constrained")
@@ -31,7 +37,7 @@ def draw_curves(history, path):
 
 @contextlib.contextmanager
 def drawing_curves(history, path):
-    """Draw what `history` holds when the block ends, however it ends. An error of the block comes before one of these."""
+    """Draw what `history` holds when the block ends, however it ends; an error of the block comes first."""
     try:
         yield
     except BaseException:
@@ -39,3 +45,40 @@ def drawing_curves(history, path):
             draw_curves(history, path)
         raise
     draw_curves(history, path)
+
+
+def draw_settings_curves(curves, accuracy_label):
+    """Training loss and accuracy of several settings. Returns the Figure.
+
+    `curves` has a dict a setting: `name`, `epochs` and `passes` (epochs,), `loss` and `accuracy` (runs,
+    epochs).
+    """
+    figure = Figure(figsize=(10, 6.6), layout="constrained")
+    panels = figure.subplots(2, 2, sharey="col")
+    labels = {"epochs": "epoch", "passes": "forward-backward passes over a batch"}
+    for row, (x, label) in zip(panels, labels.items()):
+        for axes, quantity in zip(row, ("loss", "accuracy")):
+            for i, curve in enumerate(curves):
+                values, style = curve[quantity], line_style(i)
+                axes.plot(curve[x], values.mean(0), label=curve["name"], markevery=max(1, len(curve[x]) // 8),
+                          **style)
+                axes.fill_between(curve[x], values.min(0), values.max(0), color=style["color"], alpha=0.15,
+                                  linewidth=0)
+            axes.set_xlabel(label)
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            axes.grid(alpha=0.3)
+        row[0].set(ylabel="training loss", ylim=(0, None))
+        row[1].set(ylabel=accuracy_label, ylim=(0, 1.02))
+    add_legend_below(figure, panels[0, 0])
+    return figure
+
+
+def add_legend_below(figure, axes):
+    """Put the legend of some axes below a figure, in as many columns as fit, and make room for it."""
+    handles, names = axes.get_legend_handles_labels()
+    width, height = figure.get_size_inches()
+    columns = max(1, min(4, len(names), int(12 * width / (max(map(len, names)) + 8))))
+    figure.set_size_inches(width, height + 0.22 * -(-len(names) // columns))
+    legend = figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize=9)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name may hold $

@@ -1,0 +1,170 @@
+"""Which settings are compared with which, and by how much they differ."""
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import NamedTuple
+
+from compare.names import BETWEEN_SEEDS, describe, distinct_names
+from compare.statistics import holm, mcnemar, paired_margin, wins_and_losses
+
+LEVEL = 0.05  # a p-value below it exceeds the noise
+EQUAL_PASSES = 0.05  # by which share the passes of the run without SAM may differ from those with SAM
+
+# What two settings of a comparison may differ in, besides what they are compared for.
+SAM = {"sam", "rho", "adaptive", "sync_perturbation", "lr", "epochs"}
+PRETRAINING = {"scratch", "weights", "head_init", "layer_decay", "lr", "epochs"}
+SIZE = {"arch", "weights"}
+
+EXCEEDS, OVERLAP, WITHIN = "exceeds the noise", "ranges over seeds overlap", "within the noise"
+
+
+@dataclass
+class Comparison:
+    """Two settings on the same images: on how many the first does better (`wins`), and worse (`losses`).
+
+    `p` is McNemar's exact one, `adjusted` after Holm's correction for all comparisons of the report; `margin`
+    is half the width of the 95 % interval of `difference`.
+    """
+
+    first: object
+    second: object
+    wins: int
+    losses: int
+    p: float
+    adjusted: float
+    margin: float
+
+    @property
+    def difference(self):
+        """The first one's accuracy minus the second one's."""
+        return self.first.mean("accuracy") - self.second.mean("accuracy")
+
+    @property
+    def verdict(self):
+        """Whether the images say that one is better, and the ranges over seeds do not say otherwise."""
+        if not (self.adjusted < LEVEL and (self.wins - self.losses) * self.difference > 0):
+            return WITHIN
+        return OVERLAP if ranges_overlap(self.first, self.second, "accuracy") else EXCEEDS
+
+
+class Comparisons(list):
+    """All comparisons of settings on the same images, in the order of the settings."""
+
+    def __init__(self, settings):
+        pairs = [(one, other) for one, other in combinations(settings, 2) if one.images == other.images]
+        counts = [wins_and_losses(one.correct, other.correct) for one, other in pairs]
+        p_values = [mcnemar(*count) for count in counts]
+        super().__init__(Comparison(*pair, *count, p, adjusted, paired_margin(*(one.correct for one in pair)))
+                         for pair, count, p, adjusted in zip(pairs, counts, p_values, holm(p_values)))
+
+    def between(self, first, second):
+        """The comparison of two settings, the first one first."""
+        for one in self:
+            if (one.first, one.second) == (first, second):
+                return one
+            if (one.first, one.second) == (second, first):
+                return Comparison(first, second, one.losses, one.wins, one.p, one.adjusted, one.margin)
+        raise KeyError(f"{first.name} and {second.name} were evaluated on different images")
+
+
+def ranges_overlap(first, second, quantity):
+    """Whether the ranges over seeds of a quantity overlap. Two single runs have none: False."""
+    (low, high), (other_low, other_high) = first.range(quantity), second.range(quantity)
+    return len(first.runs + second.runs) > 2 and bool(max(low, other_low) <= min(high, other_high))
+
+
+def differing(first, second):
+    """The names of the settings in which two differ."""
+    return [name for name in {**first.settings, **second.settings}
+            if name not in BETWEEN_SEEDS and first.settings.get(name) != second.settings.get(name)]
+
+
+def families(settings, free):
+    """Settings on the same images that are equal in all but `free`, as lists of at least two."""
+    groups = group_by(settings, lambda setting: (setting.key(free), setting.images))
+    return [family for family in groups.values() if len(family) > 1]
+
+
+def group_by(items, key):
+    """Lists of items by key(item), a dict in the order of the first ones."""
+    groups = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+class SamPair(NamedTuple):
+    """A setting without and one with SAM, equal in all but that, the learning rate and the number of epochs.
+
+    `equal` is what they have in common, `epochs` or `passes`; `choice` how their learning rates were chosen.
+    """
+
+    equal: str
+    plain: object
+    sam: object
+    choice: str
+
+
+def sam_pairs(settings):
+    """Every setting with SAM beside one without, at equal epochs and at equal forward-backward passes.
+
+    Of several learning rates that of the highest mean held-out accuracy is taken, never that of val; where
+    nothing was held out, the pairs of the same learning rate.
+    """
+    pairs = []
+    for family in families(settings, SAM):
+        plain = [setting for setting in family if not setting.settings.get("sam")]
+        with_sam = [setting for setting in family if setting.settings.get("sam")]
+        for variant in group_by(with_sam, lambda setting: setting.key({"lr"})).values():
+            epochs, passes = variant[0].settings["epochs"], variant[0].mean("passes")
+            pairs += _chosen("epochs", [one for one in plain if one.settings["epochs"] == epochs], variant)
+            near = [one for one in plain if abs(one.mean("passes") - passes) <= EQUAL_PASSES * passes]
+            pairs += _chosen("passes", near, variant)
+    return pairs
+
+
+def _chosen(equal, plain, sam):
+    """The SamPairs out of the learning rates of both sides."""
+    if len(plain) == len(sam) == 1:
+        return [SamPair(equal, plain[0], sam[0], "only one")]
+    if plain and all(setting.held_out for setting in plain + sam):
+        best = [max(side, key=lambda setting: setting.mean("held_out_accuracy")) for side in (plain, sam)]
+        return [SamPair(equal, *best, "highest held-out accuracy")]
+    return [SamPair(equal, one, other, "same learning rate") for one in plain for other in sam
+            if one.settings["lr"] == other.settings["lr"]]
+
+
+def pretraining_pairs(settings):
+    """For each setting from scratch the pretrained one that is most like it: (pretrained, from scratch)."""
+    pairs = []
+    for family in families(settings, PRETRAINING):
+        pretrained = [setting for setting in family if not setting.settings.get("scratch")]
+        pairs += [(min(pretrained, key=lambda other: len(differing(setting, other))), setting)
+                  for setting in family if setting.settings.get("scratch") and pretrained]
+    return pairs
+
+
+def size_pairs(settings):
+    """Settings that are equal in all but the architecture: (larger, smaller)."""
+    sized = [setting for setting in settings if "parameters" in setting.model]
+    pairs = [sorted(pair, key=lambda setting: -setting.model["parameters"])
+             for family in families(sized, SIZE) for pair in combinations(family, 2)]
+    return [pair for pair in pairs if pair[0].model["parameters"] > pair[1].model["parameters"]]
+
+
+def sweeps(settings):
+    """Sets of settings that differ in the learning rate alone: (name, settings in the order of the rates)."""
+    trained = [setting for setting in settings if setting.settings["lr"] > 0]  # 0 has no place on a log axis
+    sets = [sorted(family, key=lambda one: one.settings["lr"]) for family in families(trained, {"lr"})]
+    shared = [family[0].settings for family in sets]
+    names = [f"{describe(values)}, {values['epochs']} epochs" for values in shared]
+    return list(zip(distinct_names(names, shared, ignored={"lr"}), sets))
+
+
+def sweep_curves(sweeps):
+    """What plots.learning_rates.draw_learning_rates takes."""
+    return [{"name": name, "rates": [setting.settings["lr"] for setting in sweep],
+             "val": [setting.values("accuracy") for setting in sweep],
+             "held_out": ([setting.values("held_out_accuracy") for setting in sweep] if sweep[0].held_out
+                          else None)}
+            for name, sweep in sweeps]

@@ -1,0 +1,63 @@
+"""Names of settings, of sets of images and of files, made of what tells them apart."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from engine.flags import HARMLESS, optimizer_name
+
+# What may differ between the runs of one setting.
+BETWEEN_SEEDS = HARMLESS | {"seed", "deterministic"}
+
+
+def base_name(settings):
+    """The stem of the recipe, or else what `describe` says."""
+    return Path(settings["recipe"]).stem if settings.get("recipe") else describe(settings)
+
+
+def describe(settings):
+    """What is trained, from what, and how: `vit_tiny_patch16_224, pretrained, SAM(adam)`."""
+    start = "from scratch" if settings.get("scratch") else "pretrained"
+    return f"{settings['arch']}, {start}, {optimizer_name(settings)}"
+
+
+def distinct_names(names, settings, ignored=frozenset()):
+    """The names, with the values of the settings in which namesakes differ, such as `tiny-4, lr 1e-04`."""
+    distinct = []
+    for name, values in zip(names, settings):
+        namesakes = [other for its_name, other in zip(names, settings) if its_name == name]
+        differing = [key for key in dict.fromkeys(key for one in (values, *namesakes) for key in one)
+                     if any(other.get(key) != values.get(key) for other in namesakes)]
+        distinct.append(", ".join([name, *(f"{key.replace('_', ' ')} {as_text(values.get(key))}"
+                                           for key in differing if key not in BETWEEN_SEEDS | ignored)]))
+    return distinct
+
+
+def as_text(value):
+    """A setting's value; different values have different texts."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float) and 0 < abs(value) < 0.01:
+        return np.format_float_scientific(value, trim="-", exp_digits=2)
+    return "none" if value is None else str(value)
+
+
+def image_set_names(image_sets):
+    """A short name by ImageSet: the last two parts of its folder's path, numbered where two are equal."""
+    names = {}
+    for images in dict.fromkeys(image_sets):
+        short = "/".join(images.folder.parts[-2:]).lstrip("/")
+        same = sum(name.split(" (")[0] == short for name in names.values())
+        names[images] = f"{short} ({same + 1})" if same else short
+    return names
+
+
+def slugs(names):
+    """Distinct parts of file names: letters, digits, `_` and `-` of names, numbered where two are equal."""
+    distinct = []
+    for name in names:
+        slug = re.sub(r"[^\w-]+", "_", name).strip("_")[:80] or "setting"
+        number = sum(slug == other or other.startswith(f"{slug}__") for other in distinct)
+        distinct.append(f"{slug}__{number + 1}" if number else slug)
+    return distinct
