@@ -91,12 +91,16 @@ def settings_section(settings, rows):
     return "".join([markdown_table(*settings_cells(rows)), "\n", *sizes, SETTINGS_NOTES])
 
 
+def difference_cells(comparisons):
+    """The differences between settings for people, (header, rows of texts)."""
+    return ["first", "second", *DIFFERENCE], list(map(_difference_row, comparisons))
+
+
 def noise_section(comparisons):
     """Which differences exceed the noise, a row a pair."""
     if not comparisons:
         return "No two settings were evaluated on the same images.\n"
-    rows = map(_difference_row, comparisons)
-    return markdown_table(["first", "second", *DIFFERENCE], rows) + DIFFERENCE_NOTES
+    return markdown_table(*difference_cells(comparisons)) + DIFFERENCE_NOTES
 
 
 def _difference_row(comparison):

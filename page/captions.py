@@ -61,7 +61,7 @@ def read_pointing_game(file):
     """The Table of the pointing game in a JSON file of p2_eval.py, None where it was not played."""
     try:
         scores = json.loads(file.read_text(encoding="utf-8"))
-        rows = [[name, int(row["tokens"]), *(f"{100 * row[key]:.1f} %" for key in POINTING_GAME)]
+        rows = [[name, int(row["tokens"]), *(percent(row[key]) for key in POINTING_GAME)]
                 for name, row in scores["pointing"].items()]
         caption = f"Pointing game, {scores['photos']:,} scenes; exact captions: {percent(scores['exact'])}"
     except (ValueError, KeyError, TypeError, AttributeError) as error:

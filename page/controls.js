@@ -30,12 +30,17 @@ function connectPhotoList(id, show) {
   return step;
 }
 
-/** Shows the numbers of what is drawn: pairs of a name and a value. */
+/** Shows the numbers of what is drawn: pairs of a name and a value. Only texts that differ are laid out again. */
 function showReadout(id, pairs) {
-  byId(`${id}-readout`).replaceChildren(...pairs.map(pair => {
-    const group = document.createElement("div");
-    group.append(...pair.map((text, i) =>
-      Object.assign(document.createElement(i ? "dd" : "dt"), {textContent: text})));
-    return group;
+  const list = byId(`${id}-readout`);
+  if (list.children.length !== pairs.length)
+    list.replaceChildren(...pairs.map(() => {
+      const group = document.createElement("div");
+      group.append(document.createElement("dt"), document.createElement("dd"));
+      return group;
+    }));
+  pairs.forEach((pair, i) => pair.forEach((text, j) => {
+    const element = list.children[i].children[j];
+    if (element.textContent !== String(text)) element.textContent = text;
   }));
 }

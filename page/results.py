@@ -3,11 +3,10 @@
 import numpy as np
 
 from compare.claims import HEADER, claims
-from compare.comparisons import Comparisons
 from compare.mistakes import answers, confused_pairs, confusion, most_mistaken
 from compare.runs import reliability_curves, settings_curves
 from compare.statistics import wilson_interval
-from compare.tables import settings_cells, table_row
+from compare.tables import difference_cells, settings_cells, table_row
 from page.packing import jpeg, svg
 from page.section import BY_CHANCE, Section, Table, open_photo, percent
 from plots import calibration, curves
@@ -23,9 +22,10 @@ def section(study, image_folders):
     names = [(images.folder, images.names[image]) for images, image in indices]
     photos = [open_photo(folder / name, image_folders, name) for folder, name in names]
     data = {"photos": [jpeg(photo, THUMBNAIL, quality=80) for photo in photos], "cells": cells}
-    rows = [list(vars(claim).values()) for claim in claims(settings, Comparisons(settings))]
+    rows = [list(vars(claim).values()) for claim in claims(settings, study.comparisons)]
     return Section("results", "Results", summary(settings), data, context={
         "settings": Table("Settings", *settings_cells([table_row(setting) for setting in settings])),
+        "differences": Table("Differences in accuracy", *difference_cells(study.comparisons)),
         "claims": Table("Those that the runs support come first", HEADER, rows), "matrices": matrices,
         "curves": svg(curves.draw_settings_curves(*settings_curves(settings))),
         "reliability": svg(calibration.draw_reliability(reliability_curves(settings))),
@@ -38,7 +38,7 @@ def summary(settings):
     for setting in settings:
         accuracy, images = setting.mean("accuracy"), len(setting.images.names)
         interval = map(percent, wilson_interval(accuracy * images, images))
-        excess = np.mean([run.confidence.mean() for run in setting.runs]) - accuracy
+        excess = np.mean([run.confidence for run in setting.runs]) - accuracy
         confused = [f"{pair.name}: {pair.count} of {pair.images}" for pair in confused_pairs(setting)[:1]]
         rows.append([
             setting.name, percent(accuracy), " to ".join(interval), percent(1 / len(setting.images.labels)),

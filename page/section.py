@@ -58,5 +58,5 @@ def read_npz(file):
 
 
 def percent(share):
-    """A share as text: `93 %`, `0.4 %`."""
-    return f"{100 * share:.1f} %" if 0 < share < 0.1 or 0.9 < share < 1 else f"{100 * share:.0f} %"
+    """A share as text: `93.0 %`."""
+    return f"{100 * share:.1f} %"

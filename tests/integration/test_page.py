@@ -118,9 +118,9 @@ def test_the_summaries_have_the_numbers_of_what_the_scripts_wrote(written, html)
     cells = {row[0]: row[1:] for row in rows}
     maps = [np.load(file) for file in sorted((written / "attention").glob("*.npz"))]
     share, area = (np.mean([one[key] for one in maps]) for key in ("share_on_object", "share_of_area"))
-    assert cells["on the object, last layer"] == [f"{100 * share:.0f} %", f"{100 * area:.0f} %", "8"]
+    assert cells["on the object, last layer"] == [f"{100 * share:.1f} %", f"{100 * area:.1f} %", "8"]
     right = sum(str(one["predicted"]) == str(one["label"]) for one in maps)
-    assert cells["class predicted right"] == [f"{100 * right / 8:.0f} %", "", "8"]
+    assert cells["class predicted right"] == [f"{100 * right / 8:.1f} %", "", "8"]
     assert cells["colour"] == ["9", "90.0 %", "30.0 %", "40.0 %", "10.0 %"]
 
 

@@ -47,10 +47,6 @@ def test_a_box_keeps_its_place_on_a_photo_of_another_size():
     assert fields["size"] == [100, 1] and fields["box"] == [0, 0, 100, 1], "a side has a pixel at least"
 
 
-def test_percentages_have_a_digit_more_near_0_and_1():
-    assert list(map(percent, (0, 0.004, 0.5, 0.93, 1))) == ["0 %", "0.4 %", "50 %", "93.0 %", "100 %"]
-
-
 def test_the_page_holds_what_its_sections_give_and_no_markup_of_strangers():
     table = Table(HOSTILE, ["setting", HOSTILE], [[HOSTILE, 1]])
     model = {"title": HOSTILE, "grid": [2, 2], "low": 0, "scale": 1, "blob": "similarity-0"}
@@ -181,7 +177,7 @@ def test_the_table_of_attention_has_the_means_over_the_photos():
         row, column = divmod(last.argmax(), 4)
         peaks.append(row <= 1 and column <= 2)
     assert rows["on the object, last layer"] == [mean(shares), mean(areas), 2]
-    assert rows["peak on the object or beside it, last layer"] == [mean(peaks), "50 %", 2]
+    assert rows["peak on the object or beside it, last layer"] == [mean(peaks), "50.0 %", 2]
     for layer, name in ((0, "first"), (1, "last")):
         assert rows[f"on the most attended tenth of patches, {name} layer"] == [
             mean(one[layer].mean(0).max() / one[layer].mean(0).sum() for one in maps), percent(1 / 12), 3]
@@ -192,7 +188,7 @@ def test_the_table_of_attention_has_the_means_over_the_photos():
         mean(map(max, head_peaks)), percent(1 / 12), 3]
     itself = mean(one[-1, :, 0, 0].mean() for one in weights)
     assert rows["on [CLS] itself, last layer"] == [itself, percent(1 / 14), 3]
-    assert rows["class predicted right"] == ["50 %", "", 2]
+    assert rows["class predicted right"] == ["50.0 %", "", 2]
 
 
 def test_the_script_gets_the_photo_of_each_file_and_its_covers(tmp_path):
@@ -266,9 +262,9 @@ def test_the_table_of_captions_has_their_probability_and_peaks(tmp_path):
     section = captions.section([tmp_path], [tmp_path])
     assert cells(section.summary) == {
         "probability of a token, mean": [f"{np.exp(-0.5):.2f}", ""],
-        "peak in another cell than for the token before": ["50 %", "75 %"],
-        "peak of the sharpest map, “##s” in a": ["90 %", "25 %"],
-        "peak of the most even map, “dog” in b": ["30 %", "25 %"]}
+        "peak in another cell than for the token before": ["50.0 %", "75.0 %"],
+        "peak of the sharpest map, “##s” in a": ["90.0 %", "25.0 %"],
+        "peak of the most even map, “dog” in b": ["30.0 %", "25.0 %"]}
     photo = section.data["photos"][0]
     assert photo["words"] == [{"text": "skis", "tokens": [0, 1]}, {"text": "[end]", "tokens": [2]}]
     assert photo["tokens"][2] == {"text": "[end]", "tokens": [2]} and section.context["pointing_game"] is None
@@ -305,7 +301,7 @@ def test_the_pointing_game_is_a_row_a_word_class(tmp_path):
     row = {"tokens": 9, "hit": 0.9, "chance": 0.3, "mass": 0.4, "area": 0.1, "elsewhere": 0.2}
     file.write_text(json.dumps({"photos": 1000, "exact": 0.5, "pointing": {"colour": row}}))
     table = captions.read_pointing_game(file)
-    assert "1,000 scenes" in table.caption and "50 %" in table.caption
+    assert "1,000 scenes" in table.caption and "50.0 %" in table.caption
     assert dict(zip(table.header[1:], table.rows[0][1:])) == {
         "tokens": 9, "peak on the object": "90.0 %", "by chance": "30.0 %", "attention on it": "40.0 %",
         "by chance (area)": "10.0 %"}
@@ -341,9 +337,9 @@ def results_section(study):
 def test_the_table_of_results_has_the_means_over_seeds(study):
     first, second = cells(results.summary(study.settings)).values()
     # 5 and 4 of 6 are right; the mean confidence is 0.742
-    assert first[0] == "75 %" and first[2] == "33 %" and first[4] == "underconfident by 0.8 points"
+    assert first[0] == "75.0 %" and first[2] == "33.3 %" and first[4] == "underconfident by 0.8 points"
     assert first[5] == "beagle and pug: 1.5 of 4", "of photos 0 and 3, in one seed and in both"
-    assert second[0] == "100 %" and second[4] == "underconfident by 25.8 points" and second[5] == ""
+    assert second[0] == "100.0 %" and second[4] == "underconfident by 25.8 points" and second[5] == ""
 
 
 def test_a_cell_of_the_matrix_has_its_photos_the_surest_first(results_section):
@@ -357,6 +353,13 @@ def test_a_cell_of_the_matrix_has_its_photos_the_surest_first(results_section):
     assert len(photos) == 6, "each photo once, however many cells show it"
     file = io.BytesIO(base64.b64decode(photos[thumbnails[0]].split(",")[1]))
     assert abs(Image.open(file).getpixel((0, 0))[0] - 120) < 6
+
+
+def test_differences_are_rows_with_their_margin(results_section):
+    differences = results_section.context["differences"]
+    (row,) = differences.rows
+    assert row[2].startswith("-25.0 ±"), "75 and 100 % of 6 photos"
+    assert row[differences.header.index("verdict")] == "within the noise"
 
 
 def test_claims_are_rows_with_their_verdict(results_section):
