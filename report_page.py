@@ -1,18 +1,9 @@
-"""One self-contained page to look inside by pointing, of what the other scripts wrote: it needs no network and no server.
+"""One self-contained page to look inside, of what the other scripts wrote: it needs no network and no server.
 
-    python report_page.py --output page/index.html --runs runs/tiny_adam runs/tiny_sam --posembed figures/posembed.npz \\
-        --attention figures --captions captions
-    python report_page.py --output attention.html --attention figures
+    python report_page.py --output page/index.html --runs runs/tiny_adam runs/tiny_sam \\
+        --posembed figures/posembed.npz --attention figures --captions captions
 
-Each section stands where its flag is given:
-
-    --runs        output folders of p1_train.py, evaluated by p1_eval.py: settings, curves, calibration, confusions
-    --posembed    FILE.npz of p1_viz_posembed.py: the similarity of a patch to all others
-    --attention   output folders of p1_viz_attn.py --all: every layer, head and query; with --masks the share on the object
-    --captions    output folders of p2_caption_viz.py --all: the map of each token or word, in every layer
-    --pointing    FILE.json of p2_eval.py: whether the maps of drawn scenes lie on what the words name
-
-The photos are part of the page. Nothing is computed by a model here.
+Each section stands where its flag is given. The photos are part of the page. No model is run.
 """
 
 import argparse
@@ -22,66 +13,69 @@ from pathlib import Path
 from common.cli import ArgumentParser, note, reports_errors
 from common.errors import BadInput
 
-TITLE = "Look inside"
-HEAVY = 60e6  # bytes, from which on a browser takes seconds to open the page
+HEAVY = 60  # megabytes, from which on a browser takes seconds to open the page
 
 
 def get_args_parser():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
+    folders = {"type": Path, "nargs": "+", "action": "extend", "default": [], "metavar": "DIR"}
     add("--output", type=Path, required=True, metavar="FILE.html", help="the page")
-    add("--runs", type=Path, nargs="+", action="extend", default=[], metavar="DIR", help="output folders of p1_train.py")
+    add("--runs", **folders, help="output folders of p1_train.py, evaluated by p1_eval.py")
     add("--posembed", type=Path, metavar="FILE.npz", help="of p1_viz_posembed.py")
-    add("--attention", type=Path, nargs="+", action="extend", default=[], metavar="DIR", help="of p1_viz_attn.py --all")
-    add("--captions", type=Path, nargs="+", action="extend", default=[], metavar="DIR", help="of p2_caption_viz.py --all")
-    add("--pointing", type=Path, metavar="FILE.json", help="of p2_eval.py, for the captions")
-    add("--images", type=Path, nargs="+", action="extend", default=[], metavar="DIR",
-        help="where the photos are, if they are no longer where the other scripts read them")
+    add("--attention", **folders, help="output folders of p1_viz_attn.py --all, best with --masks")
+    add("--captions", **folders, help="output folders of p2_caption_viz.py --all")
+    add("--pointing-game", type=Path, metavar="FILE.json", help="of p2_eval.py --json, for the captions")
+    add("--images", **folders, help="where the photos are, if those scripts read them elsewhere")
     return parser
+
+
+def refuse(args):
+    """Raise BadInput for arguments that make no page."""
+    if not (args.runs or args.posembed or args.attention or args.captions):
+        raise BadInput("nothing to show: name --runs, --posembed, --attention or --captions")
+    if args.pointing_game and not args.captions:
+        raise BadInput("--pointing-game belongs to --captions: name those, too")
+    if args.output.suffix != ".html":
+        raise BadInput(f"--output {args.output}: its name must end with .html")
+    for file, script in ((args.posembed, "p1_viz_posembed.py"), (args.pointing_game, "p2_eval.py --json")):
+        if file and not file.is_file():
+            raise BadInput(f"{file} does not exist: name what {script} wrote")
+    for folder in [*args.attention, *args.captions, *args.images]:
+        if not folder.is_dir():
+            raise BadInput(f"{folder} {'is a file' if folder.exists() else 'does not exist'}: name a folder")
 
 
 @reports_errors
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
-    if not (args.runs or args.posembed or args.attention or args.captions):
-        raise BadInput("nothing to show: name --runs, --posembed, --attention or --captions")
-    if args.pointing and not args.captions:
-        raise BadInput("--pointing belongs to --captions: name those, too")
-    if args.output.suffix != ".html":
-        raise BadInput(f"--output {args.output}: its name must end with .html")
-    if args.pointing and not args.pointing.is_file():
-        raise BadInput(f"--pointing {args.pointing} does not exist: name what p2_eval.py --json wrote")
-    for folder in [*args.attention, *args.captions, *args.images]:
-        if not folder.is_dir():
-            raise BadInput(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}: name a folder")
+    refuse(args)
 
     # After the arguments, so that --help and typing errors answer at once.
     from common.files import refuse_unwritable, write_text
+    from compare.runs import Study
     from page import attention, captions, positions, results
     from page.render import as_html
-    from page.section import Photos
 
     refuse_unwritable(args.output)
-    photos, sections = Photos(args.images), []
+    sections = []
     if args.runs:
-        section, left_out = results.section(args.runs, photos)
-        sections.append(section)
-        for line in left_out:
+        study = Study(args.runs)
+        for line in study.left_out:
             note(f"left out: {line}")
+        sections.append(results.section(study, args.images))
     if args.posembed:
         sections.append(positions.section(args.posembed))
     if args.attention:
-        sections.append(attention.section(args.attention, photos))
+        sections.append(attention.section(args.attention, args.images))
     if args.captions:
-        sections.append(captions.section(args.captions, photos, args.pointing))
+        sections.append(captions.section(args.captions, args.images, args.pointing_game))
+    write_text(args.output, as_html("Look inside", sections))
 
-    html = as_html(TITLE, sections)
-    write_text(args.output, html)
-    size = args.output.stat().st_size
-    if size > HEAVY:
-        note(f"the page has {size / 1e6:.0f} MB and will take seconds to open: name fewer photos")
-    print(f"{args.output}: {size / 1e6:.1f} MB, open it in a browser")
-    return 0
+    megabytes = args.output.stat().st_size / 1e6
+    if megabytes > HEAVY:
+        note(f"the page has {megabytes:.0f} MB and will take seconds to open: name fewer photos")
+    print(f"{args.output}: {megabytes:.1f} MB, open it in a browser")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from common.errors import BadInput
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CANVASES = ("positions-map", "attention-photo", "attention-heads")
 MOVES = 100
-OPEN = "[...document.querySelectorAll('output[id$=told]')].every(each => each.textContent)"
+OPEN = "[...document.querySelectorAll('.readout')].every(each => each.textContent)"
 
 
 def opened(browser, page_file):

@@ -1,4 +1,4 @@
-"""Numbers and pictures as text of a page."""
+"""Arrays and photos as text of a page; packing.js unpacks them."""
 
 import base64
 import io
@@ -14,12 +14,12 @@ def packed(array):
 
 
 def deflated(array):
-    """A uint8 array as base64 of its compressed bytes (RFC 1950), which a page inflates when it first shows them."""
+    """A uint8 array as base64 of its compressed bytes (RFC 1950)."""
     return base64.b64encode(zlib.compress(np.ascontiguousarray(array), 9)).decode()
 
 
 def as_bytes(values, low=0.0):
-    """An array (..., A, B) in `low` to its maximum as uint8, and the scales (...): values = low + scale * bytes, nearly."""
+    """An array (..., A, B) as uint8, and scales (...): values = low + scale * bytes, within half a scale."""
     scale = (values.max((-2, -1)) - low) / 255
     safe = np.where(scale > 0, scale, 1)[..., None, None]
     return np.rint((values - low) / safe).clip(0, 255).astype(np.uint8), scale
@@ -34,11 +34,16 @@ def jpeg(photo, side, quality=85):
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def on_canvas(size, box, side):
-    """A photo's (width, height) and a box (left, top, right, bottom) on it, where its longer side has `side` pixels."""
-    scale = side / max(size)
-    width, height = (max(1, round(scale * length)) for length in size)
-    return [width, height], [length * scale for length, scale in zip(box, 2 * (width / size[0], height / size[1]))]
+def photo_with_box(photo, box, side):
+    """A PIL image for a canvas of `side` pixels at most, and a box (left, top, right, bottom) on it.
+
+    A dict of `photo`, a data address, `size` (width, height) of the canvas, and `box` in its pixels.
+    """
+    scale = side / max(photo.size)
+    width, height = (max(1, round(scale * length)) for length in photo.size)
+    stretch = 2 * (width / photo.width, height / photo.height)
+    return {"photo": jpeg(photo, side), "size": [width, height],
+            "box": [length * factor for length, factor in zip(box, stretch)]}
 
 
 def svg(figure):
@@ -48,6 +53,6 @@ def svg(figure):
     return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def colours(name):
+def colour_map(name):
     """The 256 colours of a matplotlib map, red, green and blue of each, as base64."""
     return packed(np.rint(colormaps[name](np.arange(256))[:, :3] * 255).astype(np.uint8))

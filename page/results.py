@@ -1,91 +1,70 @@
-"""The results of several runs: the settings table, curves, calibration, and confusion matrices with photos behind them."""
+"""Results of several runs: tables, curves, calibration, and confusion matrices with photos behind cells."""
 
 import numpy as np
 
-from compare import figures
-from compare.claims import Comparisons, claims, difference_in_words
-from compare.mistakes import answers, confusion
-from compare.runs import group_runs, read_runs
-from compare.statistics import most_confused, wilson_interval
-from compare.tables import pair_in_words, settings_cells, table_row
+from compare.claims import HEADER, claims
+from compare.mistakes import answers, confused_pairs, confusion, most_mistaken
+from compare.runs import reliability_curves, settings_curves
+from compare.statistics import wilson_interval
+from compare.tables import difference_cells, settings_cells, table_row
 from page.packing import jpeg, svg
-from page.section import Section, percent
-from plots.report import most_mistaken
+from page.section import BY_CHANCE, Section, Table, open_photo, percent
+from plots import calibration, curves
 
 MOST_PHOTOS = 12  # behind a cell
 THUMBNAIL = 88  # pixels
 
 
-def section(folders, photos):
-    """The Section of run folders that p1_train.py and p1_eval.py wrote, and a line for each folder that is left out.
+def section(study, image_folders):
+    """The Section of a Study; photos may have moved to `image_folders`. Raises BadInput where one is gone."""
+    settings, indices = study.settings, {}
+    matrices, cells = zip(*(matrix(setting, indices) for setting in settings))
+    names = [(images.folder, images.names[image]) for images, image in indices]
+    photos = [open_photo(folder / name, image_folders, name) for folder, name in names]
+    data = {"photos": [jpeg(photo, THUMBNAIL, quality=80) for photo in photos], "cells": cells}
+    rows = [list(vars(claim).values()) for claim in claims(settings, study.comparisons)]
+    return Section("results", "Results", summary(settings), data, context={
+        "settings": Table("Settings", *settings_cells([table_row(setting) for setting in settings])),
+        "differences": Table("Differences in accuracy", *difference_cells(study.comparisons)),
+        "claims": Table("Those that the runs support come first", HEADER, rows), "matrices": matrices,
+        "curves": svg(curves.draw_settings_curves(*settings_curves(settings))),
+        "reliability": svg(calibration.draw_reliability(reliability_curves(settings))),
+        "curves_caption": curves.CAPTION, "reliability_caption": calibration.CAPTION})
 
-    `photos` is a section.Photos. Raises BadInput for folders that are no runs, and for photos that are gone.
+
+def summary(settings):
+    """The Table of how often each setting is right, how confident it is, and what it mistakes most often."""
+    rows = []
+    for setting in settings:
+        accuracy, images = setting.mean("accuracy"), len(setting.images.names)
+        interval = map(percent, wilson_interval(accuracy * images, images))
+        excess = np.mean([run.confidence for run in setting.runs]) - accuracy
+        confused = [f"{pair.name}: {pair.count} of {pair.images}" for pair in confused_pairs(setting)[:1]]
+        rows.append([
+            setting.name, percent(accuracy), " to ".join(interval), percent(1 / len(setting.images.labels)),
+            f"{setting.mean('ece'):.3f}", f"{'over' if excess > 0 else 'under'}confident by "
+            f"{100 * abs(excess):.1f} points", *(confused or [""])])
+    return Table("Accuracy, calibration and mistakes, mean over seeds", [
+        "setting", "accuracy", "95 % interval", BY_CHANCE, "ECE", "confidence", "most confused"], rows)
+
+
+def matrix(setting, indices):
+    """The confusion matrix of a setting for the template, and its photos by `ROW-COLUMN` for the script.
+
+    `indices` are those of the page's thumbnails by (image set, image); those that it lacks are added.
     """
-    runs, left_out = read_runs(folders)
-    settings = group_runs(runs)
-    comparisons = Comparisons(settings)
-    header, rows = settings_cells([table_row(setting) for setting in settings])
-    thumbnails = {}  # by image set and image: their place in the list of the page
-
-    def thumbnail(images, image):
-        return thumbnails.setdefault((images, image), len(thumbnails))
-
-    matrices = [matrix(setting, thumbnail) for setting in settings]
-    names = [(images.folder, images.names[image]) for images, image in thumbnails]
-    pictures = [jpeg(photos.find(folder / name, name), THUMBNAIL, 80) for folder, name in names]
-    return Section(
-        "results", "Results", story(settings, comparisons),
-        {"photos": pictures, "cells": [one.pop("cells") for one in matrices]},
-        shown={"header": header, "rows": rows, "matrices": matrices, "claims": claims(settings, comparisons),
-               "curves": svg(figures.curves(settings)), "curves_words": figures.CURVES,
-               "calibration": svg(figures.calibration(settings)), "calibration_words": figures.RELIABILITY},
-    ), left_out
-
-
-def matrix(setting, thumbnail):
-    """The confusion matrix of a setting for the template; `cells` are its photos for the script, by `row-column`."""
-    counts, images = confusion(setting), setting.images
-    kept = most_mistaken(counts)
-    found = answers(setting)
-    names = [images.class_names[i] for i in kept]
-    with np.errstate(invalid="ignore"):
-        shares = np.nan_to_num(counts / counts.sum(1, keepdims=True))
-    return {
-        "name": setting.name, "names": names, "left_out": len(images.labels) - len(kept),
-        "seeds": len(setting.runs), "accuracy": setting.mean("accuracy"), "images": len(images.names),
-        "rows": [[{"count": f"{counts[i, j]:.1f}".removesuffix(".0"), "share": shares[i, j]} if counts[i, j] else None
-                  for j in kept] for i in kept],
-        "cells": {f"{row}-{column}": {"total": len(found[i, j]), "photos": [
-                      [thumbnail(images, one.image), images.names[one.image], one.probability]
-                      for one in found[i, j][:MOST_PHOTOS]]}
-                  for row, i in enumerate(kept) for column, j in enumerate(kept) if counts[i, j]}}
-
-
-def story(settings, comparisons):
-    """Four sentences about the most accurate setting."""
-    best = max(settings, key=lambda setting: setting.mean("accuracy"))
-    images, accuracy = best.images, best.mean("accuracy")
-    low, high = wilson_interval(accuracy * len(images.names), len(images.names))
-    rank = f", the most of {len(settings)} settings" if len(settings) > 1 else ""
-    sentences = [f"{best.in_prose} answers {percent(accuracy)} of the {len(images.names):,} photos in {best.image_set} right "
-                 f"(95 % interval {percent(low)} to {percent(high)}){rank}."]
-
-    others = [one for one in comparisons if best in (one.first, one.second)]
-    if others:
-        closest = min(others, key=lambda one: abs(one.difference))
-        sentences.append(f"Against the setting that comes closest: {difference_in_words(closest)}.")
-    else:
-        low, high = best.range("accuracy")
-        seeds = (f"{len(best.runs)} seeds, from {percent(low)} to {percent(high)}" if len(best.runs) > 1
-                 else "one seed, which does not say what another would give")
-        sentences.append(f"That is of {seeds}.")
-
-    pairs = most_confused(confusion(best), 1)
-    sentences.append(f"No two classes are confused more often than {pair_in_words(images, *pairs[0])}." if pairs
-                     else "It makes no mistake on them.")
-
-    surer = np.mean([run.confidence.mean() for run in best.runs]) - accuracy
-    leaning = "surer than it is right" if surer > 0 else "less sure than it is right"
-    sentences.append(f"On average it is {leaning} by {100 * abs(surer):.1f} points; its expected calibration error is "
-                     f"{best.mean('ece'):.3f}.")
-    return sentences
+    counts, images, photos = confusion(setting), setting.images, answers(setting)
+    classes = most_mistaken(counts)
+    rows, cells = [], {}
+    for row, i in enumerate(classes):
+        rows.append([None] * len(classes))
+        for column, j in enumerate(classes):
+            if counts[i, j]:
+                share = counts[i, j] / counts[i].sum()
+                rows[row][column] = {"count": f"{round(counts[i, j], 1):g}", "share": share}
+                cells[f"{row}-{column}"] = {"total": len(photos[i, j]), "photos": [
+                    [indices.setdefault((images, answer.image), len(indices)), images.names[answer.image],
+                     answer.probability] for answer in photos[i, j][:MOST_PHOTOS]]}
+    return {"name": setting.name, "names": [images.class_names[i] for i in classes], "rows": rows,
+            "left_out": len(counts) - len(classes), "seeds": len(setting.runs),
+            "accuracy": setting.mean("accuracy"), "images": len(images.names)}, cells

@@ -10,45 +10,42 @@ import numpy as np
 from common.errors import BadImage, BadInput
 from datasets.decode import load_image
 
+BY_CHANCE = "by chance"  # the title of a column
+
+
+@dataclass
+class Table:
+    """A table of texts: its caption, the titles of its columns, and its rows."""
+
+    caption: str
+    header: list
+    rows: list
+
 
 @dataclass
 class Section:
-    """What a section says and holds.
+    """What the template and the script of a view are given."""
 
-    Attributes:
-        id, title: its address within the page, and its heading.
-        story: its sentences.
-        data: plain values for the script.
-        blobs: base64 texts by name, which the script unpacks when it first needs them.
-        shown: plain values for the template.
-    """
-
-    id: str
+    id: str  # of its element, and the name of its .html and .js file
     title: str
-    story: list
-    data: dict
-    blobs: dict = field(default_factory=dict)
-    shown: dict = field(default_factory=dict)
+    summary: Table  # stands below the title
+    data: dict  # plain values for the script
+    blobs: dict = field(default_factory=dict)  # base64 texts by name, for the script to unpack
+    context: dict = field(default_factory=dict)  # plain values and Tables for the template
 
 
-class Photos:
-    """Photos by the paths at which other scripts found them, or else by their names in `folders`."""
+def open_photo(path, folders, name=None):
+    """The photo at a path, or else of its `name` (the path's last part) in one of `folders`, as a PIL image.
 
-    def __init__(self, folders):
-        self.folders = list(map(Path, folders))
-
-    def find(self, path, name=None):
-        """The photo as a PIL image; `name` is that within a folder, if not the last part of the path.
-
-        Raises BadInput where it is nowhere, or cannot be decoded.
-        """
-        for place in (Path(path), *(folder / (name or Path(path).name) for folder in self.folders)):
-            if place.is_file():
-                try:
-                    return load_image(place)
-                except (OSError, BadImage) as error:
-                    raise BadInput(f"{place} cannot be decoded: mend it, or draw its figures again") from error
-        raise BadInput(f"{path} does not exist any more: name the folder of the photos with --images")
+    Raises BadInput where it is nowhere, or cannot be decoded.
+    """
+    for place in (Path(path), *(Path(folder) / (name or Path(path).name) for folder in folders)):
+        if place.is_file():
+            try:
+                return load_image(place)
+            except (OSError, BadImage) as error:
+                raise BadInput(f"{place} cannot be decoded: fix it, or draw its figures again") from error
+    raise BadInput(f"{path} does not exist any more: name the folder of the photos with --images")
 
 
 def read_npz(file):
@@ -56,17 +53,10 @@ def read_npz(file):
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except FileNotFoundError:
-        raise
     except (OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{file} is no whole .npz file") from error
 
 
 def percent(share):
-    """A share in words: `93 %`, `0.4 %`."""
-    return f"{100 * share:.1f} %" if 0 < share < 0.1 or 0.9 < share < 1 else f"{100 * share:.0f} %"
-
-
-def counted(number, noun):
-    """`1 photo`, `3 photos`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    """A share as text: `93.0 %`."""
+    return f"{100 * share:.1f} %"
