@@ -596,5 +596,5 @@ def test_opening_and_pointing_are_timed(browser, html, monkeypatch):
     from benchmarks import page as timed
 
     monkeypatch.setattr(timed, "MOVES", 5)
-    rows = list(timed.rows(browser, html, 1))
+    rows = list(timed.page_rows(browser, html, 1))
     assert len(rows) == 1 + len(timed.CANVASES) and all(row.value > 0 for row in rows)
