@@ -1,21 +1,27 @@
-"""A row of the table: two things measured in turn in one run, the ratio of their times, and the goal for it."""
+"""A row of the table: two things measured in turn in one run, their ratio, and the goal for it."""
 
-import json
-import operator
+import contextlib
+import io
+import pickle
+import resource
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-HOLDS = {">=": operator.ge, "<=": operator.le}
+ROOT = Path(__file__).resolve().parent.parent
+HEADING = f"{'what':68}{'ours':>8}{'other':>8} {'unit':10} {'value':>7}  {'goal':7} {'met':3} spread"
 
 
 @dataclass
 class Row:
-    """`values` has one a turn: ratios, or seconds where there is nothing to compare with. `unit` is that of `ours` and
-    `other`, the medians."""
+    """`values` has one a turn: ratios, or seconds where there is nothing to compare with.
+
+    `ours` and `other` are the medians of the two sides, in `unit`.
+    """
 
     what: str
     values: list
@@ -31,49 +37,66 @@ class Row:
 
     @property
     def met(self):
-        return HOLDS[self.op](self.value, self.goal)
+        return self.value >= self.goal if self.op == ">=" else self.value <= self.goal
+
+    @property
+    def spread(self):
+        return [min(self.values), max(self.values)]
 
     def as_json(self):
-        return {"what": self.what, "value": self.value, "op": self.op, "goal": self.goal, "met": self.met,
-                "spread": [min(self.values), max(self.values)], "ours": self.ours, "other": self.other, "unit": self.unit}
+        names = ("what", "value", "op", "goal", "met", "spread", "ours", "other", "unit")
+        return {name: getattr(self, name) for name in names}
 
     def __str__(self):
-        goal, met = f"{self.op} {self.goal:g}", "yes" if self.met else "NO"
-        measured = "".join(f"{'' if value is None else f'{value:.4g}':>9}" for value in (self.ours, self.other))
-        spread = f"{min(self.values):.3g} to {max(self.values):.3g}"
-        return f"{self.what:62}{measured} {self.unit:8} {self.value:7.3g}  {goal:8} {met:4} {spread}"
+        sides = "".join(f"{'' if side is None else f'{side:.4g}':>8}" for side in (self.ours, self.other))
+        return (f"{self.what:68}{sides} {self.unit:10} {self.value:7.3g}  {f'{self.op} {self.goal:g}':7} "
+                f"{'yes' if self.met else 'NO':3} {self.spread[0]:.3g} to {self.spread[1]:.3g}")
 
 
-HEADING = f"{'what':62}{'ours':>9}{'other':>9} {'unit':8} {'value':>7}  {'goal':8} {'met':4} spread"
+def ratio(what, ours, other, op, goal, unit):
+    """A Row of the quotients ours / other of each turn."""
+    quotients = [a / b for a, b in zip(ours, other, strict=True)]
+    return Row(what, quotients, op, goal, statistics.median(ours), statistics.median(other), unit)
 
 
-def ratio(what, ours, other, op, goal, unit, inverted=False):
-    """A Row of the quotients ours / other of each turn, or other / ours if `inverted`."""
-    pairs = zip(other, ours) if inverted else zip(ours, other)
-    return Row(what, [a / b for a, b in pairs], op, goal, statistics.median(ours), statistics.median(other), unit)
-
-
-def in_turn(repeats, ways):
-    """Call each of the `ways` once a turn: a dict from their names to what they returned in each."""
-    found = {name: [] for name in ways}
+def in_turn(repeats, **ways):
+    """Call each way, (function, *args), once a turn in a new process: {name: list of what it returned}."""
+    results = {name: [] for name in ways}
     for _ in range(repeats):
-        for name, way in ways.items():
-            found[name].append(way())
-    return found
+        for name, call in ways.items():
+            results[name].append(in_new_process(*call))
+    return results
 
 
-def in_own_processes(repeats, module, ways, *args):
-    """The same for `python -m module way args`, each time in a process of its own."""
-    return in_turn(repeats, {way: partial(in_own_process, module, way, *args) for way in ways})
+def in_new_process(function, *args):
+    """What `function(*args)` returns with nothing in memory that another call left. Or CalledProcessError."""
+    code = ("import pickle, sys; function, args = pickle.load(sys.stdin.buffer)\n"
+            "pickle.dump(function(*args), sys.stdout.buffer)")
+    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps((function, args)),
+                          stdout=subprocess.PIPE, cwd=ROOT, check=True)
+    return pickle.loads(done.stdout)
 
 
-def in_own_process(module, *args):
-    """What `python -m module args` prints last, as JSON: so that nothing that another way left in memory helps or hurts.
+def seconds(function, *args):
+    """How long a call takes."""
+    started = time.perf_counter()
+    function(*args)
+    return time.perf_counter() - started
 
-    Raises RuntimeError with what it said where it fails.
+
+def peak_mib(script, *args):
+    """MiB that a script, or the largest of its processes, held at most.
+
+    For a new process to call, once: Linux counts a child from what its parent held when it started it.
     """
-    done = subprocess.run([sys.executable, "-m", module, *map(str, args)], capture_output=True, text=True,
-                          cwd=Path(__file__).resolve().parent.parent)
-    if done.returncode:
-        raise RuntimeError(f"{module} {' '.join(map(str, args))} failed:\n{done.stdout}{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    with tempfile.TemporaryDirectory() as work:
+        subprocess.check_output([sys.executable, ROOT / script, *map(str, args)], cwd=work)
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+
+
+def run_script(main, *args):
+    """Call a script's `main` quietly. Raises RuntimeError with what it printed unless it returns 0."""
+    with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.redirect_stderr(output):
+        code = main([str(each) for each in args])
+    if code:
+        raise RuntimeError(output.getvalue())

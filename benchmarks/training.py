@@ -1,177 +1,133 @@
-"""How fast photos are trained on, against tensors in memory and against the loop that one writes first.
+"""How fast photos are trained on, against a tensor in memory and a plain loop; SAM against its two passes.
 
-    python -m benchmarks training            # the rows of the table
-    python -m benchmarks.training photos     # one of the ways alone, in images/s
-
-The ways, each in a process of its own:
-
-    photos      p1_train.py on JPEG files, with --cache, from the second epoch on
-    memory      the loop of p1_train.py on images that are in memory already
-    ceiling     forward, backward and Adam on one tensor, with the memory settings of p1_train.py: nothing else
-    eager       the same as torch comes
-    plain       PIL and torchvision in the main process, as torch comes, in fp32
+On a GPU the model is ViT-B/16. Model FLOP utilisation (Chowdhery et al. 2022, arXiv:2204.02311, appendix B)
+is the arithmetic of the forward and backward passes alone by what the GPU could do in the time of the step.
 """
 
-import argparse
 import csv
-import json
-import sys
+import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import timm
 import torch
-from PIL import Image
 from torch.nn.functional import cross_entropy
-from torchvision import transforms
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
 
 import p1_train
-from benchmarks import photos
-from benchmarks.rows import in_own_processes, ratio
-from engine.device import PRECISIONS, autocast, has_instructions_for, keep_freed_memory
-from engine.training import Run
+from benchmarks.evaluation import CLASSES, photo_folder
+from benchmarks.rows import in_new_process, in_turn, ratio, run_script, seconds
+from engine.device import autocast, has_instructions_for, keep_freed_memory, peak_memory
+from sam import SAM
 
-CLASSES = 37
-CACHE = {"cpu": 1, "cuda": 8}  # GiB
-WARM_UP = 2  # steps
+# (images, torch.compile, goal for SAM's step by two passes and a base step)
+ON_A_CPU, ON_A_GPU = [(4, False, 1.05), (16, False, 1.02)], [(128, False, 1.03), (128, True, 1.03)]
+WARM_UP = 2  # steps: the first ones allocate, and compile
+FLOPS = 105.1e9  # of ViT-B/16 for an image of 224, forward and backward, a product and its sum counted apart
+# Dense bf16 FLOPs a second, by NVIDIA's data sheets; the first name that is part of the device's counts.
+PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
-def trained(options, epochs, train):
-    """The images/s of p1_train.py from its second epoch on; `train` gets its arguments and what to train on as a list."""
-    data = options.data or photos.data_folder()
+def photos(data, arch, batch_size, precision, device):
+    """Images/s of p1_train.py with Adam, from its second epoch on."""
     with tempfile.TemporaryDirectory() as output:
-        train(["--data", str(data), "--output", output, "--arch", options.arch, "--scratch", "--optimizer", "adam",
-               "--epochs", str(epochs), "--batch-size", str(options.batch_size), "--precision", options.precision,
-               "--holdout", "0", "--device", options.device, "--cache", str(CACHE[options.device])])
+        run_script(p1_train.main, "--data", data, "--output", output, "--arch", arch, "--scratch",
+                   "--optimizer", "adam", "--epochs", 3, "--holdout", 0, "--batch-size", batch_size,
+                   "--precision", precision, "--device", device.type)
         with open(Path(output) / "metrics.csv", newline="") as file:
-            epochs = list(csv.DictReader(file))[1:]
-    seconds = [float(epoch["seconds"]) for epoch in epochs]
-    return sum(float(epoch["images_per_second"]) * each for epoch, each in zip(epochs, seconds)) / sum(seconds)
+            _, *epochs = csv.DictReader(file)
+    return statistics.harmonic_mean(float(epoch["images_per_second"]) for epoch in epochs)
 
 
-def from_photos(options):
-    return trained(options, 3, p1_train.main)
-
-
-class InMemory(torch.utils.data.Dataset):
-    """As many images as are trained on in `steps` steps, all of them the same tensor, by the keys of p1_train.py."""
-
-    def __init__(self, shape, batch_size, steps):
-        self.image, self.count = torch.randn(shape), batch_size * steps
-
-    def __getitem__(self, key):
-        return self.image, key[1] % CLASSES
-
-
-def from_memory(options):
-    def train(args):
-        run = Run(p1_train.get_args_parser().parse_args([*args, "--no-sam", "--workers", "0"]))
-        model = timm.create_model(options.arch, num_classes=CLASSES).to(run.device)
-        dataset = InMemory(model.pretrained_cfg["input_size"], options.batch_size, options.steps)
-
-        def losses(model, batch):
-            logits = model(batch[0])
-            return cross_entropy(logits.float(), batch[1], reduction="sum"), (logits.argmax(1) == batch[1]).sum()
-
-        run.train(model, dataset, ["an image"] * dataset.count, losses, fields={}, fingerprint="", title="", about={})
-
-    return trained(options, 2, train)
-
-
-def on_a_tensor(options):
-    device = torch.device(options.device)
-    model = timm.create_model(options.arch, num_classes=CLASSES).to(device)
-    images = torch.randn(options.batch_size, *model.pretrained_cfg["input_size"], device=device)
-    targets = torch.arange(options.batch_size, device=device) % CLASSES
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-5)
-    for step in range(WARM_UP + options.steps):
-        if step == WARM_UP:
-            started = time.perf_counter()
+def plain(data, arch, batch_size):
+    """Images/s of torchvision's folder, timm's transform and an fp32 loop, in one process on the CPU."""
+    model = timm.create_model(arch, num_classes=CLASSES)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=True,
+                                           scale=(0.5, 1), color_jitter=None)
+    optimizer, ends = torch.optim.Adam(model.parameters()), []
+    for images, targets in DataLoader(ImageFolder(data / "train", transform), batch_size, shuffle=True):
         optimizer.zero_grad()
-        with autocast(device, options.precision):
-            loss = cross_entropy(model(images).float(), targets)
-        loss.backward()
+        cross_entropy(model(images), targets).backward()
         optimizer.step()
-        loss.item()
-    return options.batch_size * options.steps / (time.perf_counter() - started)
+        ends.append(time.perf_counter())
+    return batch_size * (len(ends) - WARM_UP) / (ends[-1] - ends[WARM_UP - 1])
 
 
-def ceiling(options):
-    keep_freed_memory()
-    return on_a_tensor(options)
+def steps(count, ways, arch, batch_size, precision, device, compiled=False):
+    """Steps on one tensor, the `ways` in turn: ({way: [seconds, peak bytes, of each]}, bytes of the weights).
 
+    A way is adam, sam (around it), or passes: two, forward and backward, before a step of Adam.
+    """
+    keep_freed_memory(device)
+    model = timm.create_model(arch, num_classes=CLASSES).to(device)
+    images = torch.randn(batch_size, *model.pretrained_cfg["input_size"], device=device)
+    targets = torch.arange(batch_size, device=device) % CLASSES
+    optimizer = SAM(model.parameters(), torch.optim.Adam, lr=1e-6, model=model)
+    forward = torch.compile(model) if compiled else model
 
-class PlainDataset(torch.utils.data.Dataset):
-    def __init__(self, folder, size):
-        self.paths = sorted(folder.iterdir())
-        self.transform = transforms.Compose([
-            transforms.RandomResizedCrop(size, scale=(0.5, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
-            transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)])
+    def closure():
+        optimizer.zero_grad()
+        with autocast(device, precision):
+            loss = cross_entropy(forward(images).float(), targets)
+        loss.backward()
+        return loss
 
-    def __len__(self):
-        return len(self.paths)
+    def step(way):
+        if way == "sam":
+            loss = optimizer.step(closure)
+        else:
+            loss = [closure() for _ in range(2 if way == "passes" else 1)][-1]
+            optimizer.base_optimizer.step()
+        loss.item()  # a number: a GPU has finished
 
-    def __getitem__(self, index):
-        path = self.paths[index]
-        return self.transform(Image.open(path).convert("RGB")), int(path.name.split("_")[0])
-
-
-def plain(options):
-    model = timm.create_model(options.arch, num_classes=CLASSES)
-    dataset = PlainDataset(photos.data_folder() / "train", model.pretrained_cfg["input_size"][-1])
-    loader = torch.utils.data.DataLoader(dataset, options.batch_size, shuffle=True)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-5, foreach=False)
-    step, images_seen = 0, 0
-    while step < WARM_UP + options.steps:
-        for images, targets in loader:
-            if step == WARM_UP:
-                started, images_seen = time.perf_counter(), 0
-            if step == WARM_UP + options.steps:
-                break
-            optimizer.zero_grad()
-            loss = cross_entropy(model(images), targets)
-            loss.backward()
-            optimizer.step()
-            loss.item()
-            step, images_seen = step + 1, images_seen + len(images)
-    return images_seen / (time.perf_counter() - started)
-
-
-WAYS = {"photos": from_photos, "memory": from_memory, "ceiling": ceiling, "eager": on_a_tensor, "plain": plain}
+    turns = {way: [] for way in ways}
+    for _ in range(WARM_UP + count):
+        for way in ways:
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            turns[way].append((seconds(step, way), peak_memory(device)))
+    weights = sum(4 * parameter.numel() for parameter in model.parameters())
+    return {way: list(zip(*turns[way][WARM_UP:])) for way in ways}, weights
 
 
 def rows(options):
-    """The rows of the table. `options` has `arch`, `repeats` and `steps`."""
-    precision = "bf16" if has_instructions_for("bf16") else "fp32"
-    few, many = (4, 8) if options.small else (32, 64)
-    flags = ["--arch", options.arch, "--steps", options.steps, "--precision", precision, "--batch-size", few]
-    times = in_own_processes(options.repeats, "benchmarks.training", WAYS, *flags)
-    yield ratio(f"training on photos ({precision}) / on a tensor in memory", times["photos"], times["ceiling"],
-                ">=", 0.95, "images/s")
-    yield ratio(f"training on photos ({precision}) / the plain loop (fp32)", times["photos"], times["plain"],
-                ">=", 2, "images/s")
-    yield ratio(f"training step ({precision}, {few} images) / plain eager", times["memory"], times["eager"],
-                ">=", 1.05, "images/s")
-    flags[-1] = many
-    times = in_own_processes(options.repeats, "benchmarks.training", ["memory", "eager"], *flags)
-    yield ratio(f"training step ({precision}, {many} images) / plain eager", times["memory"], times["eager"],
-                ">=", 1.05, "images/s")
+    """The rows of the table."""
+    on_gpu = options.device.type == "cuda"
+    precision = "bf16" if on_gpu or has_instructions_for("bf16") else "fp32"
+    arch, batch_size, count = ("test_vit", 4, 2) if options.small else \
+        ("vit_base_patch16_224", 128, 20) if on_gpu else ("vit_tiny_patch16_224", 32, 10)
+    setting = arch, batch_size, precision, options.device
+    with tempfile.TemporaryDirectory() as work:
+        data = Path(work)
+        photo_folder(data / "train", batch_size * (WARM_UP + count))
+        sides = {"photos": (photos, data, *setting), "tensor": (steps, count, ["adam"], *setting)}
+        if not on_gpu:
+            sides["plain"] = plain, data, arch, batch_size
+        turns = in_turn(options.repeats, **sides)
+    turns["tensor"] = [batch_size / statistics.mean(measured["adam"][0]) for measured, _ in turns["tensor"]]
+    for way, words, goal in (("tensor", "on a tensor in memory", 0.95), ("plain", "the plain loop, fp32", 2)):
+        if way in turns:
+            yield ratio(f"training on photos, {arch}, {batch_size} images, {precision} / {words}",
+                        turns["photos"], turns[way], ">=", goal, "images/s")
+    for size, compiled, goal in ON_A_GPU if on_gpu else ON_A_CPU:
+        yield from sam_rows(goal, 3 * count, arch, size, precision, options.device, compiled)
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("way", choices=list(WAYS))
-    parser.add_argument("--arch", default="vit_tiny_patch16_224", help="(%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=32, help="(%(default)s)")
-    parser.add_argument("--steps", type=int, default=10, help="that are measured, but for `photos` (%(default)s)")
-    parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="(%(default)s)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of all but `plain` (%(default)s)")
-    parser.add_argument("--data", type=Path, help="the folder with train/, for `photos` (that of benchmarks.photos)")
-    options = parser.parse_args(argv)
-    print(json.dumps(WAYS[options.way](options)))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def sam_rows(goal, count, arch, batch_size, precision, device, compiled):
+    """SAM in turn with two passes and a base step: the time, and on a GPU the memory and the arithmetic."""
+    how = f"{arch}, {batch_size} images, {precision}{', torch.compile' if compiled else ''}"
+    setting = arch, batch_size, precision, device, compiled
+    measured, weights = in_new_process(steps, count, ["passes", "sam"], *setting)
+    (passes, passes_peaks), (sam, sam_peaks) = measured["passes"], measured["sam"]
+    yield ratio(f"SAM step / two passes and a base step, {how}", sam, passes, "<=", goal, "s")
+    if device.type == "cuda":
+        yield ratio(f"peak memory, SAM / Adam and a copy of the weights, {how}",
+                    [peak / 2**20 for peak in sam_peaks], [(peak + weights) / 2**20 for peak in passes_peaks],
+                    "<=", 1, "MiB")
+        device_name = torch.cuda.get_device_name(device)
+        peak = next((peak for name, peak in PEAKS.items() if name in device_name), None)
+        if peak:
+            flops = [2 * FLOPS * batch_size / taken for taken in sam]
+            yield ratio(f"FLOP utilisation of SAM, {how}", flops, [peak] * len(flops), ">=", 0.45, "FLOP/s")

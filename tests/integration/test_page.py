@@ -550,5 +550,5 @@ def test_opening_and_hovering_are_timed(browser, html, monkeypatch):
     from benchmarks import page as timed
 
     monkeypatch.setattr(timed, "MOVES", 5)
-    rows = list(timed.rows(browser, html, 1))
+    rows = list(timed.page_rows(browser, html, 1))
     assert len(rows) == 1 + len(timed.CANVASES) and all(row.value > 0 for row in rows)

@@ -1,0 +1,65 @@
+"""The table of benchmarks in small, and what it measures in processes."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+import p1_eval
+import p1_train
+from benchmarks import __main__ as table
+from benchmarks import evaluation, rows, starting, training
+from benchmarks.rows import in_new_process, peak_mib
+
+SCRIPTS = {"p1_eval.py": p1_eval, "p1_train.py": p1_train}
+
+
+def in_this_process(function, *args):
+    """In place of `in_new_process`: a process that imports torch takes seconds, and so does a script."""
+    if function is peak_mib:
+        script, *flags = args
+        SCRIPTS[script].get_args_parser().parse_args([str(flag) for flag in flags])
+        return 1.0
+    return function(*args)
+
+
+def test_the_table_in_small(shapes, tmp_path, monkeypatch, capsys):
+    (tmp_path / "pets").symlink_to(shapes)
+    monkeypatch.setattr(evaluation, "REAL_DATA", str(tmp_path))
+    monkeypatch.setattr(rows, "in_new_process", in_this_process)
+    monkeypatch.setattr(training, "in_new_process", in_this_process)
+    file = tmp_path / "new" / "rows.json"
+    assert table.main(["--small", "--repeats", "1", "--json", str(file)]) == 0
+    heading, *lines = capsys.readouterr().out.splitlines()
+    written = json.loads(file.read_text())
+    assert [line.startswith(row["what"]) for line, row in zip(lines, written, strict=True)] == [True] * 14
+    for row in written:
+        met = row["value"] >= row["goal"] if row["op"] == ">=" else row["value"] <= row["goal"]
+        assert row["value"] > 0 and row["met"] == met
+
+
+def test_a_call_in_a_new_process_returns_its_value_or_fails():
+    assert in_new_process(os.getpid) != os.getpid()
+    assert in_new_process(divmod, 7, 2) == (3, 1)
+    with pytest.raises(subprocess.CalledProcessError):
+        in_new_process(divmod, 7, 0)
+
+
+def test_peaks_of_memory_are_those_of_the_script(tmp_path):
+    """Also where the process that asks has held more."""
+    script = tmp_path / "script.py"
+    script.write_text("import sys\nx = bytearray(b'x' * int(sys.argv[1]) * 2**20)\n")
+    little, much = (in_new_process(peak_mib, script, size) for size in (0, 100))
+    assert 95 < much - little < 220, "the bytes and a copy of them"
+    assert little < 40
+
+
+def test_the_demo_is_timed_up_to_its_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(starting, "ROOT", tmp_path)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / "demo.sh").write_text("sleep 0.3; test -d .venv && echo 'epoch 1/2, loss=2.303'; sleep 60\n")
+    assert 0.3 < starting.demo_seconds() < 20
+    (tmp_path / "demo.sh").write_text("echo no; exit 2\n")
+    with pytest.raises(OSError):
+        starting.demo_seconds()
