@@ -5,12 +5,12 @@ import tarfile
 
 IMAGES = {"images": None, "images/Abyssinian_100.jpg": b"a100", "images/basset_hound_1.jpg": b"b1",
           "images/Abyssinian_2.jpg": b"a2", "images/Bengal_3.jpg": b"c3", "images/Bengal_3.mat": b"unused"}
-ANNOTATIONS = {"annotations/trainval.txt": b"Abyssinian_100 1 1 1\nbasset_hound_1 2 2 1\n",
+ANNOTATIONS = {"annotations/trainval.txt": b"basset_hound_1 2 2 1\nAbyssinian_100 1 1 1\n",
                "annotations/test.txt": b"Abyssinian_2 1 1 1\nBengal_3 3 1 2\n",
                "annotations/trimaps/Abyssinian_100.png": b"t100", "annotations/trimaps/Bengal_3.png": b"t3",
                "annotations/trimaps/._Bengal_3.png": b"unused"}
-ARRANGED = {"train/0_0.jpg": b"a100", "train/1_1.jpg": b"b1", "val/0_2.jpg": b"a2", "val/2_3.jpg": b"c3",
-            "masks/train/0_0.png": b"t100", "masks/val/2_3.png": b"t3",
+ARRANGED = {"train/1_0.jpg": b"b1", "train/0_1.jpg": b"a100", "val/0_2.jpg": b"a2", "val/2_3.jpg": b"c3",
+            "masks/train/0_1.png": b"t100", "masks/val/2_3.png": b"t3",
             "classes.txt": b"Abyssinian\nbasset_hound\nBengal\n"}
 
 
