@@ -34,7 +34,7 @@ python p1_viz_attn.py $photos --checkpoint runs/demo/pretrained/best.pt --output
     --masks data/demo/masks/val
 python report_page.py --output runs/demo/index.html --runs runs/demo/pretrained runs/demo/scratch \
     --posembed runs/demo/figures/posembed.npz --attention runs/demo/attention --captions runs/demo/captions \
-    --pointing runs/demo/captions.json
+    --pointing-game runs/demo/captions.json
 
 step "Done. Look at"
 ls -1 runs/demo/*/curves.png runs/demo/figures/*.png runs/demo/captions/*.png runs/demo/pred.csv runs/demo/*.json
