@@ -4,18 +4,16 @@ The headline setting, a pretrained ViT-Base with SAM around Adam:
 
     python p1_train.py --data p1_data --output runs/headline
 
-A pretrained ViT-Tiny from a weights file, on a CPU; and a model from scratch, on images drawn by the project
-itself:
+A pretrained ViT-Tiny from a weights file, on a CPU; and one from scratch, on drawn images:
 
-    python p1_train.py --data p1_data --arch vit_tiny_patch16_224 --weights vit_tiny.safetensors --precision
-    bf16 \\
-        --output runs/tiny
+    python p1_train.py --data p1_data --arch vit_tiny_patch16_224 --weights vit_tiny.safetensors \\
+        --precision bf16 --output runs/tiny
     python p1_train.py --data demo --arch test_vit --scratch --optimizer adam --lr 1e-3 --output runs/scratch
 
 On four GPUs of a machine, of which each takes `--batch-size` images:
 
-    torchrun --nproc-per-node 4 p1_train.py --data p1_data --precision bf16 --batch-size 8 --output
-    runs/parallel
+    torchrun --nproc-per-node 4 p1_train.py --data p1_data --precision bf16 --batch-size 8 \\
+        --output runs/parallel
 
 `--data DIR` holds `train/`, with files named {class}_{id}.jpg or one subfolder a class, and perhaps
 `classes.txt`, one name a line. A part of `train/` is held out to choose the best epoch; `val/` is never read:

@@ -28,141 +28,170 @@ SCRIPTS = {"p1_train.py": p1_train, "p1_eval.py": p1_eval, "p1_viz_posembed.py":
            "report_page.py": report_page}
 
 
-@pytest.fixture
-def places(run, shapes, captioners, tmp_path):
-    """Paths that the cases below name in braces, most of them bad."""
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_text("x")
-    (tmp_path / "no_train").mkdir()
-    (tmp_path / "untrained" / "train").mkdir(parents=True)
-    (tmp_path / "one_class" / "train").mkdir(parents=True)
-    (tmp_path / "text" / "train").mkdir(parents=True)
-    (tmp_path / "photos").mkdir()
+@pytest.fixture(scope="module")
+def places(run, shapes, captioners, tmp_path_factory):
+    """Paths that the cases below name in braces, most of them bad; `out` is each case's own."""
+    folder = tmp_path_factory.mktemp("places")
+    for name in ("empty", "no_train", "untrained/train", "one_class/train", "text/train", "photos", "no_captions"):
+        (folder / name).mkdir(parents=True)
+    (folder / "file").write_text("x")
     for i in range(2):
-        Image.new("RGB", (20, 20)).save(tmp_path / "one_class" / "train" / f"0_{i}.png")
-        (tmp_path / "text" / "train" / f"{i}_1.jpg").write_text("not an image")
-    (tmp_path / "photos" / "cut.jpg").write_bytes((shapes / "val" / "0_0.jpg").read_bytes()[:600])
+        Image.new("RGB", (20, 20)).save(folder / "one_class" / "train" / f"0_{i}.png")
+        (folder / "text" / "train" / f"{i}_1.jpg").write_text("not an image")
+    (folder / "photos" / "cut.jpg").write_bytes((shapes / "val" / "0_0.jpg").read_bytes()[:600])
     saved = torch.load(run / "best.pt", weights_only=True)
-    torch.save({**saved, "arch": "vit_tiny_patch16_224"}, tmp_path / "other_arch.pt")
-    torch.save({**saved, "state_dict": {k: v * float("nan") for k, v in saved["state_dict"].items()}}, tmp_path / "nan.pt")
+    torch.save({**saved, "arch": "vit_tiny_patch16_224"}, folder / "other_arch.pt")
+    spoilt = {key: value * float("nan") for key, value in saved["state_dict"].items()}
+    torch.save({**saved, "state_dict": spoilt}, folder / "nan.pt")
     for path in captioners.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    (tmp_path / "no_captions").mkdir()
-    Image.new("RGB", (400, 1)).save(tmp_path / "narrow.png")
-    return {"tmp": tmp_path, "out": tmp_path / "out", "run": run, "best": run / "best.pt", "data": shapes, "val": shapes / "val"}
+        (folder / path.name).symlink_to(path)
+    Image.new("RGB", (400, 1)).save(folder / "narrow.png")
+    return {"tmp": folder, "run": run, "best": run / "best.pt", "data": shapes, "val": shapes / "val"}
+
+
+BAD = {  # by script: arguments, and what the error says
+    "p1_train.py": [
+        ("--data {tmp}/missing --output {out}", "missing/train does not exist"),
+        ("--data {tmp}/file --output {out}", "file/train does not exist"),
+        ("--data {tmp}/no_train --output {out}", "no_train/train does not exist"),
+        ("--data {tmp}/untrained --output {out}", "untrained/train holds no images"),
+        ("--data {tmp}/one_class --output {out}", "training needs two"),
+        ("--data {tmp}/text --output {out} --holdout 0", "2 files of 2"),
+        ("--data {tmp}/text --output {out} --skip-bad", "holds no image that can be used"),
+        ("--data {data} --output {tmp}/file", "is a file"),
+        ("--data {data} --output {run}", "--resume"),
+        ("--data {data} --output {out} --arch vit_tinny_patch16_224", "did you mean vit_tiny_patch16_224"),
+        ("--data {data} --output {out} --arch resnet18", "name a timm VisionTransformer"),
+        ("--data {data} --output {out} --weights {tmp}/missing.pt", "missing.pt does not exist"),
+        ("--data {data} --output {out} --weights {tmp}/file", "not a weights file"),
+        ("--data {data} --output {out} --arch deit_tiny_patch16_224 --weights {best}",
+         "was made for test_vit"),
+        ("--data {data} --output {out} --weights {best} --scratch", "not allowed with"),
+        ("--data {data} --output {out} --lr -1", "--lr"),
+        ("--data {data} --output {out} --lr nan", "--lr"),
+        ("--data {data} --output {out} --epochs 0", "--epochs"),
+        ("--data {data} --output {out} --batch-size x", "--batch-size"),
+        ("--data {data} --output {out} --holdout 1", "--holdout"),
+        ("--data {data} --output {out} --epochs 1" + 400 * "0", "--epochs"),
+        ("--data {data} --output {out} --seed 18446744073709551616", "--seed"),
+        ("--data {data} --output {out} --save-every 0", "--save-every"),
+        ("--data {data} --output {out} --save-every 3m", "--save-every"),
+        ("--data {data} --output {out} --colour red", "--colour"),
+        ("--output {out}", "--data"),
+        ("--data {data} --output {out} --recipe {tmp}/missing.toml", "missing.toml does not exist"),
+        ("--data {data} --output {out} --recipe {tmp}/file", "is not TOML"),
+        ("--data {data} --output {out} --layer-decay 1.1", "--layer-decay"),
+        ("--data {data} --output {out} --layer-decay 0", "--layer-decay"),
+        ("--data {data} --output {out} --head-init zeros", "--head-init"),
+        ("--data {data} --output {out} --rand-augment 11", "--rand-augment"),
+        ("--data {data} --output {out} --mixup -1", "--mixup"),
+        ("--data {data} --output {out} --crop-pct 1.2", "--crop-pct"),
+        ("--data {tmp}/text --output {out} --holdout 0 --head-init probe", "2 files of 2"),
+    ],
+    "p1_eval.py": [
+        ("{tmp}/missing --checkpoint {best}", "missing does not exist"),
+        ("{tmp}/file --checkpoint {best}", "is a file, not a folder"),
+        ("{tmp}/empty --checkpoint {best}", "holds no images"),
+        ("{tmp}/photos {out}/p.csv --checkpoint {best}", "1 file of 1"),
+        ("{tmp}/photos {out}/p.csv --checkpoint {best} --skip-bad", "holds no image that can be used"),
+        ("{val} --checkpoint {tmp}/missing.pt", "missing.pt does not exist"),
+        ("{val} --checkpoint {tmp}", "is not a file"),
+        ("{val} --checkpoint {tmp}/file", "not a weights file"),
+        ("{val} --checkpoint {tmp}/other_arch.pt", "do not fit its own architecture"),
+        ("{val} --checkpoint {tmp}/nan.pt", "not finite"),
+        ("{val} {tmp}/file/p.csv --checkpoint {best}", "file"),
+        ("{val} --checkpoint {best} --json {tmp}/empty", "empty is a folder"),
+        ("{val} --checkpoint {best} --expect 94", "--expect"),
+    ],
+    "p1_viz_posembed.py": [
+        ("--output {out}/f.png", "--checkpoint"),
+        ("--checkpoint {best} --output {out}/f.gif", ".png, .pdf or .svg"),
+        ("--checkpoint {best} --weights {best} --output {out}/f.png", "--weights"),
+        ("--checkpoint {tmp}/file --output {out}/f.png", "not a weights file"),
+        ("--checkpoint {best} --output {out}/f.png --image-size 100",
+         "must be a multiple of the patch, 16x16"),
+        ("--checkpoint {best} --output {out}/f.png --image-size 1x2x3", "--image-size"),
+        ("--arch swin_tiny_patch4_window7_224 --output {out}/f.png",
+         "is a SwinTransformer: name a timm VisionTransformer, Beit or Eva"),
+    ],
+    "p1_viz_attn.py": [
+        ("{val} --arch cait_xxs24_224 --output-dir {out}",
+         "is a Cait: name a timm VisionTransformer, Beit or Eva"),
+        ("{val} --checkpoint {best} --output-dir {out} --block 6", "there is no block 6: the model has 6"),
+        ("{val} --checkpoint {best} --output-dir {out} --block -7 --all",
+         "there is no block -7: the model has 6"),
+        ("{val} --checkpoint {best} --output-dir {out} --block 1 --blocks all", "not allowed with"),
+        ("{val} --checkpoint {best} --output-dir {out} --rollout --heads", "--rollout mixes the heads"),
+        ("{val} {data}/train --checkpoint {best} --output-dir {out} --sheet", "rename one"),
+        ("{data}/masks --checkpoint {best} --output-dir {out}", "rename one"),
+        ("{data}/train {tmp}/photos --checkpoint {best} --output-dir {out} --sheet", "1 file of 33"),
+        ("{val} --checkpoint {best} --output-dir {out} --masks {tmp}/empty", "0_0.png does not exist"),
+        ("{tmp}/missing.jpg --checkpoint {best} --output-dir {out}", "missing.jpg does not exist"),
+        ("{tmp}/empty --checkpoint {best} --output-dir {out}", "holds no images"),
+        ("{tmp}/photos --checkpoint {best} --output-dir {out}", "1 file of 1"),
+        ("{val} --checkpoint {best} --weights {best} --output-dir {out}", "--weights"),
+        ("{val}/0_0.jpg --checkpoint {best} --output-dir {tmp}/file", "file"),
+    ],
+    "p1_viz_landscape.py": [
+        ("{best} --data {data} --output {out}/f.gif", ".png, .pdf or .svg"),
+        ("{best} --output {out}/f.png", "--data"),
+        ("{best} --data {data} --output {out}/f.png --rho 0.05 0", "--rho"),
+        ("{best} --data {tmp}/missing --output {out}/f.png", "missing/train does not exist"),
+        ("{tmp}/file --data {data} --output {out}/f.png", "not a weights file"),
+        ("{tmp}/nan.pt --data {data} --output {out}/f.png --workers 0", "not finite"),
+        ("{best} --data {data} --output {tmp}/file/f.png", "file"),
+    ],
+    "p1_report.py": [
+        ("--output {out}", "RUNS"),
+        ("{run}", "--output"),
+        ("{tmp}/missing --output {out}", "missing does not exist: name output folders of p1_train.py"),
+        ("{tmp}/empty --output {out}", "empty is not a run folder"),
+        ("{run} --output {tmp}/file", "is a file: name a folder"),
+        ("{run} --output {run}", "holds a training run"),
+        ("{run} --output {out}", "none of the runs can be used"),
+        ("{run} --output {out} --images {tmp}/missing", "missing does not exist: name the folder of photos"),
+        ("{run} --output {out} --images {tmp}/file", "is not a folder"),
+    ],
+    "p2_train.py": [
+        ("--data {tmp}/missing --output {out}", "missing does not exist"),
+        ("--data {tmp}/no_captions --output {out}", "no file captions_train*.json"),
+        ("--data {tmp}/coco --output {out} --checkpoint {best}",
+         "is not a captioner: it is a classifier, test_vit"),
+        ("--data {tmp}/coco --output {out} --checkpoint {tmp}/catr.pth", "pass the vocab.txt"),
+        ("--data {tmp}/coco --output {out} --checkpoint {tmp}/catr.pth --vocab {tmp}/short.txt",
+         "has 9 tokens"),
+        ("--data {tmp}/coco --output {out} --checkpoint {tmp}/captioner.pt --vocab {tmp}/short.txt",
+         "leave --vocab out"),
+        ("--data {tmp}/coco --output {out} --vocab {tmp}/file", "is no WordPiece vocabulary"),
+        ("--data {tmp}/coco --output {out} --holdout 1", "--holdout"),
+        ("--data {tmp}/coco --output {run}", "--resume"),
+    ],
+    "p2_eval.py": [
+        ("--data {tmp}/coco --checkpoint {best}", "is not a captioner"),
+        ("--data {tmp}/no_captions --checkpoint {tmp}/captioner.pt", "no file captions_val*.json"),
+        ("--data {tmp}/coco --checkpoint {tmp}/captioner.pt --layer 1", "the decoder has 1"),
+        ("--data {tmp}/coco --checkpoint {tmp}/captioner.pt --max-tokens 41", "has positions for 40"),
+        ("--data {tmp}/coco --checkpoint {tmp}/captioner.pt --json {tmp}/empty", "empty is a folder"),
+    ],
+    "p2_caption_viz.py": [
+        ("{val} --output-dir {out} --checkpoint {best}", "is not a captioner: it is a classifier, test_vit"),
+        ("{val} --output-dir {out} --checkpoint {tmp}/catr.pth --vocab {tmp}/short.txt", "has 9 tokens"),
+        ("{tmp}/narrow.png --output-dir {out} --checkpoint {tmp}/captioner.pt", "1 file of 1 cannot be used"),
+        ("{val} --output-dir {out} --checkpoint {tmp}/captioner.pt --caption ' '", "--caption is empty"),
+        ("{val} --output-dir {out} --checkpoint {tmp}/captioner.pt --layer -2", "the decoder has 1"),
+        ("{val} --output-dir {out} --checkpoint {tmp}/captioner.pt --max-tokens 41", "has positions for 40"),
+        ("{tmp}/photos --output-dir {out} --checkpoint {tmp}/captioner.pt", "1 file of 1"),
+        ("{val} --output-dir {tmp}/file --checkpoint {tmp}/captioner.pt", "file"),
+    ],
+}
 
 
 @pytest.mark.parametrize("script, arguments, expected", [
-    ("p1_train.py", "--data {tmp}/missing --output {out}", "missing/train does not exist"),
-    ("p1_train.py", "--data {tmp}/file --output {out}", "file/train does not exist"),
-    ("p1_train.py", "--data {tmp}/no_train --output {out}", "no_train/train does not exist"),
-    ("p1_train.py", "--data {tmp}/untrained --output {out}", "untrained/train holds no images"),
-    ("p1_train.py", "--data {tmp}/one_class --output {out}", "training needs two"),
-    ("p1_train.py", "--data {tmp}/text --output {out} --holdout 0", "2 files of 2"),
-    ("p1_train.py", "--data {tmp}/text --output {out} --skip-bad", "holds no image that can be used"),
-    ("p1_train.py", "--data {data} --output {tmp}/file", "is a file"),
-    ("p1_train.py", "--data {data} --output {run}", "--resume"),
-    ("p1_train.py", "--data {data} --output {out} --arch vit_tinny_patch16_224", "did you mean vit_tiny_patch16_224"),
-    ("p1_train.py", "--data {data} --output {out} --arch resnet18", "name a timm VisionTransformer"),
-    ("p1_train.py", "--data {data} --output {out} --weights {tmp}/missing.pt", "missing.pt does not exist"),
-    ("p1_train.py", "--data {data} --output {out} --weights {tmp}/file", "not a weights file"),
-    ("p1_train.py", "--data {data} --output {out} --arch deit_tiny_patch16_224 --weights {best}", "was made for test_vit"),
-    ("p1_train.py", "--data {data} --output {out} --weights {best} --scratch", "not allowed with"),
-    ("p1_train.py", "--data {data} --output {out} --lr -1", "--lr"),
-    ("p1_train.py", "--data {data} --output {out} --lr nan", "--lr"),
-    ("p1_train.py", "--data {data} --output {out} --epochs 0", "--epochs"),
-    ("p1_train.py", "--data {data} --output {out} --batch-size x", "--batch-size"),
-    ("p1_train.py", "--data {data} --output {out} --holdout 1", "--holdout"),
-    ("p1_train.py", "--data {data} --output {out} --epochs 1" + 400 * "0", "--epochs"),
-    ("p1_train.py", "--data {data} --output {out} --seed 18446744073709551616", "--seed"),
-    ("p1_train.py", "--data {data} --output {out} --save-every 0", "--save-every"),
-    ("p1_train.py", "--data {data} --output {out} --save-every 3m", "--save-every"),
-    ("p1_train.py", "--data {data} --output {out} --colour red", "--colour"),
-    ("p1_train.py", "--output {out}", "--data"),
-    ("p1_train.py", "--data {data} --output {out} --recipe {tmp}/missing.toml", "missing.toml does not exist"),
-    ("p1_train.py", "--data {data} --output {out} --recipe {tmp}/file", "is not TOML"),
-    ("p1_train.py", "--data {data} --output {out} --layer-decay 1.1", "--layer-decay"),
-    ("p1_train.py", "--data {data} --output {out} --layer-decay 0", "--layer-decay"),
-    ("p1_train.py", "--data {data} --output {out} --head-init zeros", "--head-init"),
-    ("p1_train.py", "--data {data} --output {out} --rand-augment 11", "--rand-augment"),
-    ("p1_train.py", "--data {data} --output {out} --mixup -1", "--mixup"),
-    ("p1_train.py", "--data {data} --output {out} --crop-pct 1.2", "--crop-pct"),
-    ("p1_train.py", "--data {tmp}/text --output {out} --holdout 0 --head-init probe", "2 files of 2"),
-    ("p1_eval.py", "{tmp}/missing --checkpoint {best}", "missing does not exist"),
-    ("p1_eval.py", "{tmp}/file --checkpoint {best}", "is a file, not a folder"),
-    ("p1_eval.py", "{tmp}/empty --checkpoint {best}", "holds no images"),
-    ("p1_eval.py", "{tmp}/photos {out}/p.csv --checkpoint {best}", "1 file of 1"),
-    ("p1_eval.py", "{tmp}/photos {out}/p.csv --checkpoint {best} --skip-bad", "holds no image that can be used"),
-    ("p1_eval.py", "{val} --checkpoint {tmp}/missing.pt", "missing.pt does not exist"),
-    ("p1_eval.py", "{val} --checkpoint {tmp}", "is not a file"),
-    ("p1_eval.py", "{val} --checkpoint {tmp}/file", "not a weights file"),
-    ("p1_eval.py", "{val} --checkpoint {tmp}/other_arch.pt", "do not fit its own architecture"),
-    ("p1_eval.py", "{val} --checkpoint {tmp}/nan.pt", "not finite"),
-    ("p1_eval.py", "{val} {tmp}/file/p.csv --checkpoint {best}", "file"),
-    ("p1_eval.py", "{val} --checkpoint {best} --json {tmp}/empty", "empty is a folder"),
-    ("p1_eval.py", "{val} --checkpoint {best} --expect 94", "--expect"),
-    ("p1_viz_posembed.py", "--output {out}/f.png", "--checkpoint"),
-    ("p1_viz_posembed.py", "--checkpoint {best} --output {out}/f.gif", ".png, .pdf or .svg"),
-    ("p1_viz_posembed.py", "--checkpoint {best} --weights {best} --output {out}/f.png", "--weights"),
-    ("p1_viz_posembed.py", "--checkpoint {tmp}/file --output {out}/f.png", "not a weights file"),
-    ("p1_viz_posembed.py", "--checkpoint {best} --output {out}/f.png --image-size 100", "must be a multiple of the patch, 16x16"),
-    ("p1_viz_posembed.py", "--checkpoint {best} --output {out}/f.png --image-size 1x2x3", "--image-size"),
-    ("p1_viz_posembed.py", "--arch swin_tiny_patch4_window7_224 --output {out}/f.png", "is a SwinTransformer: name a timm VisionTransformer, Beit or Eva"),
-    ("p1_viz_attn.py", "{val} --arch cait_xxs24_224 --output-dir {out}", "is a Cait: name a timm VisionTransformer, Beit or Eva"),
-    ("p1_viz_attn.py", "{val} --checkpoint {best} --output-dir {out} --block 6", "there is no block 6: the model has 6"),
-    ("p1_viz_attn.py", "{val} --checkpoint {best} --output-dir {out} --block -7 --all", "there is no block -7: the model has 6"),
-    ("p1_viz_attn.py", "{val} --checkpoint {best} --output-dir {out} --block 1 --blocks all", "not allowed with"),
-    ("p1_viz_attn.py", "{val} --checkpoint {best} --output-dir {out} --rollout --heads", "--rollout mixes the heads"),
-    ("p1_viz_attn.py", "{val} {data}/train --checkpoint {best} --output-dir {out} --sheet", "rename one"),
-    ("p1_viz_attn.py", "{data}/masks --checkpoint {best} --output-dir {out}", "rename one"),
-    ("p1_viz_attn.py", "{data}/train {tmp}/photos --checkpoint {best} --output-dir {out} --sheet", "1 file of 33"),
-    ("p1_viz_attn.py", "{val} --checkpoint {best} --output-dir {out} --masks {tmp}/empty", "0_0.png does not exist"),
-    ("p1_viz_attn.py", "{tmp}/missing.jpg --checkpoint {best} --output-dir {out}", "missing.jpg does not exist"),
-    ("p1_viz_attn.py", "{tmp}/empty --checkpoint {best} --output-dir {out}", "holds no images"),
-    ("p1_viz_attn.py", "{tmp}/photos --checkpoint {best} --output-dir {out}", "1 file of 1"),
-    ("p1_viz_attn.py", "{val} --checkpoint {best} --weights {best} --output-dir {out}", "--weights"),
-    ("p1_viz_attn.py", "{val}/0_0.jpg --checkpoint {best} --output-dir {tmp}/file", "file"),
-    ("p1_viz_landscape.py", "{best} --data {data} --output {out}/f.gif", ".png, .pdf or .svg"),
-    ("p1_viz_landscape.py", "{best} --output {out}/f.png", "--data"),
-    ("p1_viz_landscape.py", "{best} --data {data} --output {out}/f.png --rho 0.05 0", "--rho"),
-    ("p1_viz_landscape.py", "{best} --data {tmp}/missing --output {out}/f.png", "missing/train does not exist"),
-    ("p1_viz_landscape.py", "{tmp}/file --data {data} --output {out}/f.png", "not a weights file"),
-    ("p1_viz_landscape.py", "{tmp}/nan.pt --data {data} --output {out}/f.png --workers 0", "not finite"),
-    ("p1_viz_landscape.py", "{best} --data {data} --output {tmp}/file/f.png", "file"),
-    ("p1_report.py", "--output {out}", "RUNS"),
-    ("p1_report.py", "{run}", "--output"),
-    ("p1_report.py", "{tmp}/missing --output {out}", "missing does not exist: name output folders of p1_train.py"),
-    ("p1_report.py", "{tmp}/empty --output {out}", "empty is not a run folder"),
-    ("p1_report.py", "{run} --output {tmp}/file", "is a file: name a folder"),
-    ("p1_report.py", "{run} --output {run}", "holds a training run"),
-    ("p1_report.py", "{run} --output {out}", "none of the runs can be used"),
-    ("p1_report.py", "{run} --output {out} --images {tmp}/missing", "missing does not exist: name the folder of photos"),
-    ("p1_report.py", "{run} --output {out} --images {tmp}/file", "is not a folder"),
-    ("p2_train.py", "--data {tmp}/missing --output {out}", "missing does not exist"),
-    ("p2_train.py", "--data {tmp}/no_captions --output {out}", "no file captions_train*.json"),
-    ("p2_train.py", "--data {tmp}/coco --output {out} --checkpoint {best}", "is not a captioner: it is a classifier, test_vit"),
-    ("p2_train.py", "--data {tmp}/coco --output {out} --checkpoint {tmp}/catr.pth", "pass the vocab.txt"),
-    ("p2_train.py", "--data {tmp}/coco --output {out} --checkpoint {tmp}/catr.pth --vocab {tmp}/short.txt", "has 9 tokens"),
-    ("p2_train.py", "--data {tmp}/coco --output {out} --checkpoint {tmp}/captioner.pt --vocab {tmp}/short.txt", "leave --vocab out"),
-    ("p2_train.py", "--data {tmp}/coco --output {out} --vocab {tmp}/file", "is no WordPiece vocabulary"),
-    ("p2_train.py", "--data {tmp}/coco --output {out} --holdout 1", "--holdout"),
-    ("p2_train.py", "--data {tmp}/coco --output {run}", "--resume"),
-    ("p2_eval.py", "--data {tmp}/coco --checkpoint {best}", "is not a captioner"),
-    ("p2_eval.py", "--data {tmp}/no_captions --checkpoint {tmp}/captioner.pt", "no file captions_val*.json"),
-    ("p2_eval.py", "--data {tmp}/coco --checkpoint {tmp}/captioner.pt --layer 1", "the decoder has 1"),
-    ("p2_eval.py", "--data {tmp}/coco --checkpoint {tmp}/captioner.pt --max-tokens 41", "has positions for 40"),
-    ("p2_eval.py", "--data {tmp}/coco --checkpoint {tmp}/captioner.pt --json {tmp}/empty", "empty is a folder"),
-    ("p2_caption_viz.py", "{val} --output-dir {out} --checkpoint {best}", "is not a captioner: it is a classifier, test_vit"),
-    ("p2_caption_viz.py", "{val} --output-dir {out} --checkpoint {tmp}/catr.pth --vocab {tmp}/short.txt", "has 9 tokens"),
-    ("p2_caption_viz.py", "{tmp}/narrow.png --output-dir {out} --checkpoint {tmp}/captioner.pt", "1 file of 1 cannot be used"),
-    ("p2_caption_viz.py", "{val} --output-dir {out} --checkpoint {tmp}/captioner.pt --caption ' '", "--caption is empty"),
-    ("p2_caption_viz.py", "{val} --output-dir {out} --checkpoint {tmp}/captioner.pt --layer -2", "the decoder has 1"),
-    ("p2_caption_viz.py", "{val} --output-dir {out} --checkpoint {tmp}/captioner.pt --max-tokens 41", "has positions for 40"),
-    ("p2_caption_viz.py", "{tmp}/photos --output-dir {out} --checkpoint {tmp}/captioner.pt", "1 file of 1"),
-    ("p2_caption_viz.py", "{val} --output-dir {tmp}/file --checkpoint {tmp}/captioner.pt", "file"),
+    (script, *case) for script, cases in BAD.items() for case in cases
 ])
-def test_bad_input_is_one_error_line_and_exit_code_2(places, capsys, script, arguments, expected):
-    arguments = [argument.format(**places) for argument in shlex.split(arguments)]
+def test_bad_input_is_one_error_line_and_exit_code_2(places, tmp_path, capsys, script, arguments, expected):
+    out = tmp_path / "out"
+    arguments = [argument.format(**places, out=out) for argument in shlex.split(arguments)]
     if script == "p1_train.py":  # the case's own flags come last and win
         defaults = [] if "--arch" in arguments else TRAIN[:2]
         defaults += [] if "--weights" in arguments else ["--scratch"]
@@ -172,9 +201,9 @@ def test_bad_input_is_one_error_line_and_exit_code_2(places, capsys, script, arg
     except SystemExit as exit:
         code = exit.code
     errors = capsys.readouterr().err.splitlines()
-    said = [line for line in errors if not line.startswith("  ") and not line.startswith("note: ")]
-    assert code == 2 and len(said) == 1 and said[0].startswith("error: ") and expected in said[0], errors
-    assert not list(places["out"].glob("*")), "nothing is left behind"
+    lines = [line for line in errors if not line.startswith(("  ", "note: "))]
+    assert code == 2 and len(lines) == 1 and lines[0].startswith("error: ") and expected in lines[0], errors
+    assert not list(out.glob("*")), "nothing is left behind"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
