@@ -23,7 +23,7 @@ def get_args_parser():
     parser = ArgumentParser(prog="python -m benchmarks", description=__doc__,
                             formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("parts", nargs="*", choices=[[], *ON_A_CPU, "page"], metavar="PART",
+    add("parts", nargs="*", metavar="PART",
         help=f"{', '.join(ON_A_CPU)}, page (all but page; on a GPU {' and '.join(ON_A_GPU)})")
     add("--json", type=Path, metavar="FILE", help="where the rows go, too")
     add("--repeats", type=number(int, low=1), default=3, metavar="N", help="turns (%(default)s)")
@@ -35,6 +35,8 @@ def get_args_parser():
 @reports_errors
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
+    if unknown := set(args.parts) - {*ON_A_CPU, "page"}:  # argparse's choices refuse no part at all
+        get_args_parser().error(f"no part {', '.join(unknown)}: choose from {', '.join(ON_A_CPU)}, page")
 
     from benchmarks.rows import HEADING
     from common.files import write_text

@@ -38,6 +38,7 @@ def grid_of_subplots(similarity, path):
         axes.axis("off")
     figure.colorbar(image, ax=panels)
     figure.savefig(path, dpi=200)
+    pyplot.close(figure)
 
 
 def attention(checkpoint, paths):

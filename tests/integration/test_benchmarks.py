@@ -39,6 +39,13 @@ def test_the_table_in_small(shapes, tmp_path, monkeypatch, capsys):
         assert row["value"] > 0 and row["met"] == met
 
 
+def test_a_part_that_does_not_exist_is_refused(capsys):
+    with pytest.raises(SystemExit) as error:
+        table.main(["figures", "nothing"])
+    assert error.value.code == 2
+    assert "no part nothing: choose from training" in capsys.readouterr().err
+
+
 def test_a_call_in_a_new_process_returns_its_value_or_fails():
     assert in_new_process(os.getpid) != os.getpid()
     assert in_new_process(divmod, 7, 2) == (3, 1)

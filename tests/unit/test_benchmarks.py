@@ -6,7 +6,6 @@ import json
 import pytest
 import torch
 
-from benchmarks import __main__ as table
 from benchmarks import captions, evaluation, figures, page, rows, training
 from benchmarks.rows import Row, in_turn, ratio, run_script
 from common.errors import BadInput
@@ -53,14 +52,6 @@ def test_a_script_is_quiet_unless_it_fails(capsys):
     with pytest.raises(RuntimeError, match="so 1"):
         run_script(main, 1)
     assert capsys.readouterr() == ("", "")
-
-
-def test_a_part_that_does_not_exist_is_refused(capsys):
-    with pytest.raises(SystemExit) as error:
-        table.get_args_parser().parse_args(["nothing"])
-    assert error.value.code == 2 and "choose from" in capsys.readouterr().err
-    assert table.get_args_parser().parse_args([]).parts == []
-    assert table.get_args_parser().parse_args(["figures", "captions"]).parts == ["figures", "captions"]
 
 
 def test_photos_are_links_to_the_real_ones_with_names_of_their_own(tmp_path, monkeypatch):
