@@ -99,7 +99,7 @@ def main(argv=None):
 
 
 def add_mistakes(report, settings, folder):
-    """A section for each set of images; figures whose photos are neither there nor in `folder` are left out."""
+    """A section a set of images; figures whose photos are neither there nor in `folder` are missing."""
     from compare.comparisons import group_by
     from compare.names import slugs
 
