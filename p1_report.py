@@ -4,8 +4,7 @@
     python p1_report.py runs/*_seed* --output report --images photos/val
 
 RUNS are output folders of p1_train.py, each evaluated by p1_eval.py; runs that differ in the seed alone are
-one setting. A run that is not finished or not evaluated is left out, with the command to do it. DIR
-receives
+one setting. A run that is not finished or not evaluated is left out, with what to do. DIR receives
 
     report.md                    all of it, with the figures
     table.md, table.csv          a row a setting
@@ -60,7 +59,6 @@ def main(argv=None):
     # After the arguments, so that --help and typing errors answer at once.
     from common.files import write_text, written_whole
     from compare import claims, comparisons, runs, tables
-    from compare.names import slugs
     from plots import calibration, curves, learning_rates
     from plots.style import save
 
@@ -85,15 +83,7 @@ def main(argv=None):
                        report.figure("learning_rates.png", figure, learning_rates.CAPTION))
     figure = calibration.draw_reliability(runs.reliability_curves(settings))
     report.section("Calibration", report.figure("calibration.png", figure, calibration.CAPTION))
-    by_images = comparisons.group_by(settings, lambda setting: setting.images)
-    image_sets = slugs([same[0].image_set for same in by_images.values()])
-    for image_set, (images, same) in zip(image_sets, by_images.items()):
-        add_mistakes(report, images, same, args.images, f"_{image_set}" * (len(by_images) > 1))
-    if report.missing:
-        others = " and others" * (len(report.missing) > 3)
-        folders = " or ".join(map(str, filter(None, [args.images, *(images.folder for images in by_images)])))
-        note(f"{', '.join(report.missing[:3])}{others} are left out: not all of their photos are in {folders}"
-             "; name their folder with --images")
+    add_mistakes(report, settings, args.images)
     if study.left_out:
         report.section("Left out", "".join(f"- {line}\n" for line in study.left_out))
 
@@ -108,14 +98,30 @@ def main(argv=None):
     return 0
 
 
-def add_mistakes(report, images, settings, folder, suffix):
-    """The section about a set of images: photos that every run gets wrong, and what each setting confuses."""
+def add_mistakes(report, settings, folder):
+    """A section a set of images; figures whose photos are neither there nor in `folder` are missing."""
+    from compare.comparisons import group_by
+    from compare.names import slugs
+
+    by_images = group_by(settings, lambda setting: setting.images)
+    suffixes = [f"_{slug}" for slug in slugs([same[0].image_set for same in by_images.values()])]
+    for suffix, (images, same) in zip(suffixes if len(by_images) > 1 else [""], by_images.items()):
+        add_mistakes_on(images, report, same, folder, suffix)
+    if report.missing:
+        others = " and others" * (len(report.missing) > 3)
+        folders = " or ".join(map(str, filter(None, [folder, *(images.folder for images in by_images)])))
+        note(f"{', '.join(report.missing[:3])}{others} are left out: not all of their photos are in {folders}"
+             "; name their folder with --images")
+
+
+def add_mistakes_on(images, report, settings, folder, suffix):
+    """The photos that every run gets wrong, and what each setting confuses."""
     from compare import mistakes, tables
     from plots.confusion import CAPTION, draw_confusion
 
     hard = mistakes.hard_photos(settings)
-    shown = hard[:MOST_HARD_PHOTOS]
-    rows = [("", shown[i:i + PHOTOS_A_ROW]) for i in range(0, len(shown), PHOTOS_A_ROW)]
+    listed = hard[:MOST_HARD_PHOTOS]
+    rows = [("", listed[i:i + PHOTOS_A_ROW]) for i in range(0, len(listed), PHOTOS_A_ROW)]
     title = f"Wrong in every run: {len(hard)} of {len(images.names)} photos"
     report.section(f"Mistakes on {settings[0].image_set}", tables.hard_photos_section(images, hard, settings),
                    photos(report, f"hard_photos{suffix}.png", title, rows, images, folder))

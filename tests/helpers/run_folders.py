@@ -26,8 +26,8 @@ def write_run(folder, right, *, confidence=0.8, curve=(0.4, 0.6, 0.8, 0.8), trai
     """Write a run folder, and return it.
 
     `right` (images,) says which images the model gets right; of the others it predicts the next class, or
-    `predicted`. `curve` is the held-out accuracy of each epoch, None where nothing is held out. `scores` go into
-    eval.json; a setting that is ... is one that the run does not have.
+    `predicted`. `curve` is the held-out accuracy of each epoch, None where nothing is held out. `scores` go
+    into eval.json; a setting that is ... is one that the run does not have.
     """
     folder.mkdir(parents=True)
     settings = {**SETTINGS, "output": str(folder), "epochs": len(train), **settings}

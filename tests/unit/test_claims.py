@@ -129,7 +129,7 @@ def test_what_a_seed_never_reaches_has_no_mean(tmp_path):
 
 
 @pytest.mark.parametrize("large, small, total, verdict, margin, note", [
-    (range(10), range(110), 400, NOT_SUPPORTED, "+25.0 ± 4.3 points", "less than 3 points is little; exceeds the noise"),
+    (range(10), range(110), 400, NOT_SUPPORTED, "+25.0 ± 4.3 points", "is little; exceeds the noise"),
     (range(10), range(12), 2000, SUPPORTED, "+0.1 ± 0.2 points", "less than 3 points is little"),
     # b = 3, c = 1 of 100: 100 (margin / (3 - 2))^2 with margin = 1.96 sqrt(5 - 4 / 102) / 102 = 4.28
     (range(1), range(1, 4), 100, OPEN, "+2.0 ± 4.3 points", "needs about 1,800 images"),
