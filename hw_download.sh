@@ -101,8 +101,8 @@ transfer() {  # VARIABLE URL PART: append to the part until it is whole
             37:*) fail "$2: not found: set $1 to a mirror" ;;
             *:404 | *:410) fail "$2: not found (HTTP $status): set $1 to a mirror" ;;
             *:401 | *:403) fail "$2: not allowed (HTTP $status): log in, or set $1 to a mirror" ;;
-            33:* | *:416) rm "$part" ;;  # no way to go on in the middle of a file
-            *:206) [ "$(version "$part.again")" = "$(version "$part.headers")" ] || rm "$part" ;;
+            33:* | *:416) rm -f "$part" ;;  # no way to go on in the middle of a file
+            *:206) [ "$(version "$part.again")" = "$(version "$part.headers")" ] || rm -f "$part" ;;
         esac
         now=$(size "$part")
         if [ "$code" = 0 ] && [ "$now" -gt 0 ]; then return; fi

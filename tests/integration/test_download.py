@@ -250,7 +250,7 @@ def test_a_server_that_stays_silent_is_given_up(site, folder):
 
 
 def test_a_server_that_is_busy_is_asked_again(site, folder):
-    site.refusals = [503, 429]
+    site.refusals = [503, 416]
     folder.fetches("vit-tiny")
     assert folder.read() == CONTENT and len(site.asked) == 3
 
