@@ -28,8 +28,7 @@ def section(folders, image_folders):
         photo = open_photo(str(arrays["photo"]), image_folders)
         items.append({"name": file.stem, "blob": f"attention-{i}", **script_values(arrays),
                       **photo_with_box(photo, arrays["box"].tolist(), SIDE)})
-    context = {"labelled": any(item["label"] and item["predicted"] for item in items)}
-    return Section("attention", "Attention", summary(photos.values()), {"photos": items}, blobs, context)
+    return Section("attention", "Attention", summary(photos.values()), {"photos": items}, blobs)
 
 
 def read_arrays(file):

@@ -11,7 +11,16 @@ from page.section import BY_CHANCE, Section, Table, percent, read_npz
 
 def section(file):
     """The Section of what p1_viz_posembed.py wrote. Raises BadInput for a file that does not hold that."""
-    titles, similarities = read_similarities(file)
+    try:
+        arrays = read_npz(file)
+        titles = arrays["titles"].tolist()
+        similarities = [arrays[f"similarity_{i}" if i else "similarity"] for i in range(len(titles))]
+        shapes = [similarity.shape for similarity in similarities]
+        if not titles or any(len(shape) != 4 or shape[:2] != shape[2:] for shape in shapes):
+            raise ValueError("not square")
+    except (ValueError, KeyError) as error:
+        raise BadInput(f"{file} holds no similarities with their titles: draw it again with "
+                       "p1_viz_posembed.py") from error
     models, blobs = [], {}
     for i, (title, similarity) in enumerate(zip(titles, similarities)):
         grid, low = similarity.shape[:2], float(similarity.min())
@@ -21,21 +30,6 @@ def section(file):
                        "blob": f"similarity-{i}"})
     table = summary(titles, similarities)
     return Section("positions", "Position embeddings", table, {"models": models}, blobs)
-
-
-def read_similarities(file):
-    """The titles of the models in a file of p1_viz_posembed.py, and the similarities (H, W, H, W) of each."""
-    try:
-        arrays = read_npz(file)
-        titles = arrays["titles"].tolist()
-        similarities = [arrays["similarity" if i == 0 else f"similarity_{i}"] for i in range(len(titles))]
-        shapes = [similarity.shape for similarity in similarities]
-        if not titles or any(len(shape) != 4 or shape[:2] != shape[2:] for shape in shapes):
-            raise ValueError("not square")
-    except (ValueError, KeyError) as error:
-        raise BadInput(f"{file} holds no similarities with their titles: draw it again with "
-                       "p1_viz_posembed.py") from error
-    return titles, similarities
 
 
 def summary(titles, similarities):

@@ -198,11 +198,15 @@ def test_the_script_gets_the_photo_of_each_file_and_its_covers(tmp_path):
     np.savez(tmp_path / "others.npz", similarity=np.zeros(3))
     section = attention.section([tmp_path], [tmp_path])
     first, second = section.data["photos"]
-    assert [first["name"], second["name"]] == ["a", "b"] and section.context["labelled"]
+    assert [first["name"], second["name"]] == ["a", "b"]
     assert first["size"] == [720, 540] and first["box"] == [0, 0, 360, 270]
     assert [first[name] for name in ("layers", "heads", "tokens", "prefix", "grid")] == [2, 3, 14, 2, (3, 4)]
     assert list(base64.b64decode(first["object"])) == [128, 255, *10 * [0]]
     assert "object" not in second
+    section.data["photos"] = [second]
+    assert "Wrong predictions first" not in as_html("Title", [section]), "nobody knows what is on it"
+    section.data["photos"] = [first, second]
+    assert "Wrong predictions first" in as_html("Title", [section])
     attention_all = zlib.decompress(base64.b64decode(section.blobs[second["blob"]]))
     assert attention_all == attention_arrays(2)["attention_all"].tobytes()
 
