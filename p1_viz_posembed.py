@@ -2,14 +2,15 @@
 
     python p1_viz_posembed.py --checkpoint runs/headline/best.pt --output figures/posembed.png
     python p1_viz_posembed.py --arch vit_base_patch16_224 --image-size 384 --output figures/pretrained.pdf
-    python p1_viz_posembed.py --arch vit_base_patch16_224 --checkpoint runs/headline/best.pt runs/scratch/best.pt \\
-        --output figures/compared.png
+    python p1_viz_posembed.py --arch vit_base_patch16_224 --checkpoint runs/headline/best.pt --output two.png
 
-The map in row i, column j compares the patch there with all patches. Several names and checkpoints stand side by side.
-FILE.npz holds the arrays: `similarity` (H, W, H, W), then `similarity_1`, `similarity_2`, ...; and their `titles`.
+The map in row i, column j compares the patch there with all patches. Several names and checkpoints stand side
+by side. FILE.npz holds the arrays: `similarity` (H, W, H, W), then `similarity_1`, `similarity_2`, ...; and
+their `titles`.
 
-Printed, and drawn below: the mean similarity to the patches of the same row, of the same column and elsewhere, and the
-share of patches whose most similar other patch is one of their 8 neighbours; each beside 100 random embeddings.
+Printed, and drawn below: the mean similarity to the patches of the same row, of the same column and
+elsewhere, and the share of patches whose most similar other patch is one of their 8 neighbours; each beside
+100 random embeddings.
 """
 
 import argparse
@@ -24,16 +25,16 @@ RANDOM = 100  # embeddings to compare with
 
 def get_args_parser():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, nargs="+", action="extend", default=[], metavar="FILE",
-                        help="of p1_train.py")
-    parser.add_argument("--arch", nargs="+", action="extend", default=[], metavar="NAME",
-                        help="timm names, with timm's weights; they stand before the checkpoints")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="a weights file for the one --arch")
-    parser.add_argument("--image-size", type=image_size, metavar="N|HxW",
-                        help="resample the embedding for images of this size, as timm does (the model's own)")
-    parser.add_argument("--output", type=picture_file, required=True, metavar="FILE", help="a .png, .pdf or .svg file")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto",
-                        help="auto is the GPU where there is one")
+    add = parser.add_argument
+    add("--checkpoint", type=Path, nargs="+", action="extend", default=[], metavar="FILE",
+        help="of p1_train.py")
+    add("--arch", nargs="+", action="extend", default=[], metavar="NAME",
+        help="timm names, with timm's weights; they stand before the checkpoints")
+    add("--weights", type=Path, metavar="FILE", help="a weights file for the one --arch")
+    add("--image-size", type=image_size, metavar="N|HxW",
+        help="resample the embedding for images of this size, as timm does (the model's own)")
+    add("--output", type=picture_file, required=True, metavar="FILE", help="a .png, .pdf or .svg file")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto is the GPU, if there is one")
     return parser
 
 
@@ -49,51 +50,49 @@ def main(argv=None):
     import numpy as np
 
     from common.files import written_whole
-    from engine.device import pick_device
+    from engine.device import keep_freed_memory, pick_device
     from interpret.positions import position_similarity, position_statistics, random_statistics
     from models import vit
     from models.checkpoint import open_checkpoint
     from plots.posembed import draw_similarities
 
     device = pick_device(args.device)
-    models, titles = [], []
-    for arch in args.arch:
-        models.append(vit.create(arch, weights=args.weights)[0])
-        titles.append(f"{arch}\n{args.weights.name if args.weights else 'pretrained'}")
+    keep_freed_memory(device)
+    models = [(vit.create(arch, weights=args.weights)[0], arch,
+               f"{arch}\n{args.weights.name if args.weights else 'pretrained'}") for arch in args.arch]
     for path in args.checkpoint:
         opened = open_checkpoint(path)
-        models.append(opened.model)
-        titles.append(f"{opened.arch}\n{path.parent.name}/{path.name}")
-    similarities, grids = [], []
-    for name, model in zip([*args.arch, *args.checkpoint], models):
-        grids.append(tuple(model.patch_embed.grid_size))
+        models.append((opened.model, path, f"{opened.arch}\n{path.parent.name}/{path.name}"))
+
+    arrays, statistics, random = {}, [], {}
+    for i, (model, name, _) in enumerate(models):
+        grid = tuple(model.patch_embed.grid_size)
         try:
             if args.image_size:
                 vit.set_image_size(model, args.image_size)
-            similarities.append(position_similarity(model.to(device)).cpu())
+            similarity = position_similarity(model.to(device)).cpu()
         except BadInput as error:
             raise BadInput(f"{name}: {error}") from error
-    statistics = [position_statistics(similarity) for similarity in similarities]
-    random = {}
-    for similarity, model, grid in zip(similarities, models, grids):
-        shown, channels = tuple(similarity.shape[:2]), model.pos_embed.shape[-1]
-        name = f"{RANDOM} random embeddings, {grid[0]}x{grid[1]} of {channels}"
-        if shown != grid:
-            name += f", resampled to {shown[0]}x{shown[1]}"
-        if name not in random:
-            random[name] = random_statistics(grid, channels, shown, RANDOM)
-    similarities = [similarity.numpy() for similarity in similarities]
+        arrays[f"similarity_{i}" if i else "similarity"] = similarity.numpy()
+        statistics.append(position_statistics(similarity))
+        shape, channels = tuple(similarity.shape[:2]), model.pos_embed.shape[-1]
+        baseline = f"{RANDOM} random embeddings, {grid[0]}x{grid[1]} of {channels}"
+        if shape != grid:
+            baseline += f", resampled to {shape[0]}x{shape[1]}"
+        if baseline not in random:
+            random[baseline] = random_statistics(grid, channels, shape, RANDOM)
 
-    arrays = {"similarity" if i == 0 else f"similarity_{i}": similarity for i, similarity in enumerate(similarities)}
+    titles = [title for _, _, title in models]
+    names = [title.replace("\n", " ") for title in titles]
     with written_whole(args.output.with_suffix(".npz")) as temporary:
-        np.savez_compressed(temporary, **arrays, titles=[title.replace("\n", " ") for title in titles])
+        np.savez_compressed(temporary, **arrays, titles=names)
     with written_whole(args.output) as temporary:
-        draw_similarities(similarities, statistics, random, titles, temporary)
+        draw_similarities(list(arrays.values()), statistics, random, titles, temporary)
     print("same row  same column  elsewhere  nearest one adjacent")
-    for values, title in zip(statistics, titles):
-        print(as_row(values), title.replace("\n", " "))
-    for name, draws in random.items():
-        print(as_row({kind: values.mean() for kind, values in draws.items()}), f"mean of {name}")
+    for values, name in zip(statistics, names):
+        print(as_row(values), name)
+    for baseline, draws in random.items():
+        print(as_row({kind: values.mean() for kind, values in draws.items()}), f"mean of {baseline}")
         print(as_row({kind: values.max() for kind, values in draws.items()}), "the highest of them")
     print(f"{args.output} and {args.output.with_suffix('.npz')}")
     return 0

@@ -1,11 +1,12 @@
-"""Where a Vision Transformer attends: the softmax of its blocks, the [CLS] row, and attention rollout, as tensors.
+"""Where a Vision Transformer attends: the softmax of its blocks, the [CLS] row, and attention rollout.
 
-For the VisionTransformer, Beit and Eva classes of timm (DeiT, DINOv2 and DINOv3 are among them). Tokens stand in the
-order of timm: first the prefix ([CLS], then distillation or register tokens), then the H x W patches in row-major
-order.
+For the VisionTransformer, Beit and Eva classes of timm (DeiT, DINOv2 and DINOv3 are among them). Tokens stand
+in the order of timm: first the prefix ([CLS], then distillation or register tokens), then the H x W patches
+in row-major order.
 """
 
 import contextlib
+import functools
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from common.errors import BadInput
 
 
-class _Explicit(TorchFunctionMode):
+class _ExplicitAttention(TorchFunctionMode):
     """Inside, torch's fused attention is computed step by step, in fp32; `maps` receives each softmax."""
 
     def __init__(self):
@@ -24,19 +25,21 @@ class _Explicit(TorchFunctionMode):
         self.maps = []
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function is not F.scaled_dot_product_attention:
-            return function(*args, **kwargs)
-        return self.attend(*args, **kwargs)
+        if function is F.scaled_dot_product_attention:
+            function = self.attend
+        return function(*args, **(kwargs or {}))
 
     def attend(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None):
         """softmax(scale * q k^T + mask) v, with what torch documents for its arguments; no dropout."""
         if is_causal:
             raise BadInput("this model's attention is causal: choose a timm VisionTransformer")
+        scale = query.shape[-1]**-0.5 if scale is None else scale
         with torch.autocast(query.device.type, enabled=False):
-            scores = query.float() @ key.float().transpose(-2, -1) * (query.shape[-1]**-0.5 if scale is None else scale)
-            if attn_mask is not None:
-                scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+            scores = query.float() @ key.float().transpose(-2, -1) * scale
+            if attn_mask is not None and attn_mask.dtype == torch.bool:
+                scores = scores.masked_fill(~attn_mask, -torch.inf)
+            elif attn_mask is not None:
+                scores = scores + attn_mask
             self.maps.append(scores.softmax(-1))
             return (self.maps[-1] @ value.float()).to(value.dtype)
 
@@ -45,24 +48,27 @@ class _Explicit(TorchFunctionMode):
 def attention_maps(model, images, blocks=(-1,)):
     """The model's output, and the attention of some of its blocks.
 
-    `images` is (B, 3, H, W), preprocessed. Returns (logits (B, classes), maps): one tensor (B, heads, N, N), float32, a
-    block, whose rows, softmax(q k^T / sqrt(d) + bias), sum to 1. A block with parallel attention branches has the heads
-    of all of them. The model runs once as it is, fused attention and autocast included; then only the blocks asked for
-    run again, from their own input, with their attention computed in steps. A compiled model runs uncompiled, since it
-    would not call the hooks that catch those inputs.
-    Raises BadInput for a block that the model does not have, and for differential attention.
+    `images` is (B, 3, H, W), preprocessed. Returns (logits (B, classes), maps): a tensor (B, heads, N, N),
+    float32, for each block, whose rows, softmax(q k^T / sqrt(d) + bias), sum to 1. A block with parallel
+    attention branches has the heads of all of them. The model runs once as it is, fused attention and
+    autocast included; then only the blocks asked for run again, from their own input, with their attention
+    computed in steps. A compiled model runs uncompiled, since it would not call the hooks that catch those
+    inputs. Raises BadInput for a block that the model does not have, and for differential attention.
     """
-    chosen = [_block(model, index) for index in blocks]
+    modules = [_block(model, index) for index in blocks]
     inputs = {}
-    hooks = [block.register_forward_pre_hook(lambda block, args, kwargs: inputs.__setitem__(block, (args, kwargs)),
-                                             with_kwargs=True) for block in chosen]
+
+    def catch(module, args, kwargs):
+        inputs[module] = args, kwargs
+
+    hooks = [module.register_forward_pre_hook(catch, with_kwargs=True) for module in modules]
     with _uncompiled(model):
         try:
             logits = model(images)
         finally:
             for hook in hooks:
                 hook.remove()
-        return logits, [_attention(block, *inputs[block]) for block in chosen]
+        return logits, [_attention(module, *inputs[module]) for module in modules]
 
 
 def _uncompiled(model):
@@ -75,8 +81,8 @@ def _block(model, index):
         raise BadInput(f"there is no block {index}: the model has {len(model.blocks)}, counted from 0")
     block = model.blocks[index]
     if any(isinstance(module, (DiffAttention, DiffParallelScalingBlock)) for module in block.modules()):
-        raise BadInput(f"block {index} subtracts one attention from another, which is no map of shares: choose a model "
-                       "with plain attention, such as vit_base_patch16_224")
+        raise BadInput(f"block {index} subtracts one attention from another, which is no map of shares: "
+                       "choose a model with plain attention, such as vit_base_patch16_224")
     return block
 
 
@@ -87,7 +93,7 @@ def _attention(block, args, kwargs):
             if getattr(module, "fused_attn", True) is False:
                 module.fused_attn = True
                 stack.callback(setattr, module, "fused_attn", False)
-        explicit = stack.enter_context(_Explicit())
+        explicit = stack.enter_context(_ExplicitAttention())
         block(*args, **kwargs)
     return torch.cat(explicit.maps, 1)
 
@@ -101,7 +107,7 @@ def patch_grid(model, size):
 
 
 def cls_to_patch(maps, model, grid):
-    """The [CLS] row of attention maps (..., N, N), patches only, not renormalised: (..., H, W) for the `grid` (H, W).
+    """The [CLS] row of attention maps (..., N, N), patches only, not renormalised: (..., H, W) of the `grid`.
 
     Raises BadInput for a model without a [CLS] token.
     """
@@ -112,14 +118,11 @@ def cls_to_patch(maps, model, grid):
 
 
 def rollout(maps):
-    """Attention rollout (Abnar and Zuidema 2020, arXiv:2005.00928, section 3) of the maps of all blocks, in their order.
+    """Attention rollout (Abnar and Zuidema 2020, arXiv:2005.00928, section 3) of all blocks, in their order.
 
-    Each is (B, heads, N, N); with A the mean over heads, the result is the product of (A + 1) / 2 over all blocks, the
-    last one leftmost: (B, N, N), whose rows sum to 1.
+    Each map is (B, heads, N, N); with A the mean over heads, the result is the product of (A + 1) / 2 over
+    all blocks, the last one leftmost: (B, N, N), whose rows sum to 1.
     """
-    result = None
-    for block in maps:
-        mean = block.mean(1)
-        step = (mean + torch.eye(mean.shape[-1], device=mean.device)) / 2
-        result = step if result is None else step @ result
-    return result
+    identity = torch.eye(maps[0].shape[-1], device=maps[0].device)
+    first, *others = [(block.mean(1) + identity) / 2 for block in maps]
+    return functools.reduce(lambda product, block: block @ product, others, first)

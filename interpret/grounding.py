@@ -1,6 +1,6 @@
-"""Whether attention lies on the object: shares, peaks, and the pointing game of words, with masks as the judge."""
+"""Whether attention lies on the object: shares, peaks, and the pointing game of words, judged by masks."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +9,9 @@ import torch.nn.functional as F
 def share_on(attention, inside, outside):
     """The share of attention (..., H, W) on an object and the share of the area that it covers.
 
-    `inside` and `outside` (H, W) are the parts of each patch that the object and the background cover; what is in
-    neither, a border of unsure pixels, counts for neither. Returns (share of attention (...), share of area).
+    `inside` and `outside` (H, W) are the parts of each patch that the object and the background cover; what
+    is in neither, a border of unsure pixels, counts for neither. Returns (share of attention (...), share of
+    area).
     """
     on, off = (attention * inside).sum((-2, -1)), (attention * outside).sum((-2, -1))
     return on / (on + off), inside.sum() / (inside.sum() + outside.sum())
@@ -19,8 +20,8 @@ def share_on(attention, inside, outside):
 def peaks_on(attention, inside):
     """Whether the most attended patch of a map (H, W) lies on the object, or next to a patch that it touches.
 
-    `inside` (H, W) is the part of each patch that the object covers. Returns (bool, the share of patches for which it
-    would be true: what chance gives).
+    `inside` (H, W) is the part of each patch that the object covers. Returns (bool, the share of patches for
+    which it would be true: chance).
     """
     near = F.max_pool2d((inside > 0).float()[None, None], 3, stride=1, padding=1)[0, 0]
     return bool(near.flatten()[attention.argmax()]), near.mean().item()
@@ -28,24 +29,19 @@ def peaks_on(attention, inside):
 
 @dataclass
 class Pointing:
-    """One token's map against the object that the token speaks of.
+    """The pointing game of one token: its map against the object that the token speaks of."""
 
-    hit: the peak lies on the object, grown by a cell. chance: the share of cells for which that would be true. mass: the
-    share of the attention on the object. area: the share of cells that it covers. elsewhere: the share of the attention on the
-    other object of the scene.
-    """
-
-    hit: float
-    chance: float
-    mass: float
-    area: float
-    elsewhere: float
+    hit: float  # the peak lies on the object, grown by a cell
+    chance: float  # the share of cells for which that would be true
+    mass: float  # the share of the attention on the object
+    area: float  # the share of cells that it covers
+    elsewhere: float  # the share of the attention on the other object of the scene
 
 
 def point(attention, inside, other):
     """The Pointing of a map (H, W), which sums to 1, for an object and the other one.
 
-    `inside` and `other` (H, W) are the parts of each cell that they cover, as `datasets.masks.patch_cover` says.
+    `inside` and `other` (H, W) are the parts of each cell that they cover (`datasets.masks.patch_cover`).
     """
     hit, chance = peaks_on(attention, inside)
     return Pointing(float(hit), chance, (attention * inside).sum().item(), inside.mean().item(),
@@ -54,5 +50,4 @@ def point(attention, inside, other):
 
 def mean(pointings):
     """The mean of each quantity over some Pointings."""
-    rows = torch.tensor([[p.hit, p.chance, p.mass, p.area, p.elsewhere] for p in pointings])
-    return Pointing(*rows.mean(0).tolist())
+    return Pointing(*torch.tensor([astuple(pointing) for pointing in pointings]).mean(0).tolist())

@@ -1,4 +1,4 @@
-"""Does an attention map name the patches that a prediction rests on? Remove them, and see how far it falls."""
+"""Does an attention map name the patches that a prediction rests on? Remove them, and see if it falls."""
 
 import torch
 
@@ -7,10 +7,10 @@ import torch
 def occlusion(model, image, attention, shares=(0.1, 0.25, 0.5), draws=10, seed=0):
     """The predicted probability without the most attended patches, and without as many random ones.
 
-    `image` (3, height, width) is preprocessed, `attention` (H, W) the map of its patches. A patch is removed by setting
-    its pixels to 0, the mean that the preprocessing subtracts. Returns (probability of the whole image, list of
-    (share of patches removed, probability without the most attended, mean probability without random ones)), for the
-    class that the model predicts for the whole image.
+    `image` (3, height, width) is preprocessed, `attention` (H, W) the map of its patches. A patch is removed
+    by setting its pixels to 0, the mean that the preprocessing subtracts. Returns (probability of the whole
+    image, list of (share of patches removed, probability without the most attended, mean probability without
+    random ones)), for the class that the model predicts for the whole image.
     """
     height, width = attention.shape
     count = height * width
@@ -20,13 +20,14 @@ def occlusion(model, image, attention, shares=(0.1, 0.25, 0.5), draws=10, seed=0
     sizes = [max(1, round(share * count)) for share in shares]
     for size in sizes:
         removals += [order[:size], *(torch.randperm(count, generator=generator)[:size] for _ in range(draws))]
-    kept = torch.ones(len(removals), count)
-    for row, removed in zip(kept, removals):
+    remaining = torch.ones(len(removals), count)
+    for row, removed in zip(remaining, removals):
         row[removed] = 0
-    mask = kept.reshape(-1, 1, height, 1, width, 1)
+    masks = remaining.reshape(-1, 1, height, 1, width, 1).to(image.device)
     cells = image.reshape(1, 3, height, image.shape[1] // height, width, image.shape[2] // width)
-    logits = torch.cat([model((cells * part.to(image.device)).reshape(-1, *image.shape)) for part in mask.split(16)])
+    logits = torch.cat([model((cells * part).reshape(-1, *image.shape)) for part in masks.split(16)])
     probabilities = logits.float().softmax(1)
     whole, predicted = probabilities[0].max(0)
     falls = probabilities[1:, predicted].reshape(len(shares), 1 + draws).cpu()
-    return whole.item(), [(size / count, row[0].item(), row[1:].mean().item()) for size, row in zip(sizes, falls)]
+    return whole.item(), [(size / count, row[0].item(), row[1:].mean().item())
+                          for size, row in zip(sizes, falls)]

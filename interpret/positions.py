@@ -13,12 +13,12 @@ from common.errors import BadInput
 def position_similarity(model):
     """Cosine similarity of every patch's position embedding with all others, float32 (H, W, H, W).
 
-    `[i, j]` is the map of the patch in row i, column j. The embeddings of prefix tokens are left out. Raises BadInput
-    for a model without learned position embeddings.
+    `[i, j]` is the map of the patch in row i, column j. The embeddings of prefix tokens are left out. Raises
+    BadInput for a model without learned position embeddings.
     """
     if getattr(model, "pos_embed", None) is None:
-        raise BadInput(f"this model has {_other_positions(model)}, and no learned embedding of positions to compare: "
-                       "choose one that has, such as vit_base_patch16_224")
+        raise BadInput(f"this model has {_other_positions(model)}, and no learned embedding of positions to "
+                       "compare: choose one that has, such as vit_base_patch16_224")
     embedding = model.pos_embed.detach().float()[0]
     height, width = model.patch_embed.grid_size
     return _cosines(embedding[len(embedding) - height * width:], height, width)
@@ -27,8 +27,8 @@ def position_similarity(model):
 def _other_positions(model):
     if getattr(model, "rope", None) is not None:
         return "rotary positions"
-    relative = any(getattr(module, "relative_position_bias_table", None) is not None for module in model.modules())
-    return "relative positions" if relative else "no positions"
+    biases = (getattr(module, "relative_position_bias_table", None) for module in model.modules())
+    return "relative positions" if any(bias is not None for bias in biases) else "no positions"
 
 
 def _cosines(embedding, height, width):
@@ -39,10 +39,10 @@ def _cosines(embedding, height, width):
 def position_statistics(similarity):
     """What a picture of the similarities (H, W, H, W) would only suggest, as a dict.
 
-    same_row, same_column, elsewhere   mean similarity of two different patches in one row, in one column, in neither
-    by_distance                        array (D,): mean similarity of patches 1, 2, ... D apart, in rounded Euclidean
-                                       distance
-    nearest_adjacent                   share of patches whose most similar other patch is one of their 8 neighbours
+    same_row, same_column   mean similarity of two patches within a row, within a column
+    elsewhere               the mean of all other pairs
+    by_distance             array (D,): the mean of pairs 1, 2, ... D apart, in rounded Euclidean distance
+    nearest_adjacent        share of patches whose most similar other patch is one of their 8 neighbours
     """
     height, width = similarity.shape[:2]
     apart, counts = _displacements(height, width)
@@ -53,12 +53,13 @@ def position_statistics(similarity):
     def mean(*part):
         return (sums[part].sum() / counts[part].sum()).item()
 
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    y, x = torch.arange(height)[:, None], torch.arange(width)
     distance = (y**2 + x**2).sqrt().round().long().flatten()
     nearest = apart.gather(1, flat.clone().fill_diagonal_(-torch.inf).argmax(1, keepdim=True))
     adjacent = (nearest // width <= 1) & (nearest % width <= 1)
     return {
-        "same_row": mean(0), "same_column": mean(slice(None), 0), "elsewhere": mean(slice(1, None), slice(1, None)),
+        "same_row": mean(0), "same_column": mean(slice(None), 0),
+        "elsewhere": mean(slice(1, None), slice(1, None)),
         "by_distance": (distance.bincount(sums.flatten()) / distance.bincount(counts.flatten()))[1:].numpy(),
         "nearest_adjacent": adjacent.double().mean().item(),
     }
@@ -66,26 +67,26 @@ def position_statistics(similarity):
 
 @functools.lru_cache(maxsize=4)
 def _displacements(height, width):
-    """How far patches lie apart: rows * width + columns for all pairs (H * W, H * W), and the number of pairs for each
-    number of rows and columns (H, W), without a patch and itself."""
-    row, column = (axis.flatten() for axis in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+    """How far patches lie apart: rows * width + columns for all pairs (H * W, H * W), and the number of pairs
+    (H, W) for each number of rows and columns, without a patch and itself."""
+    row, column = torch.arange(height * width) // width, torch.arange(height * width) % width
     apart = (row[:, None] - row).abs() * width + (column[:, None] - column).abs()
     counts = apart.flatten().bincount(minlength=height * width).reshape(height, width)
     counts[0, 0] = 0
     return apart, counts
 
 
-def random_statistics(grid, channels, shown=None, draws=100, seed=0):
-    """`position_statistics` of `draws` embeddings from a normal distribution, each value as an array (draws, ...).
+def random_statistics(grid, channels, resampled_to=None, draws=100, seed=0):
+    """`position_statistics` of `draws` embeddings from a normal distribution, as arrays (draws, ...).
 
-    They are drawn for the `grid` (H, W) that a model has, and resampled to the grid `shown` as the model's own are:
-    that alone makes neighbours alike.
+    They have the `grid` (H, W) of a model, and are resampled to another one as the model's own are: that
+    alone makes neighbours alike.
     """
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    samples = []
     for _ in range(draws):
         embedding = torch.randn(1, grid[0] * grid[1], channels, generator=generator)
-        if shown and shown != grid:
-            embedding = resample_abs_pos_embed(embedding, shown, grid, num_prefix_tokens=0)
-        found.append(position_statistics(_cosines(embedding[0], *(shown or grid))))
-    return {name: np.stack([values[name] for values in found]) for name in found[0]}
+        if resampled_to and resampled_to != grid:
+            embedding = resample_abs_pos_embed(embedding, resampled_to, grid, num_prefix_tokens=0)
+        samples.append(position_statistics(_cosines(embedding[0], *(resampled_to or grid))))
+    return {name: np.stack([values[name] for values in samples]) for name in samples[0]}

@@ -15,13 +15,14 @@ from common.files import written_whole
 class Drawing:
     """Inside this context `draw` gives figures to other processes; at its end all are drawn.
 
-    matplotlib draws one figure at a time in a process, half a second each. An error of one, a full disk for instance,
-    comes out of a later `draw` or of the end of the context.
+    matplotlib draws one figure at a time in a process, half a second each. An error of one, a full disk for
+    instance, comes out of a later `draw` or of the end of the context.
     """
 
     def __enter__(self):
         workers = len(os.sched_getaffinity(0)) + 1  # one may wait for the disk
-        self._pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _begin)  # they have matplotlib imported
+        context = multiprocessing.get_context("fork")  # its processes have matplotlib imported
+        self._pool = ProcessPoolExecutor(workers, context, _begin)
         self._pending, self._most = deque(), 2 * workers
         return self
 
@@ -33,7 +34,7 @@ class Drawing:
             self._pool.shutdown(cancel_futures=True)
 
     def draw(self, path, function, *args, **kwargs):
-        """Have `function(*args, path, **kwargs)` draw a picture file, which is written whole or not at all."""
+        """Have `function(*args, path, **kwargs)` draw a picture file, written whole or not at all."""
         if len(self._pending) == self._most:  # the arrays of all would fill the memory
             self._finish_one()
         with _explaining_a_lost_process():
@@ -45,7 +46,7 @@ class Drawing:
 
 
 def _begin():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that they draw for, which ends them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that this one draws for
     os.nice(10)  # they use the time that it leaves: its threads wait for one another where one is held up
 
 
@@ -54,7 +55,8 @@ def _explaining_a_lost_process():
     try:
         yield
     except BrokenProcessPool as error:
-        raise BadInput("a process that draws figures was killed, perhaps for want of memory: free some") from error
+        raise BadInput("a process that draws figures was killed, perhaps for want of memory: free "
+                       "some") from error
 
 
 def draw_whole(path, function, args, kwargs):

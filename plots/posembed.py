@@ -3,9 +3,9 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from plots.style import save
+from plots.style import line_style, save
 
-KINDS = (("same_row", "same\nrow"), ("same_column", "same\ncolumn"), ("elsewhere", "elsewhere"))
+KINDS = {"same_row": "same\nrow", "same_column": "same\ncolumn", "elsewhere": "elsewhere"}
 
 
 def mosaic(similarity):
@@ -21,26 +21,28 @@ def mosaic(similarity):
 
 
 def draw_mosaic(axes, similarity):
-    """Draw the mosaic of a similarity (H, W, H, W) into axes, with the rows and columns of the patches. Returns the image."""
+    """Draw the mosaic of a similarity (H, W, H, W) into axes, with the rows and columns of the patches.
+
+    Returns matplotlib's image.
+    """
     height, width = similarity.shape[:2]
-    image, gap = mosaic(similarity)
-    drawn = axes.imshow(image, vmin=-1, vmax=1, cmap="viridis", interpolation="nearest")
-    for axis, patches, label in ((axes.xaxis, width, "column of the patch"), (axes.yaxis, height, "row of the patch")):
-        shown = range(0, patches, 1 if patches <= 16 else 2 if patches <= 32 else 4)
-        axis.set_ticks([i * (patches + gap) + (patches - 1) / 2 for i in shown], [str(i) for i in shown])
-        axis.set_label_text(label)
+    values, gap = mosaic(similarity)
+    image = axes.imshow(values, vmin=-1, vmax=1, cmap="viridis", interpolation="nearest")
+    for axis, patches, name in ((axes.xaxis, width, "column"), (axes.yaxis, height, "row")):
+        ticks = range(0, patches, 1 if patches <= 16 else 2 if patches <= 32 else 4)
+        axis.set_ticks([i * (patches + gap) + (patches - 1) / 2 for i in ticks], [str(i) for i in ticks])
+        axis.set_label_text(f"{name} of the patch")
     axes.tick_params(length=0, labelsize=8)
     axes.spines[:].set_visible(False)
-    return drawn
+    return image
 
 
 def draw_similarities(similarities, statistics, random, titles, path):
     """Draw one mosaic a model, side by side, on one colour scale from -1 to 1, to a png, pdf or svg file.
 
-    `similarities` are arrays (H, W, H, W), `titles` stand above them. Below are the means for patches of one row, one
-    column and elsewhere, and the similarity against distance: `statistics` are dicts as `position_statistics` in
-    models.attention gives them; `random` are such dicts of arrays over draws, by what they are like (a name), each drawn
-    as the band from the least to the most.
+    `similarities` are arrays (H, W, H, W), `titles` stand above them. Below are the `statistics`, dicts of
+    `interpret.positions.position_statistics`; `random` are such dicts of arrays over draws, by their names,
+    each drawn as the band from the least to the most.
     """
     count = len(similarities)
     tallest = max(similarity.shape[0] / similarity.shape[1] for similarity in similarities)
@@ -49,34 +51,41 @@ def draw_similarities(similarities, statistics, random, titles, path):
     upper, lower = figure.subfigures(2, 1, height_ratios=heights)
     panels = upper.subplots(1, count, squeeze=False)[0]
     for axes, similarity, title in zip(panels, similarities, titles):
-        drawn = draw_mosaic(axes, similarity)
+        image = draw_mosaic(axes, similarity)
         axes.set_title(title, fontsize=10, parse_math=False)  # a name may hold $
-    upper.colorbar(drawn, ax=panels, aspect=30, pad=0.02, label="cosine similarity of the position embeddings")
+    label = "cosine similarity of the position embeddings"
+    upper.colorbar(image, ax=panels, aspect=30, pad=0.02, label=label)
+    _draw_statistics(lower, statistics, random, [title.replace("\n", " ") for title in titles])
+    save(figure, path)
 
-    means, curve = lower.subplots(1, 2, width_ratios=(1, 1.3))
-    names = [f"{title.replace(chr(10), ' ')}\nmost similar one adjacent: {values['nearest_adjacent']:.0%}"
-             for title, values in zip(titles, statistics)]
-    bars = 0.8 / count
+
+def _draw_statistics(figure, statistics, random, names):
+    means, curve = figure.subplots(1, 2, width_ratios=(1, 1.3))
+    bars = 0.8 / len(names)
     for i, (values, name) in enumerate(zip(statistics, names)):
-        colour = f"C{i}"
-        means.bar(np.arange(3) + (i - (count - 1) / 2) * bars, [values[kind] for kind, _ in KINDS], bars, color=colour)
-        curve.plot(np.arange(1, len(values["by_distance"]) + 1), values["by_distance"], "os^D"[i % 4] + "-", color=colour,
-                   markersize=3, label=name)
-    means.set_xticks(range(3), [label for _, label in KINDS])
-    means.set(ylabel="mean similarity", title="to the other patches of")
+        look, places = line_style(i), np.arange(3) + (i - (len(names) - 1) / 2) * bars
+        means.bar(places, [values[kind] for kind in KINDS], bars, color=look["color"])
+        curve.plot(np.arange(1, len(values["by_distance"]) + 1), values["by_distance"], **look,
+                   label=_with_share(name, values["nearest_adjacent"]))
     for name, draws in random.items():
-        values = [draws[kind] for kind, _ in KINDS]
+        values = [draws[kind] for kind in KINDS]
         low, high = np.min(values, 1), np.max(values, 1)
         means.bar(range(3), high - low, 0.9, low, color="gray", alpha=0.4)
         low, high = draws["by_distance"].min(0), draws["by_distance"].max(0)
         curve.fill_between(np.arange(1, len(low) + 1), low, high, color="gray", alpha=0.4,
-                           label=f"{name}\nmost similar one adjacent: {draws['nearest_adjacent'].mean():.0%}")
+                           label=_with_share(name, draws["nearest_adjacent"].mean()))
+    means.set_xticks(range(3), list(KINDS.values()))
+    means.set(ylabel="mean similarity", title="to the other patches of")
     curve.set(xlabel="distance in patches", ylabel="mean similarity", title="by distance")
-    for text in lower.legend(loc="outside lower center", fontsize=8, ncols=1 if count == 1 else 2).get_texts():
+    legend = figure.legend(loc="outside lower center", fontsize=8, ncols=1 if len(names) == 1 else 2)
+    for text in legend.get_texts():
         text.set_parse_math(False)
     for axes in (means, curve):
         axes.axhline(0, color="black", linewidth=0.8)
         axes.grid(alpha=0.3, axis="y")
         axes.tick_params(labelsize=8)
         axes.title.set_fontsize(10)
-    save(figure, path)
+
+
+def _with_share(name, nearest_adjacent):
+    return f"{name}\nmost similar one adjacent: {nearest_adjacent:.0%}"

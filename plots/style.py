@@ -1,4 +1,4 @@
-"""What all figures share: one palette, one resolution, places on the page in inches, and how a figure is saved."""
+"""What all figures share: the palette, the resolution, places on the page in inches, and how to save."""
 
 import zlib
 
@@ -30,12 +30,12 @@ def place(figure, left, top, width, height):
 
 
 def downsampled(photo, inches):
-    """A photo, uint8 (height, width, 3), with no more pixels than it has on the page at a width: a large one is slow."""
+    """A photo, uint8 (height, width, 3), in no more pixels than a width on the page has: more are slow."""
     height, width = photo.shape[:2]
-    shape = max(1, round(inches * DPI)), max(1, round(inches * DPI * height / width))
-    if shape[0] >= width:
+    size = max(1, round(inches * DPI)), max(1, round(inches * DPI * height / width))
+    if size[0] >= width:
         return photo
-    return np.asarray(Image.fromarray(photo).resize(shape, Image.Resampling.BOX))
+    return np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.BOX))
 
 
 def save(figure, path):

@@ -8,14 +8,13 @@ import torch
 from common.errors import BadInput
 from datasets import decode, transforms
 from interpret.attention import attention_maps, cls_to_patch, patch_grid, rollout
-from interpret.grounding import peaks_on, share_on
-from interpret.occlusion import occlusion
-from interpret.positions import position_similarity, position_statistics, random_statistics
+from interpret.positions import position_similarity
 from models import vit
 
-WITH_CLS = {  # by their layout of tokens: what precedes the patches in the sequence, and in the position embedding
+SMALL = {"depth": 2, "embed_dim": 64, "num_heads": 2}
+WITH_CLS = {  # by the number of tokens before the patches, in the sequence and in the position embedding
     "1 and 1": ("test_vit", {}),
-    "2 and 2, distilled": ("deit_tiny_distilled_patch16_224", {}),
+    "2 and 2, distilled": ("deit_tiny_distilled_patch16_224", {**SMALL, "img_size": 160}),
     "5 and 5": ("test_vit", {"reg_tokens": 4}),
     "5 and 0": ("test_vit", {"reg_tokens": 4, "no_embed_class": True, "qk_norm": True, "init_values": 1e-1}),
     "1 and 0, 15 x 12 patches": ("test_vit", {"no_embed_class": True, "img_size": (240, 192)}),
@@ -25,25 +24,25 @@ ARCHITECTURES = {  # what each has that others have not
     **WITH_CLS,
     "no [CLS], 1 register": ("test_vit2", {}),
     "attention pooling": ("test_vit3", {}),
-    "patches of 32": ("vit_small_patch32_224", {"depth": 2}),
-    "patches of 14, LayerScale": ("vit_small_patch14_dinov2", {"depth": 2, "img_size": 224}),
-    "patches of 8": ("vit_small_patch8_224", {"depth": 2, "img_size": 112}),
-    "relative positions": ("beit_base_patch16_224", {"depth": 2}),
+    "patches of 32": ("vit_small_patch32_224", SMALL),
+    "patches of 14, LayerScale": ("vit_small_patch14_dinov2", {**SMALL, "img_size": 112}),
+    "patches of 8": ("vit_small_patch8_224", {**SMALL, "img_size": 64}),
+    "relative positions": ("beit_base_patch16_224", {**SMALL, "img_size": 96}),
     "relative positions shared by blocks": ("beit_base_patch16_224", {
-        "depth": 2, "use_shared_rel_pos_bias": True, "use_rel_pos_bias": False}),
-    "learned and rotary positions, SwiGLU": ("eva02_tiny_patch14_224", {"depth": 2}),
-    "rotary positions, 4 registers": ("vit_small_patch16_dinov3", {"depth": 2}),
-    "parallel branches": ("vit_small_patch16_18x2_224", {"depth": 2}),
+        **SMALL, "img_size": 96, "use_shared_rel_pos_bias": True, "use_rel_pos_bias": False}),
+    "learned and rotary positions, SwiGLU": ("eva02_tiny_patch14_224", {**SMALL, "img_size": 112}),
+    "rotary positions, 4 registers": ("vit_small_patch16_dinov3", {**SMALL, "img_size": 96}),
+    "parallel branches": ("vit_small_patch16_18x2_224", {**SMALL, "img_size": 96}),
     "parallel block": ("test_vit", {**PARALLEL, "qk_norm": True}),
     "scaled attention, separate projections": ("eva02_tiny_patch14_224", {
-        "depth": 2, "scale_attn_inner": True, "qkv_fused": False}),
+        **SMALL, "img_size": 112, "scale_attn_inner": True, "qkv_fused": False}),
     "attention with a norm": ("test_vit", {"scale_attn_norm": True}),
 }
 
 
-def random_model(arch, options={}):
+def random_model(arch, options=None):
     torch.manual_seed(0)
-    model = timm.create_model(arch, **options).eval()
+    model = timm.create_model(arch, **(options or {})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -70,8 +69,8 @@ def last_attention_written_out(state, images, depth, heads, patch):
     tokens = patches @ state["patch_embed.proj.weight"].flatten(1).T + state["patch_embed.proj.bias"]
     tokens = torch.cat([state["cls_token"].expand(batch, 1, -1), tokens], 1) + state["pos_embed"]
     for i in range(depth):
-        query, key, value = linear(layer_norm(tokens, f"blocks.{i}.norm1"), f"blocks.{i}.attn.qkv").chunk(3, -1)
-        split = [x.reshape(batch, -1, heads, x.shape[-1] // heads).transpose(1, 2) for x in (query, key, value)]
+        qkv = linear(layer_norm(tokens, f"blocks.{i}.norm1"), f"blocks.{i}.attn.qkv").chunk(3, -1)
+        split = [x.reshape(batch, -1, heads, x.shape[-1] // heads).transpose(1, 2) for x in qkv]
         scores = torch.einsum("bhnd,bhmd->bhnm", split[0], split[1]) / math.sqrt(split[0].shape[-1])
         weights = scores.exp() / scores.exp().sum(-1, keepdim=True)
         mixed = torch.einsum("bhnm,bhmd->bhnd", weights, split[2]).transpose(1, 2).flatten(2)
@@ -101,12 +100,12 @@ def test_the_last_attention_equals_one_computed_from_the_weights():
 
 @pytest.mark.real_data
 def test_the_same_on_the_real_model_and_a_real_photo(real_data):
-
     path = real_data / "weights" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
     model = vit.create("vit_tiny_patch16_224", weights=path)[0].eval()
     photo = decode.load_image(real_data / "pets" / "named" / "31_4838.jpg")
     with torch.no_grad():
-        check_against_weights(model, transforms.evaluation_transform(vit.preprocessing(model))(photo)[None], depth=12, heads=3)
+        image = transforms.evaluation_transform(vit.preprocessing(model))(photo)
+        check_against_weights(model, image[None], depth=12, heads=3)
 
 
 def values_of(module, tokens):
@@ -125,16 +124,20 @@ def test_the_maps_are_those_of_the_model(name):
     model = random_model(*ARCHITECTURES[name])
     inputs, block = images_for(model), model.blocks[-1]
     modules = [module for module in block.modules() if hasattr(module, "fused_attn")]
-    kept, slow = [], []
-    hooks = [module.register_forward_hook(lambda module, args, output: kept.append((module, args[0], output))) for module in modules]
+    calls, slow = [], []
+
+    def record(module, args, output):
+        calls.append((module, args[0], output))
+
+    hooks = [module.register_forward_hook(record) for module in modules]
     logits, (first, last) = attention_maps(model, inputs, (0, -1))
     torch.testing.assert_close(last.sum(-1), torch.ones(last.shape[:-1]), rtol=0, atol=1e-5)
     assert last.dtype == torch.float32 and all(module.fused_attn for module in modules)
     assert first.shape == last.shape and not torch.equal(first, last)
 
-    own = kept[:len(modules)]  # of the model's run; the block's second one comes after it
+    calls = calls[:len(modules)]  # of the model's run; the block's second one comes after it
     with torch.no_grad():
-        for part, (module, tokens, output) in zip(last.chunk(len(modules), 1), own, strict=True):
+        for part, (module, tokens, output) in zip(last.chunk(len(modules), 1), calls, strict=True):
             if hasattr(module, "proj"):
                 mixed = (part @ values_of(module, tokens)).transpose(1, 2).flatten(2)
                 mixed = module.norm(mixed) if hasattr(module, "norm") else mixed
@@ -163,7 +166,8 @@ def test_maps_of_a_batch_are_those_of_its_images():
     inputs = images_for(model, 3)
     _, (together,) = attention_maps(model, inputs)
     for i in range(3):
-        torch.testing.assert_close(together[i:i + 1], attention_maps(model, inputs[i:i + 1])[1][0], rtol=0, atol=1e-6)
+        _, (alone,) = attention_maps(model, inputs[i:i + 1])
+        torch.testing.assert_close(together[i:i + 1], alone, rtol=0, atol=1e-6)
 
 
 def test_maps_under_autocast_are_those_of_its_queries_and_keys():
@@ -197,9 +201,11 @@ def test_a_compiled_model_has_the_same_maps(how):
 
 
 @pytest.mark.parametrize("arch, options, size", [
-    ("vit_tiny_patch16_224", {"depth": 1}, (384, 384)), ("vit_small_patch14_dinov2", {"depth": 1, "img_size": 224}, (518, 280)),
-    ("beit_base_patch16_224", {"depth": 1}, (224, 320)), ("vit_small_patch16_dinov3", {"depth": 1}, (320, 256)),
-    ("deit_tiny_distilled_patch16_224", {"depth": 1}, (192, 320)),
+    ("vit_tiny_patch16_224", SMALL, (384, 384)),
+    ("vit_small_patch14_dinov2", {**SMALL, "img_size": 112}, (140, 84)),
+    ("beit_base_patch16_224", {**SMALL, "img_size": 96}, (96, 160)),
+    ("vit_small_patch16_dinov3", {**SMALL, "img_size": 96}, (160, 128)),
+    ("deit_tiny_distilled_patch16_224", {**SMALL, "img_size": 160}, (96, 160)),
 ])
 def test_another_image_size(arch, options, size):
     model = random_model(arch, options)
@@ -223,15 +229,16 @@ def test_images_of_any_size_where_the_model_takes_them():
         inputs = torch.randn(1, 3, *size)
         _, (last,) = attention_maps(model, inputs)
         grid = patch_grid(model, inputs.shape[-2:])
-        assert grid == (size[0] // 16, size[1] // 16) and cls_to_patch(last, model, grid).shape == (1, 2, *grid)
+        assert grid == (size[0] // 16, size[1] // 16)
+        assert cls_to_patch(last, model, grid).shape == (1, 2, *grid)
 
 
 @pytest.mark.parametrize("layout", WITH_CLS)
 def test_prefix_tokens_are_left_out_of_both_figures(layout):
     model = random_model(*WITH_CLS[layout])
-    assert model.forward_features(images_for(model)).shape[1] == model.patch_embed.num_patches + int(layout[0])
-    assert model.pos_embed.shape[1] == model.patch_embed.num_patches + int(layout[6])
-    inputs = images_for(model)
+    inputs, patches = images_for(model), model.patch_embed.num_patches
+    assert model.forward_features(inputs).shape[1] == patches + int(layout[0])
+    assert model.pos_embed.shape[1] == patches + int(layout[6])
     _, (last,) = attention_maps(model, inputs)
     grid = cls_to_patch(last, model, patch_grid(model, inputs.shape[-2:]))
     height, width = model.patch_embed.grid_size
@@ -243,7 +250,8 @@ def test_prefix_tokens_are_left_out_of_both_figures(layout):
     embedding = model.pos_embed.detach().numpy()[0].astype(float)[-height * width:]
     for a, b in ((0, 0), (0, 1), (5, 17), (height * width - 1, 3)):
         cosine = embedding[a] @ embedding[b] / np.linalg.norm(embedding[a]) / np.linalg.norm(embedding[b])
-        assert similarity[a // width, a % width, b // width, b % width].item() == pytest.approx(cosine, abs=1e-6)
+        of_pair = similarity[a // width, a % width, b // width, b % width].item()
+        assert of_pair == pytest.approx(cosine, abs=1e-6)
     assert similarity.shape == (height, width, height, width) and similarity.dtype == torch.float32
 
 
@@ -255,7 +263,7 @@ def test_the_model_comes_back_without_hooks():
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_what_cannot_be_shown_is_said():
+def test_a_model_without_what_is_asked_for_is_refused():
     model = random_model("test_vit3")
     with pytest.raises(BadInput, match=r"no \[CLS\] token.*such as vit_base_patch16_224"):
         cls_to_patch(torch.zeros(1, 3, 101, 101), model, (10, 10))
@@ -263,90 +271,14 @@ def test_what_cannot_be_shown_is_said():
         attention_maps(random_model("test_vit"), torch.zeros(1, 3, 160, 160), (9,))
     with pytest.raises(BadInput, match="subtracts one attention from another"):
         attention_maps(timm.create_model("test_vit", attn_layer="diff"), torch.zeros(1, 3, 160, 160))
-    for arch, kind in (("vit_small_patch16_dinov3", "rotary"), ("beit_base_patch16_224", "relative")):
-        with pytest.raises(BadInput, match=f"has {kind} positions, and no learned embedding.*vit_base_patch16_224"):
-            position_similarity(timm.create_model(arch, depth=1))
-    model.pos_embed = None
-    with pytest.raises(BadInput, match="has no positions"):
-        position_similarity(model)
 
 
 def test_rollout_is_the_product_of_the_mixed_maps():
     maps = [torch.rand(2, 3, 5, 5).softmax(-1) for _ in range(3)]
-    found = rollout(maps)
+    product = rollout(maps)
     for image in range(2):
         expected = np.eye(5)
         for block in maps:
             expected = (block[image].numpy().mean(0) * 0.5 + np.eye(5) * 0.5) @ expected
-        np.testing.assert_allclose(found[image], expected, atol=1e-6)
-    torch.testing.assert_close(found.sum(-1), torch.ones(2, 5))
-
-
-def test_position_statistics_agree_with_a_loop_over_all_pairs():
-    torch.manual_seed(0)
-    height, width = 3, 5
-    similarity = torch.rand(height, width, height, width)
-    found = position_statistics(similarity)
-    row, column, elsewhere, by_distance, adjacent = [], [], [], {}, []
-    for a in np.ndindex(height, width):
-        others = {b: similarity[a][b].item() for b in np.ndindex(height, width) if b != a}
-        for b, value in others.items():
-            (row if a[0] == b[0] else column if a[1] == b[1] else elsewhere).append(value)
-            by_distance.setdefault(round(math.dist(a, b)), []).append(value)
-        nearest = max(others, key=others.get)
-        adjacent.append(abs(nearest[0] - a[0]) <= 1 and abs(nearest[1] - a[1]) <= 1)
-    assert found["same_row"] == pytest.approx(np.mean(row)) and found["same_column"] == pytest.approx(np.mean(column))
-    assert found["elsewhere"] == pytest.approx(np.mean(elsewhere))
-    assert found["nearest_adjacent"] == pytest.approx(np.mean(adjacent))
-    assert found["by_distance"] == pytest.approx([np.mean(by_distance[d]) for d in range(1, max(by_distance) + 1)])
-
-
-def test_random_embeddings_know_nothing_of_positions():
-    random = random_statistics((6, 6), 64)
-    assert all(len(draws) == 100 for draws in random.values())
-    assert all(abs(random[name].mean()) < 0.01 for name in ("same_row", "same_column", "elsewhere"))
-    neighbours = np.mean([(min(i, 1) + 1 + (i < 5)) * (min(j, 1) + 1 + (j < 5)) - 1 for i in range(6) for j in range(6)])
-    assert random["nearest_adjacent"].mean() == pytest.approx(neighbours / 35, rel=0.1)
-    resampled = random_statistics((6, 6), 64, (12, 12), draws=5)
-    assert resampled["nearest_adjacent"].min() > 0.9, "resampling alone makes neighbours alike"
-
-
-def test_shares_and_peaks():
-    attention = torch.tensor([[[0.1, 0.2, 0.0], [0.4, 0.1, 0.0], [0.0, 0.0, 0.0]]])
-    inside = torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    outside = torch.tensor([[0.0, 0.25, 1.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]])  # a quarter of a patch is a border
-    share, area = share_on(attention, inside, outside)
-    assert share.tolist() == pytest.approx([0.2 / 0.75]) and area.item() == pytest.approx(1.5 / 8.75)
-    assert peaks_on(attention[0], inside) == (True, pytest.approx(6 / 9))  # two rows of three patches
-    assert peaks_on(torch.eye(3).flip(0) * torch.tensor([[1.0], [2.0], [3.0]]), inside)[0] is False
-
-
-def test_occlusion_against_a_model_that_is_known():
-    """Its logit is the sum of the left column's pixels: without that column, it is 0."""
-    class Left(torch.nn.Module):
-        def forward(self, images):
-            score = images[:, 0, :, :4].mean((1, 2))
-            return torch.stack([score, torch.zeros_like(score)], 1)
-
-    image = torch.ones(3, 16, 16)
-    attention = torch.arange(16.0).reshape(4, 4)
-    attention[:, 0] += 100  # the left column, from the bottom up
-    whole, rows = occlusion(Left(), image, attention, shares=(0.125, 0.25, 0.5))
-    probability = [1 / (1 + math.exp(-score)) for score in (1, 0.5, 0)]
-    assert whole == pytest.approx(probability[0])
-    assert [row[0] for row in rows] == [0.125, 0.25, 0.5]
-    assert [row[1] for row in rows] == pytest.approx([probability[1], probability[2], probability[2]])
-    assert all(row[1] < row[2] < whole for row in rows)
-    assert rows[2][2] == pytest.approx(probability[1], abs=0.06), "half of the column is left on average"
-
-
-@pytest.mark.real_data
-def test_real_position_embeddings_are_most_like_those_next_to_them(real_data):
-    path = real_data / "weights" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
-    similarity = position_similarity(vit.create("vit_tiny_patch16_224", weights=path)[0]).numpy()
-    for row in range(14):
-        for column in range(14):
-            others = similarity[row, column].copy()
-            others[row, column] = -2
-            nearest = np.unravel_index(others.argmax(), others.shape)
-            assert abs(nearest[0] - row) + abs(nearest[1] - column) == 1
+        np.testing.assert_allclose(product[image], expected, atol=1e-6)
+    torch.testing.assert_close(product.sum(-1), torch.ones(2, 5))

@@ -1,0 +1,143 @@
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import p1_viz_attn
+from datasets import decode, transforms
+from interpret.attention import attention_maps
+from models import vit
+from models.checkpoint import open_checkpoint
+from plots import style
+from tests.helpers.checkpoints import write_checkpoint
+
+KEYS = {"attention", "attention_per_head", "attention_all", "attention_all_scale",
+        "share_on_object", "share_of_area", "peak_on_object", "object_cover", "background_cover",
+        "occlusion", "probability", "model", "photo", "box", "predicted", "confidence", "label"}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "best.pt")
+
+
+@pytest.fixture
+def draw(checkpoint, tmp_path):
+    """draw(photos, output, *flags) is the exit code of p1_viz_attn.py."""
+
+    def draw(photos, output, *flags):
+        flags = ["--checkpoint", checkpoint, "--output-dir", tmp_path / output, "--device", "cpu", *flags]
+        return p1_viz_attn.main(list(map(str, [*photos, *flags])))
+
+    return draw
+
+
+def test_pictures_arrays_and_numbers_of_several_photos(draw, checkpoint, shapes, tmp_path, capsys):
+    photos = [shapes / "val" / "2_1.jpg", shapes / "val" / "0_0.jpg"]
+    flags = ["--all", "--masks", shapes / "masks" / "val", "--occlusion", "--sheet", "--batch-size", 1]
+    assert draw(photos, "new", *flags) == 0
+    lines = capsys.readouterr().out.splitlines()
+    opened = open_checkpoint(checkpoint)
+    transform = transforms.evaluation_transform(opened.preprocessing)
+    shares, areas, probabilities = [], [], []
+    for photo in photos:
+        assert Image.open(tmp_path / "new" / f"{photo.stem}.png").width > 1000
+        _, (last,) = attention_maps(opened.model, transform(decode.load_image(photo))[None])
+        with np.load(tmp_path / "new" / f"{photo.stem}.npz") as arrays:
+            assert set(arrays) == KEYS
+            heads = last[0, :, 0, 1:].reshape(2, 10, 10).numpy()
+            np.testing.assert_allclose(arrays["attention_per_head"], heads, atol=1e-6)
+            assert str(arrays["model"]) == str(checkpoint) and str(arrays["photo"]) == str(photo)
+            assert arrays["occlusion"].shape == (3, 3)
+            shares.append(arrays["share_on_object"])
+            areas.append(arrays["share_of_area"])
+            probabilities.append(arrays["probability"])
+            assert arrays["probability"] == pytest.approx(arrays["confidence"], abs=1e-6)
+    for i, photo in enumerate(photos):
+        assert re.fullmatch(
+            f"{photo.stem}: {shares[i]:.1%} of the attention on the object, which covers {areas[i]:.1%} "
+            "of the area; peak (on or beside it|elsewhere)", lines[2 * i])
+        assert re.fullmatch(
+            rf"{photo.stem}: probability {probabilities[i]:.3f}(; 0\.\d+ without the \d+% most attended "
+            r"patches, 0\.\d+ without random ones){3}", lines[2 * i + 1])
+    assert lines[4].startswith(f"mean of 2: {np.mean(shares):.1%} of the attention")
+    assert re.search(r"peak on or beside it in \d+\.\d% \(by chance \d+\.\d%\)$", lines[4])
+    assert lines[5].startswith(f"mean of 2: probability {np.mean(probabilities):.3f}; ")
+    assert lines[6] == f"2 images drawn to {tmp_path / 'new'}"
+    assert Image.open(tmp_path / "new" / "contact_sheet.png").height > 1000
+
+
+def test_a_folder_counts_as_its_images_and_two_of_one_stem_are_refused(draw, shapes, tmp_path, capsys):
+    Image.open(shapes / "val" / "0_0.jpg").save(tmp_path / "0_0.png")
+    assert draw([tmp_path / "0_0.png", shapes / "val"], "out") == 2
+    assert "0_0.png and" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    (tmp_path / "folder").mkdir()
+    for i in range(2):
+        Image.new("RGB", (50 + 400 * i, 60)).save(tmp_path / "folder" / f"$5_^$ {i}.png")  # no formula
+    assert draw([tmp_path / "folder"], "out") == 0
+    names = [f"$5_^$ {i}.{suffix}" for i in range(2) for suffix in ("npz", "png")]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+
+
+def test_the_flags_choose_what_is_drawn(draw, shapes, tmp_path, drawn, monkeypatch):
+    monkeypatch.setattr(style, "DPI", 80)
+    photos = [shapes / "val" / name for name in ("2_1.jpg", "0_0.jpg", "3_2.jpg")]
+
+    def figures(output, *flags, photos=photos[1:2]):
+        drawn.clear()
+        assert draw(photos, output, *flags) == 0
+        return drawn, np.load(tmp_path / output / "0_0.npz")
+
+    (*_, sheet), arrays = figures("block", "--block", 2, "--sheet", photos=photos)
+    titles = [axes.get_title().partition("\n")[0] for axes in sheet.axes[:9:3]]
+    assert titles == ["2_1", "0_0", "3_2"] and sheet.axes[-1].get_ylabel().endswith(", block 2")
+    assert np.allclose(sheet.axes[4].images[0].get_array(), arrays["attention"])
+    (rows,), arrays = figures("blocks", "--blocks", "all", "--format", "pdf")
+    assert (tmp_path / "blocks" / "0_0.pdf").exists() and len(rows.axes) == 3 * 6 + 1
+    assert np.allclose(rows.axes[1 + 3 * 2].images[0].get_array(), arrays["attention_blocks"][2].mean(0))
+    (heads,), _ = figures("heads", "--heads", "--format", "svg")
+    assert (tmp_path / "heads" / "0_0.svg").exists() and len(heads.axes) == 2 + 1
+    (heads,), _ = figures("all heads", "--heads", "--blocks", "all")
+    assert len(heads.axes) == 2 * 6 + 1
+    (mixed,), arrays = figures("rollout", "--rollout")
+    assert np.allclose(mixed.axes[1].images[0].get_array(), arrays["rollout"])
+    assert mixed.axes[-1].get_ylabel().startswith("attention rollout")
+
+
+def test_the_users_files_are_kept(draw, shapes, tmp_path, capsys):
+    Image.open(shapes / "val" / "2_0.jpg").save(tmp_path / "2_0.png")
+    (tmp_path / "masks").mkdir()
+    Image.open(shapes / "masks" / "val" / "2_0.png").save(tmp_path / "masks" / "2_0.png")
+    photo, mask = tmp_path / "2_0.png", tmp_path / "masks" / "2_0.png"
+    before = photo.read_bytes(), mask.read_bytes()
+    for output, flags in (("", []), ("masks", ["--masks", tmp_path / "masks"])):
+        assert draw([photo], output, *flags) == 2 and "would overwrite 2_0.png" in capsys.readouterr().err
+    assert draw([photo, photo], "out") == 2, "the same photo twice"
+    assert before == (photo.read_bytes(), mask.read_bytes())
+
+
+def test_what_cannot_be_drawn_is_refused_before_the_first_figure(draw, shapes, tmp_path, capsys):
+    Image.new("L", Image.open(shapes / "val" / "2_0.jpg").size, 3).save(tmp_path / "2_0.png")
+    assert draw([shapes / "val" / "2_0.jpg"], "out", "--masks", tmp_path) == 2
+    assert "marks neither object nor background" in capsys.readouterr().err
+    (tmp_path / "photos").mkdir()
+    for i in range(41):
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / f"{i}.png")
+    assert draw([tmp_path / "photos"], "out", "--sheet") == 2 and "41 photos" in capsys.readouterr().err
+    (tmp_path / "photos" / "0.png").rename(tmp_path / "contact_sheet.png")
+    assert draw([tmp_path / "contact_sheet.png"], "out", "--sheet") == 2
+    assert "contact_sheet.png, the figure of a photo: rename it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_occlusion_of_a_model_that_predicts_no_classes_is_refused(shapes, tmp_path, capsys):
+    weights = vit.build("test_vit").state_dict()
+    backbone = {key: value for key, value in weights.items() if not key.startswith("head.")}
+    torch.save(backbone, tmp_path / "backbone.pt")
+    flags = ["--weights", tmp_path / "backbone.pt", "--output-dir", tmp_path / "out", "--device", "cpu"]
+    arguments = list(map(str, [shapes / "val" / "2_0.jpg", "--arch", "test_vit", *flags]))
+    assert p1_viz_attn.main([*arguments, "--occlusion"]) == 2
+    assert "test_vit predicts no classes" in capsys.readouterr().err
+    assert p1_viz_attn.main(arguments) == 0 and (tmp_path / "out" / "2_0.png").exists()
