@@ -99,15 +99,11 @@ def panels(count, aspect, room):
     Nearly as large as fits into `room`, the height that is left on the page, within reason.
     """
     least, most = 1 / aspect**0.5, min(2.2 / aspect**0.5, PHOTO[1] / aspect)
-
-    def width(columns):
-        row = room / -(-count // columns)
-        return min(most, (ACROSS + GUTTER) / columns - GUTTER, (row - ABOVE - BELOW - BETWEEN) / aspect)
-
-    widths = {columns: width(columns) for columns in range(1, MOST_COLUMNS + 1)}
-    widest = max(widths.values())
-    columns = max(columns for columns in widths if widths[columns] >= widest - 0.1 * abs(widest))
-    return columns, min(max(widths[columns], least), most, (ACROSS + GUTTER) / columns - GUTTER)
+    columns = np.arange(1, MOST_COLUMNS + 1)
+    limit = np.minimum(most, (ACROSS + GUTTER) / columns - GUTTER)
+    fitting = np.minimum(limit, (room / np.ceil(count / columns) - ABOVE - BELOW - BETWEEN) / aspect)
+    i = np.flatnonzero(fitting >= fitting.max() - 0.1 * abs(fitting.max()))[-1]
+    return columns[i], min(max(fitting[i], least), limit[i])
 
 
 def upsampled(attention, box, size, shape):

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from plots.style import COLOURS, DASHES, DPI, MARKERS
 
@@ -12,14 +12,13 @@ COLUMNS = 3
 
 
 def styles(kinds):
-    """A colour, line and marker for each checkpoint: a colour a kind, or a checkpoint where there is one."""
+    """A colour, line and marker for each checkpoint: a colour a kind, or a checkpoint of a single kind."""
     order = list(dict.fromkeys(kinds))
-    looks = []
-    for i, kind in enumerate(kinds):
-        group, member = (order.index(kind), kinds[:i].count(kind)) if len(order) > 1 else (i, i)
-        looks.append({"color": COLOURS[group % len(COLOURS)], "linestyle": DASHES[member % len(DASHES)],
-                      "marker": MARKERS[i % len(MARKERS)]})
-    return looks
+    places = [(order.index(kind), kinds[:i].count(kind)) for i, kind in enumerate(kinds)]
+    if len(order) == 1:
+        places = [(i, i) for i in range(len(kinds))]
+    return [{"color": COLOURS[group % len(COLOURS)], "linestyle": DASHES[member % len(DASHES)],
+             "marker": MARKERS[i % len(MARKERS)]} for i, (group, member) in enumerate(places)]
 
 
 def contour_levels(rises):
@@ -31,9 +30,8 @@ def contour_levels(rises):
 def draw_landscapes(arrays, title, path):
     """Draw the arrays of p1_viz_landscape.py for C checkpoints, to a png, pdf or svg file.
 
-    Above the loss along one direction, its rise against rho and the largest eigenvalues, with bars from the
-    least to the most of the batches; colours tell `kinds` apart. Below the contours over two directions, on
-    one scale.
+    Above the loss along one direction, its rise and the largest eigenvalues, with bars from the least to the
+    most of the batches; below the contours over two directions, on one scale.
     """
     names = [f"{name}: {kind}" for name, kind in zip(arrays["names"], arrays["kinds"])]
     rows = -(-len(names) // COLUMNS)
@@ -56,7 +54,6 @@ def _draw_measures(figure, names, arrays):
         _draw_spread(eigen, ranks + 0.6 * shift / len(names), arrays["eigenvalues"][i], look)
     curve.set(xlabel="distance along a random direction, in filter norms", ylabel="loss",
               title="loss along one direction")
-    curve.xaxis.set_major_locator(MaxNLocator(5))
     rise.set(xscale="log", xlabel="rho, the length of the step along the gradient", ylabel="rise of the loss",
              title="rise of the loss at SAM's perturbation")
     rise.xaxis.set_minor_locator(NullLocator())

@@ -39,8 +39,8 @@ def draw_text(monkeypatch, caption):
     figures = []
     monkeypatch.setattr(captions, "save", lambda figure, path: figures.append(figure))
     photo = np.zeros((200, 300, 3), np.uint8)
-    captions.draw_caption(photo, (0, 0, 300, 200), np.ones((1, 2, 3)), ["a"], [0.5], caption, "heading", "label",
-                          "f.png")
+    captions.draw_caption(photo, (0, 0, 300, 200), np.ones((1, 2, 3)), ["a"], [0.5], caption, "heading",
+                          "label", "f.png")
     text = figures[0].subfigs[0].texts[1]
     return text._get_wrapped_text().split("\n"), text.get_window_extent()
 
