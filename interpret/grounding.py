@@ -5,6 +5,8 @@ from dataclasses import astuple, dataclass
 import torch
 import torch.nn.functional as F
 
+from datasets.scenes import roles
+
 
 def share_on(attention, inside, outside):
     """The share of attention (..., H, W) on an object and the share of the area that it covers.
@@ -51,3 +53,30 @@ def point(attention, inside, other):
 def mean(pointings):
     """The mean of each quantity over some Pointings."""
     return Pointing(*torch.tensor([astuple(pointing) for pointing in pointings]).mean(0).tolist())
+
+
+def point_tokens(tokens, attention, groups):
+    """The Pointing of each token of a drawn scene's caption by word class: a list of (class, Pointing).
+
+    `attention` (T, H, W) holds the map of each token; `groups` are the parts of each cell (H, W) that the two
+    groups of shapes cover, in the caption's order. A relation and the end speak of both. An article counts
+    for its class, and for the phrase that it begins.
+    """
+    first, second = groups
+    objects = {0: (first + second, torch.zeros_like(first)), 1: (first, second), 2: (second, first)}
+    pointings = []
+    for (word_class, group), cells in zip(roles(tokens), attention):
+        pointing = point(cells, *objects[group])
+        pointings.append((word_class, pointing))
+        if word_class == "article":
+            pointings.append((f"article of the {('first', 'second')[group - 1]}", pointing))
+    return pointings
+
+
+def pointing_table(pointings):
+    """The number of tokens and the mean Pointing of each word class, in alphabetical order: a dict of dicts."""
+    by_class = {}
+    for word_class, pointing in pointings:
+        by_class.setdefault(word_class, []).append(pointing)
+    return {word_class: {"tokens": len(parts), **vars(mean(parts))}
+            for word_class, parts in sorted(by_class.items())}

@@ -1,8 +1,8 @@
-"""How flat a minimum is: the loss along random directions, its rise at SAM's perturbation, the Hessian's eigenvalues.
+"""How flat a minimum is: loss along random directions, its rise at SAM's perturbation, Hessian eigenvalues.
 
-Here `loss(weights, batch)` is the mean loss of a batch as a function of the weights, a dict of tensors by parameter
-name; a batch is (inputs, targets). Over several batches, every image counts alike. A module's own weights are never
-written to.
+Here `loss(weights, batch)` is the mean loss of a batch as a function of the weights, a dict of tensors by
+parameter name; a batch is (inputs, targets). Over several batches, every image counts alike. A module's
+weights are never written to.
 """
 
 import numpy as np
@@ -22,13 +22,8 @@ def weights_of(model):
 
 
 def classification_loss(model):
-    """The mean cross-entropy of a classifier, as a function of its weights and a batch of (images, targets)."""
-
-    def loss(weights, batch):
-        images, targets = batch
-        return F.cross_entropy(functional_call(model, weights, (images,)), targets)
-
-    return loss
+    """The mean cross-entropy of a classifier as a `loss`, of batches (images, targets)."""
+    return lambda weights, batch: F.cross_entropy(functional_call(model, weights, (batch[0],)), batch[1])
 
 
 @torch.no_grad()
@@ -39,7 +34,7 @@ def mean_loss(loss, weights, batches):
 
 
 def mean_gradient(loss, weights, batches):
-    """The gradient of `mean_loss`, a dict like the weights; zero for weights that the loss does not depend on."""
+    """The gradient of `mean_loss`, a dict like the weights; zero where the loss does not depend on them."""
     leaves = _leaves(weights)
     images = sum(len(targets) for _, targets in batches)
     total = [torch.zeros_like(weight) for weight in weights.values()]
@@ -58,13 +53,10 @@ def _moved(weights, direction, distance):
     return {name: weight + distance * direction[name] for name, weight in weights.items()}
 
 
-# Along directions --------------------------------------------------------------------------------------------------
-
-
 def filter_norms(weight):
     """The norm of each filter of a weight, in a shape that broadcasts to it; 0 for weights of one dimension.
 
-    A filter is what makes one output: a row of a matrix, one of the kernels of a convolution. Of position embeddings
+    A filter is what makes one output: a row of a matrix, a kernel of a convolution. Of position embeddings
     and prefix tokens (1, N, channels) it is the vector of each token.
     """
     if weight.ndim < 2:
@@ -74,33 +66,30 @@ def filter_norms(weight):
 
 
 def random_directions(models, count, seed):
-    """`count` random directions in the space of weights, the same for all models: a list of dicts like their weights.
+    """`count` random directions in weight space, the same for all models: a list of dicts like their weights.
 
-    They are normalised by filter (Li et al. 2018, arXiv:1712.09913, section 4): d is Gaussian, and for each filter i
+    They are normalised by filter (Li et al. 2018, arXiv:1712.09913, section 4): d is Gaussian, and for each
+    filter i
 
         d_i <- d_i / ||d_i|| * ||w_i||
 
-    while biases and the weights of normalisation layers, of one dimension, stay as they are, as in the authors' code.
-    In the paper ||w_i|| is of the one network. To move all `models` (dicts of weights of the same shapes) by the same
-    vector it is here the mean over them, which does not depend on their order.
+    Weights of one dimension (biases, normalisation layers) stay as they are, as in the authors' code. The
+    paper has one network; here ||w_i|| is the mean over `models`, dicts of weights of the same shapes: all
+    are moved by the same vectors, whatever their order.
     """
-    norms = {name: torch.stack([filter_norms(weights[name]) for weights in models]).mean(0) for name in models[0]}
     generator = torch.Generator().manual_seed(seed)
-    directions = []
-    for _ in range(count):
-        direction = {}
-        for name, weight in models[0].items():
-            raw = torch.randn(weight.shape, generator=generator, dtype=weight.dtype).to(weight.device)
-            direction[name] = raw / filter_norms(raw) * norms[name] if weight.ndim > 1 else torch.zeros_like(weight)
-        directions.append(direction)
-    return directions
+
+    def direction_of(*weights):
+        raw = torch.randn(weights[0].shape, generator=generator, dtype=weights[0].dtype).to(weights[0].device)
+        norms = torch.stack([filter_norms(weight) for weight in weights]).mean(0)
+        return raw / filter_norms(raw) * norms if raw.ndim > 1 else torch.zeros_like(raw)
+
+    return [{name: direction_of(*(weights[name] for weights in models)) for name in models[0]}
+            for _ in range(count)]
 
 
 def losses_along(loss, weights, batches, direction, distances, tick=lambda: None):
-    """The mean loss at weights + a * direction for each a of `distances`, an array of the same length.
-
-    `tick` is called after each.
-    """
+    """The mean loss at weights + a * direction for each a of `distances`: an array. Each calls `tick`."""
     losses = []
     for distance in distances:
         losses.append(mean_loss(loss, _moved(weights, direction, distance), batches))
@@ -109,40 +98,33 @@ def losses_along(loss, weights, batches, direction, distances, tick=lambda: None
 
 
 def losses_over(loss, weights, batches, directions, distances, tick=lambda: None):
-    """The mean loss at weights + a * directions[0] + b * directions[1], an array with a row for each b of `distances`
-    and a column for each a."""
-    shifted = (_moved(weights, directions[1], distance) for distance in distances)
-    return np.stack([losses_along(loss, start, batches, directions[0], distances, tick) for start in shifted])
-
-
-# Along the gradient ------------------------------------------------------------------------------------------------
+    """The mean loss at weights + a * directions[0] + b * directions[1]: an array [b, a] over `distances`."""
+    rows = (_moved(weights, directions[1], distance) for distance in distances)
+    return np.stack([losses_along(loss, start, batches, directions[0], distances, tick) for start in rows])
 
 
 def rises(loss, weights, batches, rhos):
-    """How far the mean loss L rises at SAM's perturbation (Foret et al. 2020, arXiv:2010.01412, eq. 2), for each rho:
+    """The rise of the mean loss L at SAM's perturbation (Foret et al. 2020, arXiv:2010.01412, eq. 2):
 
         L(w + rho * g / ||g||) - L(w)
 
-    where g is the gradient of L at w, and the norm is joint over all weights. An array of the length of `rhos`. With a
-    single batch it is what SAM sees of it in training; where g is 0 there is no rise.
+    where g is the gradient of L at w, with one norm over all weights; 0 where g is 0. An array, for each rho.
     """
     gradient = mean_gradient(loss, weights, batches)
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part) for part in gradient.values()]))
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradient.values()]))
     start = mean_loss(loss, weights, batches)
     steps = [rho / norm.item() if norm else 0.0 for rho in rhos]
     return np.array([mean_loss(loss, _moved(weights, gradient, step), batches) - start for step in steps])
 
 
-# Curvature ---------------------------------------------------------------------------------------------------------
-
-
 def hessian_product(loss, weights, batch):
-    """The function v -> H v, where H is the Hessian of a batch's mean loss at the weights, and v a flat tensor.
+    """The function v -> H v, with H the Hessian of a batch's mean loss at the weights and v a flat tensor.
 
-    Weights follow one another in v as in the dict. The gradient is computed once and differentiated again for each v
-    (Pearlmutter 1994). Attention runs as plain matrix products, since the fused kernels have no second derivative.
+    Weights follow one another in v as in the dict. The gradient is computed once and differentiated again for
+    each v (Pearlmutter 1994), with attention as plain products: fused kernels have no second derivative.
     """
-    leaves = list((named := _leaves(weights)).values())
+    named = _leaves(weights)
+    leaves = list(named.values())
     sizes = [weight.numel() for weight in leaves]
     with sdpa_kernel(SDPBackend.MATH):
         gradient = torch.autograd.grad(loss(named, batch), leaves, create_graph=True, materialize_grads=True)
@@ -157,11 +139,11 @@ def hessian_product(loss, weights, batch):
 
 
 def largest_eigenvalues(loss, weights, batch, count, seed=0, tolerance=1e-2, tick=lambda: None):
-    """The `count` largest (most positive) eigenvalues of the Hessian of a batch's mean loss, an array, largest first.
+    """The `count` most positive Hessian eigenvalues of a batch's mean loss: an array, largest first.
 
-    By the implicitly restarted Lanczos method, from a random vector of `seed`, until the residual ||H v - lambda v|| is
-    at most `tolerance` * lambda. The error of lambda goes with the square of that. `tick` is called after each product
-    with the Hessian. Raises BadInput where Lanczos does not converge.
+    By the implicitly restarted Lanczos method, from a random vector of `seed`, until the residual
+    ||H v - lambda v|| is at most `tolerance` * lambda; the error of lambda goes with its square. `tick` is
+    called for each product with the Hessian. Raises BadInput where Lanczos does not converge.
     """
     product = hessian_product(loss, weights, batch)
     first = next(iter(weights.values()))
@@ -169,7 +151,8 @@ def largest_eigenvalues(loss, weights, batch, count, seed=0, tolerance=1e-2, tic
 
     def multiply(vector):
         tick()
-        return product(torch.as_tensor(vector, dtype=first.dtype, device=first.device).flatten()).cpu().numpy()
+        flat = torch.as_tensor(vector, dtype=first.dtype, device=first.device).flatten()
+        return product(flat).cpu().numpy()
 
     start = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=first.dtype).numpy()
     hessian = LinearOperator((size, size), matvec=multiply, dtype=start.dtype)
@@ -180,5 +163,6 @@ def largest_eigenvalues(loss, weights, batch, count, seed=0, tolerance=1e-2, tic
             values = eigsh(hessian, count, which="LA", v0=start, ncv=min(4 * count + 4, size), tol=tolerance,
                            maxiter=50, return_eigenvectors=False)
     except ArpackNoConvergence as error:
-        raise BadInput(f"--eigenvalues {count}: {len(error.eigenvalues)} of them converged: ask for fewer") from error
+        converged = len(error.eigenvalues)
+        raise BadInput(f"--eigenvalues {count}: {converged} of them converged: ask for fewer") from error
     return np.sort(values)[::-1]

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from plots.style import COLOURS, DASHES, DPI, MARKERS
 
@@ -12,82 +12,82 @@ COLUMNS = 3
 
 
 def styles(kinds):
-    """A colour, line and marker for each checkpoint: a colour a kind where there are several, else one a checkpoint."""
-    groups = kinds if len(set(kinds)) > 1 else range(len(kinds))
-    order, seen, chosen = list(dict.fromkeys(groups)), {}, []
-    for group in groups:
-        place = order.index(group)
-        member = seen[group] = seen.get(group, -1) + 1
-        line, marker = (member, place + member) if len(set(kinds)) > 1 else (place, place)
-        chosen.append({"color": COLOURS[place % len(COLOURS)], "linestyle": DASHES[line % len(DASHES)],
-                       "marker": MARKERS[marker % len(MARKERS)]})
-    return chosen
+    """A colour, line and marker for each checkpoint: a colour a kind, or a checkpoint of a single kind."""
+    order = list(dict.fromkeys(kinds))
+    places = [(order.index(kind), kinds[:i].count(kind)) for i, kind in enumerate(kinds)]
+    if len(order) == 1:
+        places = [(i, i) for i in range(len(kinds))]
+    return [{"color": COLOURS[group % len(COLOURS)], "linestyle": DASHES[member % len(DASHES)],
+             "marker": MARKERS[i % len(MARKERS)]} for i, (group, member) in enumerate(places)]
 
 
 def contour_levels(rises):
-    """Levels from the least to the most of several arrays, so that a quadratic bowl shows rings of equal distance."""
+    """Levels from the least to the most of several arrays: a quadratic bowl shows rings of equal distance."""
     low, high = np.min(rises), np.max(rises)
     return low + max(high - low, 1e-6) * np.linspace(0, 1, LEVELS) ** 2
 
 
-def draw_landscapes(names, kinds, arrays, title, path):
-    """Draw what is known of the minima of C checkpoints, to a png, pdf or svg file.
+def draw_landscapes(arrays, title, path):
+    """Draw the arrays of p1_viz_landscape.py for C checkpoints, to a png, pdf or svg file.
 
-    `names` are theirs, `kinds` what tells groups of them apart by colour, such as the optimizer. `arrays` are those of
-    p1_viz_landscape.py: above the loss along one direction, its rise against rho and the largest eigenvalues, whose
-    bars reach from the least to the most of the batches; below the contours over two directions, on one scale.
+    Above the loss along one direction, its rise and the largest eigenvalues, with bars from the least to the
+    most of the batches; below the contours over two directions, on one scale.
     """
-    count = len(names)
-    rows = -(-count // COLUMNS)
+    names = [f"{name}: {kind}" for name, kind in zip(arrays["names"], arrays["kinds"])]
+    rows = -(-len(names) // COLUMNS)
     figure = Figure(figsize=(13, 4.3 + 4 * rows), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(4.3, 4 * rows))
     figure.suptitle(title, fontsize=12, parse_math=False)  # a name may hold $
-    curve, rise, eigen = upper.subplots(1, 3)
-    looks = styles(kinds)
-    for i, (name, look) in enumerate(zip(names, looks)):
-        shift = i - (count - 1) / 2
+    _draw_measures(upper, names, arrays)
+    _draw_contours(lower, rows, names, arrays)
+    figure.savefig(path, dpi=DPI)
+
+
+def _draw_measures(figure, names, arrays):
+    curve, rise, eigen = figure.subplots(1, 3)
+    ranks = np.arange(1, arrays["eigenvalues"].shape[2] + 1)
+    for i, (name, look) in enumerate(zip(names, styles(arrays["kinds"]))):
+        shift = i - (len(names) - 1) / 2
         curve.plot(arrays["alphas"], arrays["loss_1d"][i], **look, markersize=3.5)
         _draw_spread(rise, arrays["rhos"] * 1.03**shift, arrays["rise"][i], look, label=name)
-        ranks = np.arange(1, arrays["eigenvalues"].shape[2] + 1)
-        _draw_spread(eigen, ranks + 0.6 * shift / count, arrays["eigenvalues"][i], {**look, "linestyle": ""})
-
-    curve.set(yscale="log", xlabel="distance along a random direction, in filter norms", ylabel="loss",
+        look["linestyle"] = ""
+        _draw_spread(eigen, ranks + 0.6 * shift / len(names), arrays["eigenvalues"][i], look)
+    curve.set(xlabel="distance along a random direction, in filter norms", ylabel="loss",
               title="loss along one direction")
-    curve.xaxis.set_major_locator(MaxNLocator(5))
     rise.set(xscale="log", xlabel="rho, the length of the step along the gradient", ylabel="rise of the loss",
              title="rise of the loss at SAM's perturbation")
-    if arrays["rise"].min() > 0:
-        rise.set_yscale("log")
     rise.xaxis.set_minor_locator(NullLocator())
     rise.set_xticks(arrays["rhos"], [f"{rho:g}" for rho in arrays["rhos"]])
     eigen.set(xticks=ranks, xlabel="rank", ylabel="eigenvalue", title="largest eigenvalues of the Hessian",
               xlim=(0.4, len(ranks) + 0.6))
-    if arrays["eigenvalues"].min() > 0:
-        eigen.set_yscale("log")
-    for axes in (curve, rise, eigen):
+    for axes, values in ((curve, arrays["loss_1d"]), (rise, arrays["rise"]), (eigen, arrays["eigenvalues"])):
+        if values.min() > 0:
+            axes.set_yscale("log")
         _plain_numbers(axes.yaxis)
         axes.grid(alpha=0.3)
         axes.title.set_fontsize(11)
-    for text in upper.legend(loc="outside lower center", ncols=COLUMNS, frameon=False).get_texts():
+    for text in figure.legend(loc="outside lower center", ncols=COLUMNS, frameon=False).get_texts():
         text.set_parse_math(False)
 
+
+def _draw_contours(figure, rows, names, arrays):
     rises = arrays["loss_2d"] - arrays["loss"][:, None, None]
     levels = contour_levels(rises)
-    panels = lower.subplots(rows, COLUMNS, squeeze=False, sharex=True, sharey=True)
-    for axes in panels.flat[count:]:
+    panels = figure.subplots(rows, COLUMNS, squeeze=False, sharex=True, sharey=True)
+    for axes in panels.flat[len(names):]:
         axes.set_axis_off()
     for i, (axes, name) in enumerate(zip(panels.flat, names)):
-        drawn = axes.contourf(arrays["grid_alphas"], arrays["grid_alphas"], rises[i], levels, cmap="viridis",
-                              norm=BoundaryNorm(levels, 256))
-        axes.contour(drawn, colors="white", linewidths=0.5, linestyles="-")
+        filled = axes.contourf(arrays["grid_alphas"], arrays["grid_alphas"], rises[i], levels, cmap="viridis",
+                               norm=BoundaryNorm(levels, 256))
+        axes.contour(filled, colors="white", linewidths=0.5, linestyles="-")
         axes.plot(0, 0, "+", color="white", markersize=9)
         axes.set_aspect("equal")
         axes.set_title(f"{name}\nloss {arrays['loss'][i]:.3g} at +", fontsize=11, parse_math=False)
         axes.set(xlabel="along the first direction", ylabel="along the second direction")
         axes.label_outer()
-    bar = lower.colorbar(drawn, ax=panels[:, :count], aspect=30, ticks=levels[::3], label="loss above that at +")
+    bar = figure.colorbar(filled, ax=panels[:, :len(names)], aspect=30, ticks=levels[::3],
+                          label="loss above that at +")
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
-    figure.savefig(path, dpi=DPI)
 
 
 def _draw_spread(axes, x, values, look, label=None):

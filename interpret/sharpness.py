@@ -1,0 +1,155 @@
+"""Checkpoints compared by how flat their minima are: the photos, the measures, and the verdict on SAM."""
+
+import math
+
+import numpy as np
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from common.cli import note
+from common.errors import BadInput
+from datasets.decode import explaining_bad_images
+from datasets.images import ImageDataset, stratified_holdout
+from datasets.transforms import evaluation_transform
+from interpret import landscape
+
+USUAL_RHO = 0.05  # where the rise of checkpoints is compared
+
+
+def choose_photos(folder, checkpoints, count, seed):
+    """`count` images of a LabelledFolder that all checkpoints were trained on, `evenly` from the classes.
+
+    Raises BadInput for checkpoints that cannot be compared, a label that they do not know, and no such image.
+    """
+    first = checkpoints[0]
+    for other in checkpoints[1:]:
+        for what in ("arch", "labels", "preprocessing"):
+            if getattr(other, what) != getattr(first, what):
+                raise BadInput(f"{other.path} and {first.path} differ in {what}: "
+                               "compare checkpoints that share it")
+    unknown = [label for label in folder.labels if label not in first.labels]
+    if unknown:
+        raise BadInput(f"{folder.root} holds the label {unknown[0]}, which {first.path} does not know: "
+                       "name the folder that it was trained on")
+    common = set.intersection(*(trained_on(folder.targets, each.settings) for each in checkpoints))
+    if not common:
+        raise BadInput(f"{folder.root} has no photo that all checkpoints were trained on: name fewer of them")
+    if count > len(common):
+        note(f"{folder.root} has {len(common)} photos that all checkpoints were trained on: all are taken")
+    folder = folder.keep(sorted(common))
+    return folder.keep(evenly(folder.targets, count, seed))
+
+
+def trained_on(targets, settings):
+    """The indices, a set, of a training folder's images that a run with these settings was trained on."""
+    try:
+        return set(stratified_holdout(targets, settings["holdout"], settings["seed"])[0])
+    except BadInput:  # one image a class: the run had another folder, and held out nothing of this one
+        return set(range(len(targets)))
+
+
+def evenly(targets, count, seed):
+    """The indices of `count` images (of all, if there are fewer), drawn by `seed`, evenly from the classes.
+
+    So is every part of them from the start: first come images of different classes, until there is one of
+    each.
+    """
+    rng = np.random.default_rng(seed)
+    rank = np.empty(len(targets), int)
+    for target in set(targets):
+        members = rng.permutation(np.flatnonzero(np.equal(targets, target)))
+        rank[members] = range(len(members))
+    return np.lexsort((rng.random(len(targets)), rank))[:count].tolist()
+
+
+def load_batches(folder, checkpoint, batch_size, workers, device):
+    """The images of a LabelledFolder, preprocessed for a checkpoint's model: a list of (inputs, targets)."""
+    targets = [checkpoint.labels.index(folder.labels[target]) for target in folder.targets]
+    transform = evaluation_transform(checkpoint.preprocessing)
+    dataset = ImageDataset(folder.root, folder.names, targets, transform)
+    loader = DataLoader(dataset, batch_size, num_workers=workers)
+    with explaining_bad_images(folder.root, folder.names):
+        return [(inputs.to(device), targets.to(device)) for inputs, targets in loader]
+
+
+def measure(checkpoints, batches, arrays, eigenvalues, hessian_batches, seed):
+    """The arrays loss, loss_1d, loss_2d, rise, rise_full and eigenvalues of p1_viz_landscape.py, a dict.
+
+    `arrays` has the names of the checkpoints, and alphas, grid_alphas and rhos. All are moved along the same
+    two directions, of `seed`. Raises BadInput where a loss is not finite.
+    """
+    alphas, grid_alphas = arrays["alphas"], arrays["grid_alphas"]
+    weights = [landscape.weights_of(checkpoint.model) for checkpoint in checkpoints]
+    losses = [landscape.classification_loss(checkpoint.model) for checkpoint in checkpoints]
+    rows = [{"loss": landscape.mean_loss(loss, start, batches)} for loss, start in zip(losses, weights)]
+    for row, checkpoint in zip(rows, checkpoints):
+        if not math.isfinite(row["loss"]):
+            raise BadInput(f"{checkpoint.path}: its weights give outputs that are not finite: it is damaged")
+    directions = landscape.random_directions(weights, 2, seed)
+    for name, loss, start, row in zip(arrays["names"], losses, weights, rows):
+        with tqdm(desc=f"{name}: loss", total=len(alphas) + len(grid_alphas) ** 2, unit=" points") as bar:
+            row["loss_1d"] = landscape.losses_along(loss, start, batches, directions[0], alphas, bar.update)
+            row["loss_2d"] = landscape.losses_over(loss, start, batches, directions, grid_alphas, bar.update)
+        _refuse_nonfinite("--span", row["loss_1d"], row["loss_2d"])
+        parts = [*([batch] for batch in batches), batches]
+        *row["rise"], row["rise_full"] = (landscape.rises(loss, start, part, arrays["rhos"])
+                                          for part in tqdm(parts, desc=f"{name}: rise", unit=" gradients"))
+        _refuse_nonfinite("--rho", *row["rise"], row["rise_full"])
+        with tqdm(desc=f"{name}: Hessian", unit=" products") as bar:  # how many Lanczos needs is not known
+            row["eigenvalues"] = [
+                landscape.largest_eigenvalues(loss, start, batch, eigenvalues, seed, tick=bar.update)
+                for batch in batches[:hessian_batches]]
+    return {key: np.array([row[key] for row in rows]) for key in rows[0]}
+
+
+def _refuse_nonfinite(flag, *losses):
+    if not all(np.isfinite(array).all() for array in losses):
+        raise BadInput(f"{flag} leads to where the loss is not finite: pass a smaller one")
+
+
+def measures(arrays):
+    """What the arrays of p1_viz_landscape.py say, lower where it is flatter: a dict of arrays (C, B) by name.
+
+    B is 1 for what is of all photos at once.
+    """
+    by_name = {"loss": arrays["loss"][:, None], "highest loss nearby": arrays["loss_2d"].max((1, 2))[:, None]}
+    for r, rho in enumerate(arrays["rhos"]):
+        by_name[f"rise at rho {rho:g}"] = arrays["rise"][:, :, r]
+        by_name[f"rise at rho {rho:g}, all photos"] = arrays["rise_full"][:, r, None]
+    for k in range(arrays["eigenvalues"].shape[2]):
+        by_name[f"eigenvalue {k + 1}"] = arrays["eigenvalues"][:, :, k]
+    return by_name
+
+
+def compare_sam(arrays):
+    """SAM's checkpoints against the others: largest eigenvalue, and rise at the rho nearest to USUAL_RHO.
+
+    A list of (measure, sam (B,), plain (B,), verdict), with means over checkpoints; empty where all or none
+    are SAM's. The verdict is `flatter` where sam is lower in every batch, and each checkpoint of SAM's lower
+    than each other one in the mean over batches; `sharper` for the opposite; `overlap` where batches agree
+    and checkpoints do not; else `unclear`.
+    """
+    with_sam = np.array(["SAM" in kind for kind in arrays["kinds"]])
+    if with_sam.all() or not with_sam.any():
+        return []
+    nearest = min(arrays["rhos"], key=lambda rho: abs(math.log(rho / USUAL_RHO)))
+    rows = []
+    for name in ("eigenvalue 1", f"rise at rho {nearest:g}"):
+        values = measures(arrays)[name]
+        sam, plain = values[with_sam], values[~with_sam]
+        lower, verdict = sam.mean(0) < plain.mean(0), "unclear"
+        if lower.all():
+            verdict = "flatter" if sam.mean(1).max() < plain.mean(1).min() else "overlap"
+        elif not lower.any():
+            verdict = "sharper" if sam.mean(1).min() > plain.mean(1).max() else "overlap"
+        rows.append((name, sam.mean(0), plain.mean(0), verdict))
+    return rows
+
+
+def overall(verdicts):
+    """What the verdicts of all measures, a set, come to."""
+    if verdicts == {"flatter"}:
+        return "SAM was flatter here"
+    if verdicts == {"sharper"}:
+        return "SAM was not flatter here"
+    return "the measures disagree" if verdicts == {"flatter", "sharper"} else "no clear difference here"

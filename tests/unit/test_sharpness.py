@@ -1,0 +1,201 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from common.errors import BadInput
+from datasets.images import LabelledFolder
+from interpret import landscape, sharpness
+from p1_viz_landscape import names_of, spread
+
+SETTINGS = {"holdout": 0.5, "seed": 0}
+
+
+def opened(path="a.pt", labels=("0", "1"), settings=SETTINGS, **fields):
+    """A Checkpoint without a model."""
+    fields = {"arch": "test_vit", "preprocessing": {"crop_pct": 0.9}, **fields}
+    return SimpleNamespace(path=path, labels=list(labels), settings=settings, **fields)
+
+
+def folder(targets, labels=("0", "1")):
+    names = [f"{i}.jpg" for i in range(len(targets))]
+    return LabelledFolder("train", names, list(targets), list(labels), list(labels))
+
+
+# Photos -----------------------------------------------------------------------------------------------------
+
+
+def test_photos_come_evenly_from_the_classes():
+    targets = [0] * 10 + [1] * 3 + [2] * 20
+    for count, expected in ((3, [1, 1, 1]), (9, [3, 3, 3]), (13, [5, 3, 5]), (50, [10, 3, 20])):
+        chosen = sharpness.evenly(targets, count, seed=0)
+        assert np.bincount([targets[i] for i in chosen]).tolist() == expected
+        assert len(set(chosen)) == len(chosen)
+    one, again, other = (sharpness.evenly(targets, 9, seed) for seed in (0, 0, 1))
+    assert one == again != other
+
+
+def test_a_folder_with_one_photo_a_class_is_taken_whole():
+    assert sharpness.trained_on([0, 1], {"holdout": 0.1, "seed": 0}) == {0, 1}
+
+
+def test_only_photos_that_all_checkpoints_were_trained_on_are_taken(capsys):
+    targets = [0] * 6 + [1] * 6
+    settings = [{"holdout": 0.5, "seed": seed} for seed in range(2)]
+    expected = sharpness.trained_on(targets, settings[0]) & sharpness.trained_on(targets, settings[1])
+    assert 0 < len(expected) < 6
+    checkpoints = [opened(settings=each) for each in settings]
+    chosen = sharpness.choose_photos(folder(targets), checkpoints, 12, seed=0)
+    assert {int(name.removesuffix(".jpg")) for name in chosen.names} == expected
+    remark = f"note: train has {len(expected)} photos that all checkpoints were trained on: all are taken\n"
+    assert capsys.readouterr().err == remark
+    assert len(sharpness.choose_photos(folder(targets), checkpoints, 2, seed=0).names) == 2
+    assert not capsys.readouterr().err
+
+
+def test_checkpoints_without_a_common_photo_are_refused():
+    targets = [0, 0, 1, 1]
+    kept_by = {seed: sharpness.trained_on(targets, {"holdout": 0.5, "seed": seed}) for seed in range(20)}
+    other = next(seed for seed, indices in kept_by.items() if not indices & kept_by[0])
+    checkpoints = [opened(settings={"holdout": 0.5, "seed": seed}) for seed in (0, other)]
+    with pytest.raises(BadInput, match="no photo that all checkpoints were trained on: name fewer"):
+        sharpness.choose_photos(folder(targets), checkpoints, 2, 0)
+
+
+@pytest.mark.parametrize("change, expected", [
+    ({"arch": "test_vit4"}, "b.pt and a.pt differ in arch"), ({"labels": ["0", "2"]}, "differ in labels"),
+    ({"preprocessing": {"crop_pct": 0.5}}, "differ in preprocessing")])
+def test_checkpoints_that_cannot_be_compared_are_refused(change, expected):
+    with pytest.raises(BadInput, match=expected):
+        sharpness.choose_photos(folder([0, 0, 1, 1]), [opened(), opened("b.pt", **change)], 2, 0)
+
+
+def test_a_label_that_the_checkpoint_does_not_know_is_refused():
+    with pytest.raises(BadInput, match="train holds the label 9, which a.pt does not know"):
+        sharpness.choose_photos(folder([0, 0, 1, 1], ["0", "9"]), [opened()], 2, 0)
+
+
+# Measures ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoints():
+    """Two tiny models in float64."""
+    torch.manual_seed(0)
+    models = [VisionTransformer(img_size=8, patch_size=4, in_chans=1, embed_dim=8, depth=1, num_heads=2,
+                                mlp_ratio=1, num_classes=3).double().eval() for _ in range(2)]
+    return [opened(f"{i}.pt", model=model) for i, model in enumerate(models)]
+
+
+@pytest.fixture
+def batches():
+    images = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    targets = torch.tensor([0, 1, 2, 0, 1, 2])
+    return [(images[:4], targets[:4]), (images[4:], targets[4:])]
+
+
+AXES = {"names": ["a", "b"], "alphas": np.linspace(-0.3, 0.3, 3), "grid_alphas": np.linspace(-0.3, 0.3, 3),
+        "rhos": np.array([0.05, 0.1])}
+
+
+def test_what_is_measured_is_of_each_checkpoint_along_the_same_directions(checkpoints, batches):
+    arrays = sharpness.measure(checkpoints, batches, AXES, eigenvalues=2, hessian_batches=1, seed=3)
+    assert {key: values.shape for key, values in arrays.items()} == {
+        "loss": (2,), "loss_1d": (2, 3), "loss_2d": (2, 3, 3), "rise": (2, 2, 2), "rise_full": (2, 2),
+        "eigenvalues": (2, 1, 2)}
+    weights = [landscape.weights_of(checkpoint.model) for checkpoint in checkpoints]
+    directions = landscape.random_directions(weights, 2, 3)
+    for i, checkpoint in enumerate(checkpoints):
+        loss = landscape.classification_loss(checkpoint.model)
+        assert arrays["loss"][i] == landscape.mean_loss(loss, weights[i], batches)
+        along = landscape.losses_along(loss, weights[i], batches, directions[0], AXES["alphas"])
+        assert arrays["loss_1d"][i].tolist() == along.tolist() == arrays["loss_2d"][i, 1].tolist()
+        for b, batch in enumerate(batches):
+            rises = landscape.rises(loss, weights[i], [batch], AXES["rhos"])
+            assert arrays["rise"][i, b].tolist() == rises.tolist()
+        full = landscape.rises(loss, weights[i], batches, AXES["rhos"])
+        assert arrays["rise_full"][i].tolist() == full.tolist()
+        eigenvalues = landscape.largest_eigenvalues(loss, weights[i], batches[0], 2, 3)
+        assert arrays["eigenvalues"][i, 0].tolist() == eigenvalues.tolist()
+
+
+@pytest.mark.parametrize("change, expected", [({"alphas": np.array([1e308])}, "--span leads to where"),
+                                              ({"rhos": np.array([np.inf])}, "--rho leads to where")])
+def test_a_distance_at_which_the_loss_is_not_finite_is_refused(checkpoints, batches, change, expected):
+    with pytest.raises(BadInput, match=expected):
+        sharpness.measure(checkpoints, batches, {**AXES, **change}, 1, 1, 0)
+
+
+def test_a_checkpoint_whose_outputs_are_not_finite_is_named(checkpoints, batches):
+    with torch.no_grad():
+        checkpoints[1].model.head.bias.fill_(torch.inf)
+    with pytest.raises(BadInput, match="1.pt: its weights give outputs that are not finite"):
+        sharpness.measure(checkpoints, batches, AXES, 1, 1, 0)
+
+
+def test_each_measure_has_its_values():
+    arrays = {"rhos": [0.1, 0.2], "loss": np.array([1.0, 2]), "loss_2d": np.array([[[1.0, 5]], [[2, 7]]]),
+              "rise": np.arange(12.0).reshape(2, 3, 2), "rise_full": np.array([[1.0, 2], [3, 4]]),
+              "eigenvalues": np.arange(8.0).reshape(2, 2, 2)}
+    assert {name: values.tolist() for name, values in sharpness.measures(arrays).items()} == {
+        "loss": [[1], [2]], "highest loss nearby": [[5], [7]],
+        "rise at rho 0.1": [[0, 2, 4], [6, 8, 10]], "rise at rho 0.1, all photos": [[1], [3]],
+        "rise at rho 0.2": [[1, 3, 5], [7, 9, 11]], "rise at rho 0.2, all photos": [[2], [4]],
+        "eigenvalue 1": [[0, 2], [4, 6]], "eigenvalue 2": [[1, 3], [5, 7]]}
+
+
+# SAM's verdict ----------------------------------------------------------------------------------------------
+
+FLAT, SHARP, MIXED = np.array([1.0, 2, 3]), np.array([2.0, 3, 4]), np.array([0.9, 3, 4])
+
+
+def compared(kinds, eigenvalues, rises, rhos=(0.01, 0.04)):
+    """`compare_sam` of checkpoints with these largest eigenvalues and rises at the last rho for each batch."""
+    rises = np.stack([np.full_like(rises, 5), rises], 2)
+    return sharpness.compare_sam({
+        "kinds": kinds, "rhos": rhos, "rise": rises, "rise_full": rises[:, 0], "loss": np.zeros(len(kinds)),
+        "loss_2d": np.zeros((len(kinds), 1, 1)), "eigenvalues": np.asarray(eigenvalues)[:, :, None]})
+
+
+@pytest.mark.parametrize("sam, plain, verdicts, overall", [
+    ([FLAT, FLAT], [SHARP, SHARP], ["flatter", "flatter"], "SAM was flatter here"),
+    ([SHARP, SHARP], [FLAT, FLAT], ["sharper", "sharper"], "SAM was not flatter here"),
+    ([FLAT, SHARP], [SHARP, FLAT], ["flatter", "sharper"], "the measures disagree"),
+    ([FLAT, FLAT], [SHARP, MIXED], ["flatter", "unclear"], "no clear difference here"),
+])
+def test_the_verdict_takes_both_measures_in_every_batch(sam, plain, verdicts, overall):
+    rows = compared(["adam", "SAM(adam)"], np.stack([plain[0], sam[0]]), np.stack([plain[1], sam[1]]))
+    assert [row[0] for row in rows] == ["eigenvalue 1", "rise at rho 0.04"]
+    for (_, *sides, verdict), expected in zip(rows, zip(sam, plain, verdicts)):
+        assert [*map(list, sides), verdict] == [list(expected[0]), list(expected[1]), expected[2]]
+    assert sharpness.overall({row[-1] for row in rows}) == overall
+
+
+def test_the_verdict_over_seeds_compares_means_and_wants_no_overlap():
+    kinds = ["SAM(adam)", "ASAM(sgd)", "adam", "sgd"]
+    apart = np.stack([FLAT, FLAT + 0.1, SHARP, SHARP + 0.5])
+    overlapping = np.stack([FLAT, SHARP + 0.1, SHARP, SHARP + 0.5])
+    (_, sam, plain, verdict), (*_, other) = compared(kinds, apart, overlapping)
+    assert (verdict, other) == ("flatter", "overlap")
+    assert sam.tolist() == pytest.approx([1.05, 2.05, 3.05])
+    assert plain.tolist() == pytest.approx([2.25, 3.25, 4.25])
+    assert [row[-1] for row in compared(kinds, apart[::-1], overlapping[::-1])] == ["sharper", "overlap"]
+    assert sharpness.overall({verdict, other}) == "no clear difference here"
+
+
+def test_without_a_second_kind_there_is_no_verdict():
+    for kinds in (["adam", "sgd"], ["SAM(adam)", "ASAM(adam)"]):
+        assert compared(kinds, np.stack([FLAT, SHARP]), np.stack([FLAT, SHARP])) == []
+
+
+def test_checkpoints_are_named_after_their_runs_or_else_their_files(tmp_path):
+    assert names_of([tmp_path / "a" / "best.pt", tmp_path / "b" / "best.pt"]) == ["a", "b"]
+    assert names_of([tmp_path / "a" / "best.pt", tmp_path / "a" / "last.pt"]) == ["best", "last"]
+    twice = [tmp_path / "x" / "a" / "best.pt", tmp_path / "y" / "a" / "best.pt"]
+    assert names_of(twice) == list(map(str, twice))
+
+
+def test_a_spread_is_that_of_the_batches():
+    assert spread(FLAT) == "2 (1 to 3)" and spread(FLAT[:1]) == "1"
