@@ -13,7 +13,6 @@ the checkpoint knows the class. CSV gets one row an image, sorted by name: `file
 Exit code: 0; 1 if the accuracy differs from --expect by more than --tolerance; 2 for bad input.
 """
 
-import argparse
 import csv
 import io
 import json
@@ -27,7 +26,7 @@ from common.files import refuse_unwritable, sha256, write_text, written_whole
 
 
 def get_args_parser():
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("images", type=Path, metavar="IMAGES", help="folder of images, in one level of subfolders or none")
     add("csv", type=Path, nargs="?", metavar="CSV", help="where the predictions go; its folder is created")

@@ -19,7 +19,6 @@ one setting. A run that is not finished or not evaluated is left out, with what 
 Nothing is trained or evaluated here.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -30,7 +29,7 @@ MOST_HARD_PHOTOS, PHOTOS_A_ROW = 12, 4  # in the figure
 
 
 def get_args_parser():
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("runs", type=Path, nargs="+", metavar="RUNS", help="output folders of p1_train.py")
     add("--output", type=Path, required=True, metavar="DIR", help="where the report goes; is created")

@@ -24,7 +24,6 @@ bit for bit, as one that was not. Exit code: 0; 2 for bad input; 3 if it stopped
 or because another process failed; 130 and 143 after SIGINT and SIGTERM, saved.
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -35,7 +34,7 @@ from engine.flags import add_training_flags
 
 
 def get_args_parser():
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument_group("data and output").add_argument
     add("--data", required=True, metavar="DIR", help="folder with train/; or `demo`: images drawn in seconds")
     add("--output", type=Path, required=True, metavar="DIR",

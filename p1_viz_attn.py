@@ -23,7 +23,6 @@ right and bottom of what the model saw, in pixels of the photo), the names `pred
 class by the photo's name (or empty), and `confidence`, the probability of the predicted class.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from statistics import fmean
@@ -36,7 +35,7 @@ MOST_ON_A_SHEET = 40
 
 
 def get_args_parser():
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("images", type=Path, nargs="+", metavar="IMAGES", help="image files and folders")
     source = parser.add_mutually_exclusive_group(required=True)

@@ -30,7 +30,6 @@ FILE.npz holds, for C checkpoints, B batches and H of them for the Hessian, R rh
 A ViT-Tiny takes about 7 minutes a checkpoint on 2 cores, timm's test_vit half a minute.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -38,7 +37,7 @@ from common.cli import ArgumentParser, number, picture_file, reports_errors
 
 
 def get_args_parser():
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("checkpoints", type=Path, nargs="+", metavar="CHECKPOINTS", help="of p1_train.py, of one arch")
     add("--data", required=True, metavar="DIR", help="the folder with train/ of their training; or `demo`")

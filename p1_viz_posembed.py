@@ -13,7 +13,6 @@ elsewhere, and the share of patches whose most similar other patch is one of the
 100 random embeddings.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -24,7 +23,7 @@ RANDOM = 100  # embeddings to compare with
 
 
 def get_args_parser():
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("--checkpoint", type=Path, nargs="+", action="extend", default=[], metavar="FILE",
         help="of p1_train.py")

@@ -17,7 +17,6 @@ belongs to the query that predicts token t:
     attention_words (words, H, W)        with --merge-wordpieces: the mean over the pieces of each word
 """
 
-import argparse
 import re
 import sys
 from pathlib import Path
@@ -30,7 +29,7 @@ CHECKPOINT, VOCAB = DOWNLOADS / "catr.pth", DOWNLOADS / "vocab.txt"
 
 
 def get_args_parser():
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("images", type=Path, nargs="+", metavar="IMAGES", help="image files and folders")
     add("--output-dir", type=Path, required=True, metavar="DIR", help="is created")

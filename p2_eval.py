@@ -19,7 +19,6 @@ A relation (`next to`) speaks of both objects. Articles are also listed by the p
 same word, at different places.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from common.cli import ArgumentParser, number, reports_errors
 
 
 def get_args_parser():
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("--data", required=True, metavar="DIR", help="folder in COCO's layout; or `demo`: drawn scenes")
     add("--checkpoint", type=Path, required=True, metavar="FILE", help="of p2_train.py or of CATR")

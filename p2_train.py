@@ -19,7 +19,6 @@ bit for bit, as one that was not. Exit code: 0; 2 for bad input; 3 if it stopped
 or because another process failed; 130 and 143 after SIGINT and SIGTERM, saved.
 """
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ from engine.flags import add_training_flags
 
 
 def get_args_parser():
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument_group("data and output").add_argument
     add("--data", required=True, metavar="DIR",
         help="folder in COCO's layout; or `demo`: scenes drawn within a minute")

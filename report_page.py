@@ -6,7 +6,6 @@
 Each section stands where its flag is given. The photos are part of the page. No model is run.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ HEAVY = 60  # megabytes, from which on a browser takes seconds to open the page
 
 
 def get_args_parser():
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
     folders = {"type": Path, "nargs": "+", "action": "extend", "default": [], "metavar": "DIR"}
     add("--output", type=Path, required=True, metavar="FILE.html", help="the page")

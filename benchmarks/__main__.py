@@ -8,7 +8,6 @@
 Each value is the median over turns, in each of which both sides are measured. Let nothing else run beside it.
 """
 
-import argparse
 import importlib
 import json
 import sys
@@ -20,8 +19,7 @@ ON_A_CPU, ON_A_GPU = ["training", "evaluation", "captions", "figures", "starting
 
 
 def get_args_parser():
-    parser = ArgumentParser(prog="python -m benchmarks", description=__doc__,
-                            formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__, prog="python -m benchmarks")
     add = parser.add_argument
     add("parts", nargs="*", metavar="PART",
         help=f"{', '.join(ON_A_CPU)}, page (all but page; on a GPU {' and '.join(ON_A_GPU)})")
