@@ -81,7 +81,7 @@ def get_args_parser():
 
 
 def parse_args(argv):
-    """The arguments, with the optimizer that they mean: exactly the one that is named, else SAM around Adam."""
+    """The arguments, with the optimizer that they mean: the one that is named, else SAM around Adam."""
     args = parse_with_recipe(get_args_parser(), argv)
     args.sam = args.optimizer is None if args.sam is None else args.sam
     args.optimizer = args.optimizer or "adam"
@@ -89,8 +89,7 @@ def parse_args(argv):
 
 
 def open_model(args, run, fit):
-    """The model to train on the LabelledFolder `fit`, its preprocessing, and what config.json says of it.
-    Collective.
+    """The model to train on the LabelledFolder `fit`, its preprocessing, facts for config.json. Collective.
 
     Its weights are random where those of a saved state will take their place.
     """
@@ -114,8 +113,7 @@ def open_model(args, run, fit):
 
 
 def start_from_probe(model, has_head, preprocessing, fit, run):
-    """Replace the head by logistic regression on the frozen features; returns what config.json says of it.
-    Collective.
+    """Replace the head by a linear probe of the frozen features; facts for config.json. Collective.
 
     `has_head`: the model has its pretrained head, which is the prior.
     """

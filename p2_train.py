@@ -56,9 +56,7 @@ def parse_args(argv):
 
 
 def open_captioner(args, run, data):
-    """The CATR to train and its Tokenizer: random weights where those of a saved state will take their
-    place.
-    """
+    """The CATR to train and its Tokenizer; random weights where a saved state will follow."""
     from models import catr
     from models.tokenizer import Tokenizer
 

@@ -108,8 +108,8 @@ class SAM(torch.optim.Optimizer):
         """A context around the forward and backward passes at w + eps.
 
         They begin with the random streams and the buffers with which `first_pass` began. In the end, after an
-        exception too, both are as the first pass left them, and the weights are w. Raises RuntimeError where
-        no `first_pass` was.
+        exception too, both are as the first pass left them, and the weights are w. Raises RuntimeError
+        without a `first_pass`.
         """
         if self._before is None:
             raise RuntimeError("second_pass() repeats first_pass(): put that one around the first pass")

@@ -16,7 +16,8 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse, with a script's docstring as its help, and its errors in the one-line form of the others."""
 
     def __init__(self, description, **options):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=formatter, **options)
 
     def error(self, message):
         print_error(f"error: {message} (try --help)")

@@ -1,5 +1,4 @@
-"""What a training run leaves in its output folder, written whole or not at all, and how a run goes on from
-it.
+"""What a training run leaves in its output folder, written whole, and how a run goes on from it.
 
     last.pt  best.pt     checkpoints (models.checkpoint, models.catr); last.pt also holds what a resume needs,
     as `resume` previous.pt          the last.pt before that
@@ -68,8 +67,7 @@ def find_run(folder, resume):
     """The saved state in an output folder to resume from; None to start anew.
 
     It is `last.pt`, or `previous.pt` where a kill between two renames left that alone. Raises BadInput for a
-    folder that holds a run already when `resume` is not set, and for a damaged file, with the older one that
-    can be used.
+    folder that holds a run when `resume` is not set, and for a damaged file, with the older one to use.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -104,11 +102,9 @@ def _read_state(path):
 
 
 def check_settings(settings, saved, default):
-    """Refuse to resume with settings other than the saved ones, by name; more epochs are fine. Raises
-    BadInput.
+    """Raise BadInput, by name, for settings other than the saved ones; more epochs are fine.
 
-    A setting that an older version did not save counts as `default(name)`; one that it saved and nobody can
-    ask for any more is refused.
+    A setting that an older version did not save counts as `default(name)`; one that is gone is refused.
     """
     saved = current_settings(saved)
     for name in {**settings, **saved}:
@@ -162,8 +158,7 @@ def complete_outputs(folder, saved):
 
 
 def save_checkpoint(content, path, previous=None):
-    """Save a checkpoint; the one before it survives until this one is whole, and then as `previous` if that
-    is given.
+    """Save a checkpoint; the one before it survives until this one is whole, and then as `previous`.
 
     Raises BadInput where it cannot be written, as on a full disk.
     """

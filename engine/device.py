@@ -48,8 +48,7 @@ def has_instructions_for(precision):
 def compute_deterministically():
     """Have torch use only algorithms that give the same bits each time.
 
-    To be called before the GPU's first work. On a GPU some are slower; torch raises a RuntimeError for an
-    operation that has none.
+    To be called before the GPU's first work. Some are slower; without one torch raises a RuntimeError.
     """
     # without it cuBLAS chooses among its streams' results
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -1,6 +1,4 @@
-"""Several ranks that train one model together, as torchrun starts them. For a single rank all of this is
-free.
-"""
+"""Several ranks that train one model together, as torchrun starts them. For one alone all of this is free."""
 
 import contextlib
 import os
@@ -86,9 +84,7 @@ def detect_lost_ranks():
 
 
 def check_agreement(value):
-    """Raise BadInput unless all ranks call this with the same value, from what they read from the disk.
-    Collective.
-    """
+    """Raise BadInput unless all ranks read the same value from the disk. Collective."""
     if any(other != value for other in all_gather(value)):
         raise BadInput("the processes do not read the same images or the same last.pt: put --data and "
                        "--output on storage that all of them share")

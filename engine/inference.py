@@ -46,8 +46,7 @@ def predict_shards(model, loader, device, progress=iter):
 
 
 def score(model, loader, device, precision, until_stopped):
-    """(summed cross-entropy, number of correct answers) of a classifier on a loader's images, which may be
-    none.
+    """(summed cross-entropy, number of correct answers) on a loader's images, which may be none.
 
     `until_stopped` wraps the loader, and may end early.
     """
@@ -60,9 +59,7 @@ def score(model, loader, device, precision, until_stopped):
 
 @torch.no_grad()
 def sum_losses(model, batches, loss, device, precision):
-    """The sums of what `loss`, that of an `engine.step.OptimizerStep`, returns for some batches, a list of
-    floats.
-    """
+    """The sums over batches of what `loss`, that of an OptimizerStep, returns, as floats."""
     was_training = model.training
     model.eval()
     sums = torch.zeros(2)

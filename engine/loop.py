@@ -84,11 +84,9 @@ class Loop:
             yield self.state.epoch
 
     def steps(self, loader, mix=None):
-        """The batches of each step that is left of this epoch: lists of up to `accumulate` batches on the
-        device.
+        """The batches of each step that is left of this epoch: lists of `accumulate` or fewer, on the device.
 
-        Before each, all random streams are started anew and the learning rate is set. `mix` makes each batch
-        into another one.
+        Before each, the random streams are started anew and the learning rate is set. `mix` changes a batch.
         """
         self.sampler.epoch, self.sampler.start = self.state.epoch, self.state.step * self.args.accumulate
         self.epoch_started = time.monotonic() - self.state.totals["seconds"]
@@ -162,8 +160,7 @@ class Loop:
         """Score the epoch, save it, and say how it went.
 
         `evaluate(model, until_stopped)` returns (loss, correct), the sums over this rank's shard of the
-        `held_out` images; `until_stopped` wraps its loader, which a signal ends early. It is not called where
-        none is held out.
+        `held_out` images, if there are any; `until_stopped` wraps its loader, which a signal ends early.
         """
         self.saver.stop_if_nonfinite()
         self.held_out = held_out

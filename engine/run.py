@@ -6,14 +6,7 @@ import torch
 
 from common.cli import SaveEvery, note
 from common.errors import BadInput
-from engine import checkpointing, distributed
-from engine.device import (
-    compute_deterministically,
-    has_instructions_for,
-    keep_freed_memory,
-    loader_workers,
-    pick_device,
-)
+from engine import checkpointing, device, distributed
 from engine.flags import optimizer_name
 from engine.seeding import ShuffledBatches, seed_everything
 from engine.signals import ignore_stop_signals
@@ -44,16 +37,14 @@ class Run:
                          for name, value in vars(args).items()}
         self.settings["processes"] = distributed.world_size()
         self.is_main = distributed.rank() == 0
-        self.device = distributed.local_device(pick_device(args.device))
+        self.device = distributed.local_device(device.pick_device(args.device))
         self.saved = checkpointing.find_run(args.output, args.resume)
         if self.saved:
             checkpointing.check_settings(self.settings, self.saved["settings"], default)
         self.finished = bool(self.saved) and self.saved["resume"]["epoch"] == args.epochs
 
     def start(self):
-        """Fix what a kill left in the output folder, connect the ranks and start the random streams.
-        Collective.
-        """
+        """Fix what a kill left in the folder, connect the ranks, start the random streams. Collective."""
         if self.is_main:
             checkpointing.remove_half_written(self.args.output)
             if self.saved:
@@ -61,9 +52,9 @@ class Run:
         if self.args.resume and not self.saved:
             note(f"{self.args.output} holds no {checkpointing.LAST}: starting anew")
         if self.args.deterministic:
-            compute_deterministically()
-        keep_freed_memory(self.device)
-        if self.device.type == "cpu" and not has_instructions_for(self.args.precision):
+            device.compute_deterministically()
+        device.keep_freed_memory(self.device)
+        if self.device.type == "cpu" and not device.has_instructions_for(self.args.precision):
             note(f"this processor has no instructions for {self.args.precision}: fp32 is many times faster "
                  "here")
         distributed.init_process_group(self.device)
@@ -90,10 +81,8 @@ class Run:
                                distributed.world_size())
 
     def loader(self, dataset, **options):
-        """A DataLoader with the run's workers. Its own generator leaves the global random stream to the
-        model.
-        """
-        workers = loader_workers(self.args.workers)
+        """A DataLoader with the run's workers, whose own generator leaves the global stream to the model."""
+        workers = device.loader_workers(self.args.workers)
         return torch.utils.data.DataLoader(
             dataset, generator=torch.Generator(), num_workers=workers, pin_memory=self.device.type == "cuda",
             persistent_workers=workers > 0, worker_init_fn=ignore_stop_signals,
@@ -104,11 +93,9 @@ class Run:
         return torch.amp.GradScaler(self.device.type, enabled=self.args.precision == "fp16")
 
     def restore(self, state, fields):
-        """Bring a TrainingState to where the saved one was, if there is one, and return its Saver.
-        Collective.
+        """Bring a TrainingState to where the saved one was, if any, and return its Saver. Collective.
 
-        `fields` are what checkpoints hold besides the state. Raises BadInput where the ranks read different
-        files.
+        `fields` are what checkpoints hold besides the state. BadInput where ranks read different files.
         """
         if self.saved:
             state.load_state_dict(self.saved)

@@ -29,8 +29,7 @@ class ShuffledBatches(torch.utils.data.Sampler):
     The ranks share each `world_size * batch_size` images of that order; `rank` is the number of this one.
     Index `size` stands for no image, where the last images of an epoch do not suffice for all ranks.
 
-    `epoch` is set before each epoch, and `start`, the number of its batches to leave out, to go on in the
-    middle.
+    `epoch` is set before each epoch, and `start`, the number of its batches to leave out.
     """
 
     def __init__(self, size, batch_size, seed, rank=0, world_size=1):

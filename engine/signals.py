@@ -12,8 +12,8 @@ class StopSignal:
     """Inside this context SIGINT and SIGTERM do not end the process. A second one does, at once.
 
     Under torchrun a second one is ignored, too: when one process has ended, torchrun sends SIGTERM to the
-    others, which may still be saving, and kills them after 30 seconds by itself. `number` is that of the
-    signal that came, 0 before.
+    others, which may still be saving, and kills them after 30 seconds by itself. `number` is the signal's, 0
+    before one came.
     """
 
     def __init__(self):

@@ -17,12 +17,10 @@ class TrainingState:
             the order of the images depends on (seed, epoch) alone (`engine.seeding.ShuffledBatches`).
         totals: sums over the steps done of this epoch.
         history: a row an epoch, as in metrics.csv.
-        best, best_epoch: the highest score of an epoch, -1 before the first one, and the number of that
-            epoch, from 1.
+        best, best_epoch: the highest score of an epoch, -1 before the first one, and its number, from 1.
 
     Random streams need no place here: each step starts them from (seed, rank, epoch, step), see
-    `engine.seeding.seed_step`, and each image from (seed, epoch, index). The learning rate follows from the
-    position.
+    `engine.seeding.seed_step`, and each image from (seed, epoch, index). So does the learning rate.
     """
 
     def __init__(self, model, optimizer, scaler, settings, images, about, ema=None):

@@ -75,9 +75,7 @@ class OptimizerStep:
         return sums
 
     def _forward_backward(self, batches, size):
-        """The gradient of loss / size, averaged over the ranks in the last backward; (loss, correct) of all
-        of them.
-        """
+        """Leave the gradient of loss / size, averaged over ranks; (loss, correct), summed over them."""
         self.optimizer.zero_grad()
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch in distributed.no_sync_until_last(self.model, batches):
