@@ -1,7 +1,7 @@
 """Draw where a [CLS] token looks, over the photo: by default that of the last layer, mean over its heads.
 
     python p1_viz_attn.py a.jpg b.jpg --checkpoint runs/headline/best.pt --output-dir figures --sheet
-    python p1_viz_attn.py photos --arch vit_base_patch16_224 --output-dir figures --blocks all --heads
+    python p1_viz_attn.py photos --arch vit_base_patch16_224 --output-dir figures --rollout --format pdf
     python p1_viz_attn.py photos --checkpoint runs/a/best.pt --output-dir figures --masks trimaps --occlusion
 
 For each image (folders count as the images in them) STEM.png shows the photo, the map, and the map over
@@ -9,7 +9,6 @@ exactly the pixels that the model saw. STEM.npz holds the arrays:
 
     attention (H, W), attention_per_head (heads, H, W)   softmax(q k^T / sqrt(d)) from [CLS] to patches
     rollout (H, W)                                       with --rollout
-    attention_blocks (layers, heads, H, W)               with --blocks all
     attention_all (layers, heads, N, N) as bytes         with --all; times attention_all_scale (layers, heads)
                                                          it is every row of every layer
     share_on_object, share_of_area, peak_on_object       with --masks
@@ -53,10 +52,8 @@ def get_args_parser():
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--block", type=int, default=-1, metavar="N",
                        help="of this block: 0 is the first, -1 the last")
-    which.add_argument("--blocks", choices=["all"], help="a row for each block")
     which.add_argument("--rollout", action="store_true",
                        help="attention rollout: how [CLS] reaches the patches through all blocks")
-    add("--heads", action="store_true", help="each head by itself")
     add("--sheet", action="store_true", help=f"also {SHEET}.png: all photos, in the order given")
     add("--all", action="store_true", help="also store all layers, heads and tokens")
 
@@ -74,8 +71,6 @@ def main(argv=None):
     args = get_args_parser().parse_args(argv)
     if args.weights and not args.arch:
         raise BadInput("--weights belongs to --arch; a --checkpoint has its own")
-    if args.rollout and args.heads:
-        raise BadInput("--rollout mixes the heads: leave --heads out")
 
     # After the arguments, so that --help and typing errors answer at once.
     import numpy as np
@@ -86,7 +81,7 @@ def main(argv=None):
     from datasets.photos import find_images, refuse_to_overwrite
     from engine.device import keep_freed_memory, pick_device
     from interpret.photos import Viewer
-    from plots.attention import ModelView, bar_label, draw_photo, draw_rows
+    from plots.attention import ModelView, bar_label, draw_rows
     from plots.drawing import Drawing
 
     device = pick_device(args.device)
@@ -106,7 +101,7 @@ def main(argv=None):
     label = bar_label(args.block, args.rollout)
     rows, groundings, occlusions = [], [], []
     with Drawing() as drawing:
-        for photo in viewer.attend(paths, args.batch_size, args.block, extras(args)):
+        for photo in viewer.attend(paths, args.batch_size, args.block, args.rollout, args.all):
             stem, arrays, view = photo.path.stem, photo.arrays, ModelView(photo.pixels, photo.metadata["box"])
             if args.all:
                 arrays.update(photo.metadata)
@@ -118,9 +113,8 @@ def main(argv=None):
                 print(f"{stem}: {without_patches(*occlusions[-1])}")
             with written_whole(args.output_dir / f"{stem}.npz") as temporary:
                 np.savez_compressed(temporary, **arrays)
-            blocks = arrays.get("attention_blocks", arrays["attention_per_head"][None])
-            drawing.draw(args.output_dir / f"{stem}.{args.format}", draw_photo, view, photo.attention, blocks,
-                         photo.title, label, heads=args.heads)
+            drawing.draw(args.output_dir / f"{stem}.{args.format}", draw_rows,
+                         [(view, photo.attention, photo.title)], label)
             if args.sheet:
                 rows.append((view, photo.attention, photo.title.replace(": ", "\n", 1)))
         if args.sheet:
@@ -135,12 +129,6 @@ def refuse_sheet(args, paths):
         raise BadInput(f"--sheet: {len(paths)} photos do not fit: name at most {MOST_ON_A_SHEET}")
     if args.sheet and SHEET in {path.stem for path in paths}:
         raise BadInput(f"--sheet takes the name of {SHEET}.{args.format}, the figure of a photo: rename it")
-
-
-def extras(args):
-    """The arrays beyond those of one block."""
-    asked = {"rollout": args.rollout, "attention_blocks": args.blocks, "attention_all": args.all}
-    return [name for name in asked if asked[name]]
 
 
 def on_object(share, area, peak, chance=None):

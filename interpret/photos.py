@@ -96,13 +96,12 @@ class Viewer:
                            "leave it out")
         return cover
 
-    def attend(self, paths, batch_size=16, block=-1, extras=()):
+    def attend(self, paths, batch_size=16, block=-1, with_rollout=False, with_all=False):
         """Yield the PhotoAttention of each photo, with `attention` and `attention_per_head` of one block.
 
-        `extras` names arrays of all blocks: `rollout`, `attention_blocks`, `attention_all`. Raises BadInput
-        for a model without such attention.
+        Of all blocks come `rollout` and `attention_all`. Raises BadInput for a model without such attention.
         """
-        blocks = [*range(len(self.model.blocks) if extras else 0), block]
+        blocks = [*range(len(self.model.blocks) if with_rollout or with_all else 0), block]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(paths), batch_size):
                 photos = list(pool.map(decode.load_image, paths[start:start + batch_size]))
@@ -110,7 +109,7 @@ class Viewer:
                 probabilities, maps = self._run(inputs, blocks)
                 for i, (path, photo) in enumerate(zip(paths[start:], photos)):
                     title, metadata = self._describe(path, photo.size, probabilities[i])
-                    arrays = self._arrays([of_block[i] for of_block in maps], extras)
+                    arrays = self._arrays([of_block[i] for of_block in maps], with_rollout, with_all)
                     yield PhotoAttention(path, np.asarray(photo), inputs[i], title, metadata, arrays)
 
     def _run(self, inputs, blocks):
@@ -135,14 +134,12 @@ class Viewer:
             "model": self.name, "photo": str(path.resolve()), "box": crop_box(size, self.preprocessing),
             "predicted": predicted, "confidence": confidence, "label": label}
 
-    def _arrays(self, maps, extras):
+    def _arrays(self, maps, with_rollout, with_all):
         per_head, every = self._from_cls(maps[-1]), maps[:-1]
         arrays = {"attention": per_head.mean(0).numpy(), "attention_per_head": per_head.numpy()}
-        if "rollout" in extras:
+        if with_rollout:
             arrays["rollout"] = self._from_cls(rollout([one[None] for one in every]))[0].numpy()
-        if "attention_blocks" in extras:
-            arrays["attention_blocks"] = self._from_cls(torch.stack(every)).numpy()
-        if "attention_all" in extras:
+        if with_all:
             weights = torch.stack(every).cpu().numpy()
             scale = arrays["attention_all_scale"] = weights.max((2, 3)) / 255
             arrays["attention_all"] = np.rint(weights / scale[:, :, None, None]).astype(np.uint8)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -39,34 +39,21 @@ def bar_label(block=-1, rollout=False):
     return "attention of [CLS] to each patch" + (f", block {block}" if block != -1 else "")
 
 
-def draw_photo(view, attention, blocks, title, label, path, heads=False):
-    """Draw each head of `blocks` (layers, heads, H, W), or a row for each of several, or one map (H, W)."""
-    if heads:
-        draw_heads(view, blocks, title, label, path)
-    elif len(blocks) > 1:
-        rows = [(view, maps.mean(0), f"block {block}") for block, maps in enumerate(blocks)]
-        draw_rows(rows, label, path, title, compressed=True)
-    else:
-        draw_rows([(view, attention, title)], label, path)
-
-
-def draw_rows(rows, label, path, heading=None, compressed=False):
+def draw_rows(rows, label, path):
     """Draw rows of a photo, the attention of its patches, and the one laid over the other, to a picture file.
 
     `rows` are (ModelView, attention (H, W) with any scale, title); all share one colour scale. A map covers
-    exactly what the model saw, and what was cropped away is dimmed. `compressed`: on a square-root scale, for
-    rows of very different strength.
+    exactly what the model saw, and what was cropped away is dimmed.
     """
     size = 1 if len(rows) <= 3 else 0.7
     heights = [size * min(6.5, max(1.6, 3.3 * view.aspect())) for view, _, _ in rows]
-    above = [_title_height(title) for _, _, title in rows]
-    top = _title_height(heading) if heading else 0
+    above = [LINE * (title.count("\n") + 1) + GAP for _, _, title in rows]
     # without a layout engine, which would take longer than all the rest
-    figure = Figure(figsize=(size * 10 + 1, top + sum(above) + sum(heights) + GAP))
+    figure = Figure(figsize=(size * 10 + 1, sum(above) + sum(heights) + GAP))
     width, height = figure.get_size_inches()
     across = (width - BAR_AND_LABELS - 4 * GAP) / 3
-    norm = _norm([attention for _, attention, _ in rows], compressed)
-    y = top
+    norm = Normalize(0, max(attention.max() for _, attention, _ in rows))
+    y = 0
     for (view, attention, title), title_height, high in zip(rows, above, heights):
         y += title_height
         panels = [place(figure, GAP + i * (across + GAP), y, across, high) for i in range(3)]
@@ -75,18 +62,12 @@ def draw_rows(rows, label, path, heading=None, compressed=False):
         y += high
     figure.axes[1].set_title("attention", fontsize=10)
     figure.axes[2].set_title("over what the model saw", fontsize=10)
-    long = max(0.85 * heights[0], 0.2 * (height - top))
-    middle = (top + above[0] + height - GAP) / 2
+    long = max(0.85 * heights[0], 0.2 * height)
+    middle = (above[0] + height - GAP) / 2
     bar = place(figure, width - BAR_AND_LABELS, middle - long / 2, long / 25, long)
     figure.colorbar(image, cax=bar).set_label(label, fontsize=9, wrap=True)
     bar.tick_params(labelsize=9)
-    if heading:
-        figure.suptitle(heading, y=1 - GAP / height, fontsize=11, parse_math=False)
     save(figure, path)
-
-
-def _title_height(text):
-    return LINE * (text.count("\n") + 1) + GAP
 
 
 def _draw_row(panels, view, attention, norm, inches):
@@ -106,45 +87,6 @@ def _draw_row(panels, view, attention, norm, inches):
         for axis in (axes.xaxis, axes.yaxis):  # without ticks it would still take its time
             axis.set_visible(False)
     return image
-
-
-def draw_heads(view, blocks, heading, label, path):
-    """Draw the attention of every head: a row a block, a column a head, all on one square-root scale.
-
-    `blocks` is (layers, heads, H, W). The heads of a single block lie over what the model saw; those of
-    several are drawn alone, since an even attention, which the first blocks often have, would not show over a
-    photo.
-    """
-    layers, heads = blocks.shape[:2]
-    columns = heads if layers > 1 else min(heads, 6)  # the heads of a single block may wrap
-    rows = layers * -(-heads // columns)
-    left, upper, right, lower = view.box
-    side = max(1.0, min(2.2, 14 / columns))
-    size = (side * columns + 1.3, (side * (lower - upper) / (right - left) + 0.25) * rows + 0.5)
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False)
-    norm = _norm(blocks, compressed=True)
-    pixels = downsampled(view.photo, side * view.photo.shape[1] / (right - left))
-    for axes in panels.flat[layers * heads:]:
-        axes.set_axis_off()
-    for i, (axes, attention) in enumerate(zip(panels.flat, blocks.reshape(-1, *blocks.shape[2:]))):
-        block, head = divmod(i, heads)
-        if layers == 1:
-            _show_photo(axes, view, pixels)
-        image = _show_map(axes, view, attention, norm, over_photo=layers == 1)
-        axes.set(xlim=(left, right), ylim=(lower, upper), xticks=[], yticks=[])
-        if block == 0:
-            axes.set_title(f"head {head}", fontsize=8)
-        if head == 0 and layers > 1:
-            axes.set_ylabel(f"block {block}", fontsize=8)
-    figure.colorbar(image, ax=panels, shrink=max(0.3, 0.85 / rows**0.5), aspect=25, label=label)
-    figure.suptitle(heading, fontsize=10, parse_math=False)
-    save(figure, path)
-
-
-def _norm(maps, compressed):
-    top = max(attention.max() for attention in maps)
-    return PowerNorm(0.5, 0, top) if compressed else Normalize(0, top)
 
 
 def _show_photo(axes, view, pixels):

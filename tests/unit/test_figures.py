@@ -8,7 +8,7 @@ from datasets import transforms
 from interpret.attention import attention_maps
 from models import vit
 from plots import style
-from plots.attention import ModelView, bar_label, draw_heads, draw_photo, draw_rows
+from plots.attention import ModelView, bar_label, draw_rows
 from plots.posembed import draw_similarities, mosaic
 
 
@@ -117,36 +117,6 @@ def test_the_label_of_the_bar_says_what_the_maps_are(drawn, tmp_path):
     extent = label.get_window_extent(drawn[0].canvas.get_renderer())
     assert label.get_text() == "attention rollout from [CLS] to each patch"
     assert extent.y0 >= 0 and extent.y1 <= height, "it breaks where the page is lower than it is long"
-
-
-def test_heads_stand_side_by_side_and_blocks_below_each_other(drawn, tmp_path):
-    view = ModelView(np.zeros((40, 60, 3), np.uint8), (10, 0, 50, 40))
-    maps = np.arange(8).reshape(8, 1, 1) * np.full((1, 2, 2), 0.1)
-    draw_heads(view, maps[None], "one block", "", tmp_path / "one.png")
-    panels = [axes for axes in drawn[0].axes[:-1] if axes.images]
-    assert [axes.get_title() for axes in panels] == [f"head {i}" for i in range(8)]
-    assert all(np.allclose(axes.images[1].get_array(), i * 0.1) for i, axes in enumerate(panels))
-    assert all(axes.images[1].get_clim() == (0, maps.max()) for axes in panels)
-    assert sum(axes.axison for axes in drawn[0].axes[:-1]) == 8, "of two rows of six"
-    draw_heads(view, maps[:6].reshape(2, 3, 2, 2), "two", "", tmp_path / "two.png")
-    panels = [axes for axes in drawn[1].axes[:-1] if axes.images]
-    assert [axes.get_ylabel() for axes in panels] == ["block 0", "", "", "block 1", "", ""]
-    assert np.allclose(panels[4].images[0].get_array(), 0.4) and drawn[1].get_suptitle() == "two"
-
-
-def test_a_photo_is_drawn_by_map_by_block_or_by_head(drawn, tmp_path):
-    view = ModelView(np.zeros((40, 60, 3), np.uint8), (0, 0, 60, 40))
-    blocks = np.random.default_rng(0).random((3, 2, 4, 6))
-    attention = blocks[1].mean(0)
-    draw_photo(view, attention, blocks[1:2], "title", "label", tmp_path / "map.png")
-    draw_photo(view, attention, blocks, "title", "label", tmp_path / "blocks.png")
-    draw_photo(view, attention, blocks, "title", "label", tmp_path / "heads.png", heads=True)
-    one, rows, heads = drawn
-    assert np.allclose(one.axes[1].images[0].get_array(), attention) and one.axes[0].get_title() == "title"
-    assert [axes.get_title() for axes in rows.axes[:9:3]] == ["block 0", "block 1", "block 2"]
-    assert all(np.allclose(rows.axes[1 + 3 * i].images[0].get_array(), blocks[i].mean(0)) for i in range(3))
-    assert len(heads.axes) == 2 * 3 + 1 and rows.get_suptitle() == heads.get_suptitle() == "title"
-    assert all(figure.axes[-1].get_ylabel() == "label" for figure in drawn)
 
 
 @pytest.mark.parametrize("suffix, start", [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])

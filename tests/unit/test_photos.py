@@ -40,15 +40,13 @@ def inputs_of(viewer, photos):
 
 def test_the_arrays_are_those_of_the_model(viewer, photos):
     _, maps = attention_maps(viewer.model, inputs_of(viewer, photos), range(6))
-    everything = ["rollout", "attention_blocks", "attention_all"]
-    results = list(viewer.attend(photos, batch_size=2, block=2, extras=everything))
+    results = list(viewer.attend(photos, batch_size=2, block=2, with_rollout=True, with_all=True))
     assert [result.path for result in results] == photos
     for i, result in enumerate(results):
         assert np.array_equal(result.pixels, np.asarray(decode.load_image(photos[i])))
         arrays = result.arrays
         blocks = torch.stack([block[i] for block in maps]).numpy()
         patches = blocks[:, :, 0, 1:].reshape(6, 2, 10, 10)
-        np.testing.assert_allclose(arrays["attention_blocks"], patches, atol=1e-6)
         np.testing.assert_allclose(arrays["attention_per_head"], patches[2], atol=1e-6)
         np.testing.assert_allclose(arrays["attention"], patches[2].mean(0), atol=1e-6)
         mixed = rollout([block[i:i + 1] for block in maps])[0, 0, 1:].reshape(10, 10)
@@ -64,7 +62,7 @@ def test_one_block_is_the_default_and_rollout_is_what_is_drawn(viewer, photos):
     assert sorted(plain.arrays) == ["attention", "attention_per_head"]
     assert plain.attention is plain.arrays["attention"]
     np.testing.assert_allclose(plain.attention, last[0, :, 0, 1:].mean(0).reshape(10, 10), atol=1e-6)
-    (mixed,) = viewer.attend(photos[:1], extras=["rollout"])
+    (mixed,) = viewer.attend(photos[:1], with_rollout=True)
     assert mixed.attention is mixed.arrays["rollout"]
 
 
@@ -108,7 +106,7 @@ def test_what_lies_on_the_object_agrees_with_a_count_of_pixels(viewer, photos, s
 
 
 def test_occlusion_is_that_of_the_map_that_is_drawn(viewer, photos):
-    (photo,) = viewer.attend(photos[:1], extras=["rollout"])
+    (photo,) = viewer.attend(photos[:1], with_rollout=True)
     probability, falls = photo.occlude(viewer.model)
     image, mixed = inputs_of(viewer, photos[:1])[0], torch.from_numpy(photo.arrays["rollout"])
     assert (probability, falls) == occlusion(viewer.model, image, mixed)
