@@ -8,7 +8,10 @@ from PIL import Image
 
 import p2_eval
 from datasets import scenes
+from interpret.captions import pointing_game
+from interpret.grounding import pointing_table
 from models import decoding
+from models.catr import open_captioner
 from models.tokenizer import Tokenizer
 from tests.helpers.captioner import write_captioner
 
@@ -44,7 +47,8 @@ def write_caption(folder, caption):
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_the_score_of_true_and_of_wrong_captions(evaluate, data, tmp_path, capsys, monkeypatch, right):
+def test_the_score_of_true_and_of_wrong_captions(evaluate, checkpoint, data, tmp_path, capsys, monkeypatch,
+                                                 right):
     """BLEU-4 itself is compared with the paper's in a test of interpret.caption_scores."""
     true = json.loads((data / "annotations" / "captions_val.json").read_text())["annotations"]
     true = [annotation["caption"] for annotation in sorted(true, key=lambda a: f"{a['image_id']}.jpg")]
@@ -66,7 +70,12 @@ def test_the_score_of_true_and_of_wrong_captions(evaluate, data, tmp_path, capsy
     assert rows["colour"]["tokens"] == rows["shape"]["tokens"] == 12 and rows["end"]["tokens"] == 6
     by_phrase = [row["tokens"] for name, row in rows.items() if name.startswith("article of")]
     assert rows["article"]["tokens"] == sum(by_phrase)
-    assert set(rows["colour"]) == {"tokens", "hit", "chance", "mass", "area", "elsewhere"}
+    model, tokenizer = open_captioner(checkpoint)
+    photos = [Image.open(data / "val" / f"{i}.jpg") for i in range(6)]
+    masks = [data / "masks" / "val" / f"{i}.png" for i in range(6)]
+    memory = decoding.encode(model, photos)
+    at_once = pointing_table(pointing_game(model, tokenizer, memory, photos, true, masks, -1))
+    assert {name: pytest.approx(row, abs=1e-4) for name, row in at_once.items()} == rows
     printed = next(line for line in output.splitlines() if line.startswith("colour")).split()
     assert printed == ["colour", "12", *(f"{rows['colour'][key]:.1%}" for key in
                                          ("hit", "chance", "mass", "area", "elsewhere"))]

@@ -35,21 +35,24 @@ def test_no_text_overlaps_another_or_leaves_the_page(tmp_path, monkeypatch, coun
 
 
 def draw_text(monkeypatch, caption):
-    """The lines of a caption on its figure, and their box in inches."""
+    """The lines of a caption on its figure, as they are drawn, and their box in pixels."""
     figures = []
     monkeypatch.setattr(captions, "save", lambda figure, path: figures.append(figure))
     photo = np.zeros((200, 300, 3), np.uint8)
     captions.draw_caption(photo, (0, 0, 300, 200), np.ones((1, 2, 3)), ["a"], [0.5], caption, "heading",
                           "label", "f.png")
     text = figures[0].subfigs[0].texts[1]
-    return text._get_wrapped_text().split("\n"), text.get_window_extent()
+    lines = [text._preprocess_math(line) for line in text._get_wrapped_text().split("\n")]
+    assert not any(is_math for _, is_math in lines)
+    return [line for line, _ in lines], text.get_window_extent()
 
 
 def test_captions_are_wrapped_between_words_and_in_words_without_a_space_to_break_at(monkeypatch):
     words = "a girl in a yellow raincoat holds a red umbrella beside a bench on a rainy street".split()
     lines, box = draw_text(monkeypatch, " ".join(words))
     assert len(lines) == 2 and " ".join(lines).split() == words
-    for text in (40 * "W", 60 * "\u4e00", "\u4e00\u4e8c " * 25, 3 * ("\u8d64\u3044\u5098" * 9 + "\u3002 ")):
+    for text in (40 * "W", "$x_1^2$ costs " * 9, 60 * "\u4e00", "\u4e00\u4e8c " * 25,
+                 3 * ("\u8d64\u3044\u5098" * 9 + "\u3002 ")):
         lines, box = draw_text(monkeypatch, text)
         assert "".join("".join(lines).split()) == "".join(text.split()), "no letter is lost"
         assert box.x1 <= (captions.PAGE[0] - captions.MARGIN) * captions.DPI + 1, text

@@ -11,7 +11,7 @@ REFERENCES = ["a red star above two blue rings", "a red star above two blue ring
 
 
 def bleu4(captions, references):
-    """Papineni et al. 2002, over a corpus with one reference each: brevity and the precisions' geometric mean."""
+    """Papineni et al. 2002, over a corpus with one reference each: brevity times the mean of the precisions."""
     precisions = []
     for n in (1, 2, 3, 4):
         matched = total = 0
@@ -36,7 +36,8 @@ def test_any_reference_counts_and_each_caption_may_have_another_number_of_them()
     exact, bleu = score(CAPTIONS, [[other, one] for one, other in zip(CAPTIONS, REFERENCES)], str.split)
     assert (exact, bleu) == (4, pytest.approx(100))
     uneven = [[REFERENCES[0]], [REFERENCES[1], CAPTIONS[1]], [REFERENCES[2]], [REFERENCES[3]]]
-    assert score(CAPTIONS, uneven, str.split)[0] == 2
+    exact, bleu = score(CAPTIONS, uneven, str.split)
+    assert exact == 2 and bleu > score(CAPTIONS, [[text] for text in REFERENCES], str.split)[1] + 1
 
 
 def test_words_are_compared_as_they_are_split():

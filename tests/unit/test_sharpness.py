@@ -152,7 +152,7 @@ FLAT, SHARP, MIXED = np.array([1.0, 2, 3]), np.array([2.0, 3, 4]), np.array([0.9
 
 
 def compared(kinds, eigenvalues, rises, rhos=(0.01, 0.04)):
-    """`compare_sam` of checkpoints with these largest eigenvalues and rises at the last rho for each batch."""
+    """`compare_sam` of checkpoints with these eigenvalues and rises at the last rho for each batch."""
     rises = np.stack([np.full_like(rises, 5), rises], 2)
     return sharpness.compare_sam({
         "kinds": kinds, "rhos": rhos, "rise": rises, "rise_full": rises[:, 0], "loss": np.zeros(len(kinds)),
