@@ -394,7 +394,7 @@ def test_an_interrupted_call_leaves_whole_files_and_can_be_repeated(call, script
         return load(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(images, "load_image", interrupted)
+        patch.setattr(decode, "load_image", interrupted)
         code, said = call(script)
     if script == "p1_eval.py":  # it loads 4
         assert code == 0

@@ -7,7 +7,7 @@ import torch
 
 from common.errors import BadInput
 from datasets import decode, transforms
-from interpret.attention import attention_maps, cls_to_patch, patch_grid, rollout
+from interpret.attention import _ExplicitAttention, attention_maps, cls_to_patch, patch_grid, rollout
 from interpret.positions import position_similarity
 from models import vit
 
@@ -159,6 +159,18 @@ def test_the_maps_are_those_of_the_model(name):
     _, (unfused,) = attention_maps(model, inputs)
     torch.testing.assert_close(unfused, last, rtol=0, atol=0)
     assert not any(module.fused_attn for module in modules), "the slow path stays chosen"
+
+
+@pytest.mark.parametrize("arguments", [
+    {}, {"scale": 0.7}, {"attn_mask": torch.arange(25).reshape(5, 5) % 3 > 0},
+    {"attn_mask": torch.arange(25.0).reshape(5, 5) / 10}], ids=["plain", "scale", "bool mask", "float mask"])
+def test_attention_in_steps_is_that_of_torch(arguments):
+    query, key, value = torch.randn(3, 2, 4, 5, 8)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, **arguments)
+    with _ExplicitAttention() as explicit:
+        output = torch.nn.functional.scaled_dot_product_attention(query, key, value, **arguments)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(explicit.maps[0] @ value, expected, rtol=0, atol=1e-6)
 
 
 def test_maps_of_a_batch_are_those_of_its_images():

@@ -97,10 +97,9 @@ def test_rows_share_one_scale_in_the_order_given(drawn, tmp_path):
              ModelView(np.zeros((90, 30, 3), np.uint8), (-5, 20, 35, 60))]
     maps = [np.full((2, 3), 0.2), np.full((4, 4), 0.6)]
     rows = [(views[0], maps[0], "first"), (views[1], maps[1], "second")]
-    draw_rows(rows, "", tmp_path / "f.png", heading="both")
+    draw_rows(rows, "", tmp_path / "f.png")
     panels = drawn[0].axes[:6]
     assert [axes.get_title() for axes in panels[::3]] == ["first", "second"]
-    assert drawn[0].get_suptitle() == "both"
     assert all(panels[i].images[-1].get_clim() == (0, 0.6) for i in (1, 2, 4, 5))
     assert panels[4].images[0].get_interpolation() == "nearest", "its patches, alone"
     assert panels[5].images[1].get_interpolation() == "bilinear", "over the photo"
