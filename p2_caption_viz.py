@@ -12,7 +12,6 @@ the cross-attention of one layer of the decoder, mean over its heads, over the p
 belongs to the query that predicts token t:
 
     attention (T, H, W)                  of --layer, mean over its heads
-    attention_per_head (heads, T, H, W)  with --heads
     attention_all (layers, T, H, W)      with --all, mean over the heads
     attention_words (words, H, W)        with --merge-wordpieces: the mean over the pieces of each word
 """
@@ -51,7 +50,6 @@ def get_args_parser():
     add("--layer", type=int, default=-1, metavar="N",
         help="of this layer of the decoder: 0 is the first, -1 the last")
     add("--merge-wordpieces", action="store_true", help="one map for each word instead of each token")
-    add("--heads", action="store_true", help="also store each head of the layer by itself")
     add("--all", action="store_true", help="also store all layers")
     return parser
 
@@ -97,7 +95,7 @@ def main(argv=None):
                                              args.beam, given):
             box = catr.seen_box(photo.size, forced.attention.shape[-2:], config)
             metadata, arrays, panels = describe(forced, tokenizer, args.layer, str(path.resolve()), box,
-                                                args.all, args.heads, args.merge_wordpieces)
+                                                args.all, args.merge_wordpieces)
             output, caption = args.output_dir / path.stem, metadata["caption"]
             with written_whole(f"{output}.npz") as temporary:
                 np.savez_compressed(temporary, **arrays)

@@ -2,7 +2,7 @@
 
 import torch
 
-from datasets.decode import load_image
+from datasets import decode
 from datasets.masks import load_groups, patch_cover
 from interpret.grounding import point_tokens
 from models import decoding
@@ -14,7 +14,7 @@ def encoded(model, paths, batch_size):
     """The photos at `paths`, a batch at a time: (slice of paths, RGB images, their Memory)."""
     for start in range(0, len(paths), batch_size):
         rows = slice(start, start + batch_size)
-        photos = [load_image(path) for path in paths[rows]]
+        photos = [decode.load_image(path) for path in paths[rows]]
         yield rows, photos, decoding.encode(model, photos)
 
 
@@ -25,7 +25,7 @@ def captioned(model, tokenizer, paths, batch_size, max_tokens, beam, given=None)
         yield from zip(paths[rows], photos, decoding.read(model, memory, ids, tokenizer))
 
 
-def describe(forced, tokenizer, layer, photo, box, every_layer=False, heads=False, words=False):
+def describe(forced, tokenizer, layer, photo, box, every_layer=False, words=False):
     """What p2_caption_viz.py stores and draws of a teacher-forced pass: (metadata, arrays, panels).
 
     metadata and arrays are as its docstring says. panels are those of the figure, a token each or, with
@@ -39,8 +39,6 @@ def describe(forced, tokenizer, layer, photo, box, every_layer=False, heads=Fals
     arrays = {"attention": maps}
     if every_layer:
         arrays["attention_all"] = forced.attention.mean(1)
-    if heads:
-        arrays["attention_per_head"] = forced.attention[layer]
     if words:
         pieces = words_of(tokens)
         maps = arrays["attention_words"] = torch.stack([maps[part].mean(0) for part in pieces])

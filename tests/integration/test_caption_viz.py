@@ -90,14 +90,14 @@ def test_each_photo_has_its_picture_its_json_and_its_arrays(draw, checkpoint, ph
 
 
 def test_a_given_caption_is_teacher_forced(draw, checkpoint, photos, not_drawn, capsys):
-    written = draw(photos, "--caption", TEXT, "--all", "--heads", "--layer", 1, "--batch-size", 1)
+    written = draw(photos, "--caption", TEXT, "--all", "--layer", 1, "--batch-size", 1)
     for (path, call), (stem, forced) in zip(not_drawn, passes(checkpoint, photos, TEXT), strict=True):
         metadata, arrays = written[stem]
         assert metadata["caption"] == TEXT and metadata["token_ids"] == forced.ids
         np.testing.assert_allclose(metadata["log_probs"], forced.log_probs, atol=1e-4)
         np.testing.assert_allclose(arrays["attention"], forced.attention[1].mean(0), atol=1e-5)
         np.testing.assert_allclose(arrays["attention_all"], forced.attention.mean(1), atol=1e-5)
-        np.testing.assert_allclose(arrays["attention_per_head"], forced.attention[1], atol=1e-5)
+        np.testing.assert_allclose(arrays["attention"], forced.attention[1].mean(0), atol=1e-5)
         photo, box, maps, titles, probabilities, caption, heading, label = call
         assert path.endswith(f"new/{stem}.png") and np.array_equal(photo, Image.open(photos / f"{stem}.png"))
         assert list(box) == metadata["box"] and np.array_equal(maps, arrays["attention"])
@@ -185,7 +185,7 @@ def test_the_courses_photos_at_full_size(real_data, tmp_path, capsys):
     torch.save({"model": catr.CATR(catr.Config()).state_dict()}, tmp_path / "catr.pth")
     vocab = real_data / "bert-base-uncased" / "vocab.txt"
     arguments = [real_data / "p2_images", "--output-dir", tmp_path / "out", "--vocab", vocab, "--checkpoint",
-                 tmp_path / "catr.pth", "--max-tokens", 6, "--all", "--heads", "--device", "cpu"]
+                 tmp_path / "catr.pth", "--max-tokens", 6, "--all", "--device", "cpu"]
     assert p2_caption_viz.main(list(map(str, arguments))) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         f"{stem}.{end}" for stem in ("girl", "ski", "umbrella") for end in ("png", "json", "npz")}
@@ -198,7 +198,6 @@ def test_the_courses_photos_at_full_size(real_data, tmp_path, capsys):
         with np.load(tmp_path / "out" / f"{stem}.npz") as arrays:
             assert arrays["attention"].shape == (count, height, width)
             assert arrays["attention_all"].shape == (6, count, height, width)
-            assert arrays["attention_per_head"].shape == (8, count, height, width)
             np.testing.assert_allclose(arrays["attention"].sum((1, 2)), 1, atol=1e-5)
-            last = arrays["attention_per_head"].mean(0)
+            last = arrays["attention_all"][-1]
             np.testing.assert_allclose(arrays["attention_all"][-1], last, atol=1e-6)
