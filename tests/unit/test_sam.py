@@ -609,12 +609,12 @@ def test_frozen_parameters_stay_where_they_are():
     assert equal(model[0].parameters(), frozen) and not equal(model[2].parameters(), rest)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_a_compiled_model_takes_the_same_steps(backend):
+def test_a_compiled_model_takes_the_same_steps():
+    """Traced but not compiled to machine code, which an integration test does."""
     plain = network(torch.float32)
     model = copy.deepcopy(plain)
     torch.compiler.reset()
-    compiled = torch.compile(model, backend=backend)
+    compiled = torch.compile(model, backend="aot_eager")
     one, other = (SAM(m.parameters(), torch.optim.SGD, rho=0.5, lr=0.1, model=m) for m in (plain, compiled))
     for step, batch in enumerate(batches(5, torch.float32)):
         with torch.compiler.set_stance("fail_on_recompile" if step else "default"):
