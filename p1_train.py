@@ -142,9 +142,9 @@ def main(argv=None):
         model.reset_classifier(len(folder.labels))
         set_head(model, probe)
         model.to(run.device)
-        about["probe"] = {"C": probe.C, "trust": probe.trust, "accuracy": probe.accuracy, "seconds": time.monotonic() - started}
+        about["probe"] = {"C": probe.C, "trust": probe.prior_weight, "accuracy": probe.accuracy, "seconds": time.monotonic() - started}
         if run.first:
-            print(f"head fitted to the frozen features: C {probe.C:g}, trust {probe.trust:g}, "
+            print(f"head fitted to the frozen features: C {probe.C:g}, trust {probe.prior_weight:g}, "
                   + (f"accuracy {probe.accuracy:.3f} in cross-validation, " if probe.accuracy else "")
                   + f"{about['probe']['seconds']:.0f} s")
     about["model"] = vit.describe(model)

@@ -99,10 +99,10 @@ def main(argv=None):
             memory = decoding.encode(model, photos)
             captions = [given] * len(batch) if given else \
                 decoding.search(model, memory, tokenizer, args.max_tokens, args.beam)
-            for path, photo, reading in zip(batch, photos, decoding.read(model, memory, captions, tokenizer)):
+            for path, photo, reading in zip(batch, photos, decoding.teacher_force(model, memory, captions, tokenizer)):
                 caption, tokens = tokenizer.text(reading.ids), tokenizer.tokens(reading.ids)
                 attention, log_probs = reading.attention[args.layer].mean(0), reading.log_probs
-                box = catr.seen_box(photo.size, attention.shape[1:], config)
+                box = catr.grid_box(photo.size, attention.shape[1:], config)
                 arrays = {"attention": attention}
                 told = {"caption": caption, "tokens": tokens, "token_ids": reading.ids, "log_probs": log_probs.tolist(),
                         "grid": list(attention.shape[1:]), "photo": str(path.resolve()), "box": box}

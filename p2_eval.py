@@ -76,7 +76,7 @@ def main(argv=None):
     def judge(reading, size, groups):
         """Add the Pointings of a scene's caption."""
         tokens = tokenizer.tokens(reading.ids)
-        box = catr.seen_box(size, reading.attention.shape[-2:], model.config)
+        box = catr.grid_box(size, reading.attention.shape[-2:], model.config)
         one, two = (torch.from_numpy(patch_cover(group, box, reading.attention.shape[-2:])) for group in groups)
         objects = {0: (one + two, torch.zeros_like(one)), 1: (one, two), 2: (two, one)}
         for (role, group), attention in zip(scenes.roles(tokens), reading.attention[args.layer].mean(0)):
@@ -93,7 +93,7 @@ def main(argv=None):
             found += [tokenizer.text(ids) for ids in decoding.search(model, memory, tokenizer, args.max_tokens, args.beam)]
             if files:
                 true = [tokenizer.caption(folder.captions[i][0], model.config.positions) for i in rows]
-                for i, photo, reading in zip(rows, photos, decoding.read(model, memory, true, tokenizer)):
+                for i, photo, reading in zip(rows, photos, decoding.teacher_force(model, memory, true, tokenizer)):
                     judge(reading, photo.size, load_groups(files[i], photo.size))
 
     words = [" ".join(tokenizer.words(text)) for text in found]

@@ -5,7 +5,7 @@
 
 Three ways to the same caption of one photo, in turn in one run, with random weights:
 
-    kept       `decoding.search` and `decoding.read`, which also gives the cross-attention of all layers
+    kept       `decoding.search` and `decoding.teacher_force`, which also gives the cross-attention of all layers
     prefix     for every token the whole network, on the tokens so far
     padded     for every token the whole network, on all positions: as the public code of CATR does
 """
@@ -52,7 +52,7 @@ def again_for_every_token(model, photo, tokenizer, count, positions=None):
 def kept(model, photo, tokenizer, count):
     memory = model.encode([photo])
     captions = decoding.search(model, memory, tokenizer, count)
-    return decoding.read(model, memory, captions, tokenizer)[0].ids
+    return decoding.teacher_force(model, memory, captions, tokenizer)[0].ids
 
 
 def measure(config, device, count, repeats):

@@ -65,7 +65,7 @@ def readings(checkpoint, photos, text=None, max_tokens=5, beam=1):
             memory = model.encode([catr.preprocess(decode.load_image(path), model.config)])
         found = [[*tokenizer.encode(text), tokenizer.end]] if text else \
             decoding.search(model, memory, tokenizer, max_tokens, beam)
-        yield path.stem, decoding.read(model, memory, found, tokenizer)[0]
+        yield path.stem, decoding.teacher_force(model, memory, found, tokenizer)[0]
 
 
 @pytest.mark.parametrize("batch_size, beam", [(8, 1), (1, 3)])
@@ -280,7 +280,7 @@ def test_the_brightest_spot_is_the_centre_of_the_hot_cell(drawn, tmp_path, size,
     maps[0, row, column] = 1
     maps[1, 0, 0] = 0.25
     width, height = size
-    captions.draw_caption(np.full((height, width, 3), 128, np.uint8), catr.seen_box(size, grid, config), maps,
+    captions.draw_caption(np.full((height, width, 3), 128, np.uint8), catr.grid_box(size, grid, config), maps,
                           ["hot", "cool"], [0.5, 0.5], "", "", "", tmp_path / "f.png")
     picture = np.asarray(Image.open(tmp_path / "f.png").convert("RGB")).astype(int)
     small = catr.resized(size, config.longer_side)

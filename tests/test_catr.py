@@ -93,7 +93,7 @@ def full():
 @torch.no_grad()
 def captions_of(model, photos, tokenizer, max_tokens, beam=1):
     memory = model.encode(photos)
-    return decoding.read(model, memory, decoding.search(model, memory, tokenizer, max_tokens, beam), tokenizer)
+    return decoding.teacher_force(model, memory, decoding.search(model, memory, tokenizer, max_tokens, beam), tokenizer)
 
 
 def check_close(found, expected, tolerance=1e-5):
@@ -258,7 +258,7 @@ def test_preprocessing_equals_numpy():
                                     catr.small_config(6)], ids=["bottlenecks", "small"])
 def test_a_cell_lies_where_its_gradient_is_centred(config):
     config = replace(config, longer_side=512)
-    body = catr.Backbone(config).body.eval()
+    body = catr.resnet(config).eval()
     with torch.no_grad():
         for module in body.modules():
             if isinstance(module, nn.Conv2d):
@@ -278,7 +278,7 @@ def test_a_cell_lies_where_its_gradient_is_centred(config):
         x = (weight.sum(0) * (torch.arange(512) + 0.5)).sum() / weight.sum()
         y = (weight.sum(1) * (torch.arange(448) + 0.5)).sum() / weight.sum()
         for scale in (1, 3):
-            left, top, right, bottom = catr.seen_box((512 * scale, 448 * scale), grid, config)
+            left, top, right, bottom = catr.grid_box((512 * scale, 448 * scale), grid, config)
             assert left + (column + 0.5) * (right - left) / grid[1] == pytest.approx(x.item() * scale, abs=0.02)
             assert top + (row + 0.5) * (bottom - top) / grid[0] == pytest.approx(y.item() * scale, abs=0.02)
 
