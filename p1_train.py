@@ -155,7 +155,7 @@ def main(argv=None):
     fit_dataset = images.ImageDataset(fit.root, fit.names + fit.names[:1], fit.targets + [NO_TARGET], transform, args.seed)
     mix, smoothing = None, args.label_smoothing
     if args.mixup or args.cutmix:
-        mix, smoothing = transforms.Mixing(args.mixup, args.cutmix, smoothing, len(folder.labels)), 0.0
+        mix, smoothing = transforms.MixupCutMix(args.mixup, args.cutmix, smoothing, len(folder.labels)), 0.0
     own_names, own_targets = distributed.shard(held_out.names), distributed.shard(held_out.targets)
     held_out_dataset = images.ImageDataset(held_out.root, own_names, own_targets, plain)
     held_out_loader = run.loader(held_out_dataset, batch_size=args.batch_size) if own_names else None

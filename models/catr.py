@@ -93,8 +93,7 @@ def resnet(config):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with torch.nn.MultiheadAttention's parameters, whose keys and values can be
-    kept."""
+    """torch.nn.MultiheadAttention's parameters; the keys and values can be kept."""
 
     def __init__(self, config):
         super().__init__()
@@ -203,8 +202,7 @@ class Head(nn.Module):
 
 
 def sine_positions(height, width, channels):
-    """The position encoding of a feature map's cells, (height * width, channels): y in the first half, then
-    x.
+    """The position encoding of a feature map's cells, (height * width, channels): half for y, half for x.
 
     With p the row or column, counted from 1, over the last one (+ 1e-6) times 2 pi, channels 2i and 2i + 1 of
     a half of c channels are sin and cos of p / 10000^(2i / c). (Carion et al. 2020, arXiv:2005.12872,

@@ -53,8 +53,7 @@ def search(model, memory, tokenizer, max_tokens, beam=1):
 
 
 def _best_longer(beginnings, log_probs, count):
-    """The `count` most probable beginnings with one more token, as (log-probability, ids, index of the
-    parent).
+    """The `count` most probable longer beginnings: (log-probability, ids, index of the one continued).
 
     `log_probs` (beginnings, vocabulary) are those of the next token.
     """
@@ -129,8 +128,7 @@ def token_losses(logits, ids):
 
 
 def check_limits(model, max_tokens, layer):
-    """Raise BadInput for more tokens than a CATR has positions, and for a layer that its decoder does not
-    have."""
+    """Raise BadInput for more tokens than a CATR has positions, and for a layer that it does not have."""
     config = model.config
     if max_tokens > config.positions:
         raise BadInput(f"--max-tokens {max_tokens}: this captioner has positions for {config.positions}")

@@ -52,8 +52,7 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path):
-        """Of a vocab.txt, one token a line. Raises BadInput for a missing file and one that is no
-        vocabulary."""
+        """Of a vocab.txt, one token a line. Raises BadInput for a missing file and for another kind."""
         path = Path(path)
         if not path.is_file():
             problem = "is not a file" if path.exists() else "does not exist"
@@ -74,8 +73,7 @@ class Tokenizer:
         return [*self.encode(text)[:positions - 1], self.end]
 
     def words(self, text):
-        """The words of a text and its punctuation, as they are before they are looked up in the
-        vocabulary."""
+        """The words of a text and its punctuation, before they are looked up in the vocabulary."""
         normal = self._library.normalizer.normalize_str(_clean(text))
         return [word for word, _ in self._library.pre_tokenizer.pre_tokenize_str(normal)]
 

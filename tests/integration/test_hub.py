@@ -101,8 +101,8 @@ def test_weights_come_from_the_hub_once_and_without_it_the_error_is_one_line(hub
     assert message == "the head of model.safetensors (1000 classes) is replaced by a new one (3 classes)"
     assert float(value) == checksum
     words = create("test_vit2.r160_in1k")
-    assert words == ("error: timm/test_vit2.r160_in1k on the hub holds none of model.safetensors, pytorch_model.bin: "
-                     "pass a file with --weights")
+    assert words == ("error: timm/test_vit2.r160_in1k on the hub holds none of model.safetensors, "
+                     "pytorch_model.bin: pass a file with --weights")
     started = time.monotonic()
     words = create("test_vit3.r160_in1k")  # a hub that takes the connection and does not answer
     assert words.startswith("error: the weights timm/test_vit3.r160_in1k cannot be fetched from the hub (")
