@@ -25,7 +25,7 @@ def test_scenes_are_written_by_a_command(tmp_path, capsys):
 
 
 def test_a_linear_classifier_on_pixels_fails(tmp_path):
-    folder = shapes.write_dataset(tmp_path / "set")
+    folder = shapes.write_dataset(tmp_path / "set", train_per_class=60, val_per_class=20)
 
     def load(split):
         names = images.list_files(folder / split)

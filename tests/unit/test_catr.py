@@ -286,8 +286,9 @@ def test_the_public_checkpoint_opens(tmp_path):
     torch.save({"model": state}, path)
     model, tokenizer = catr.open_captioner(path, vocab)
     assert not model.training and (tokenizer.start, tokenizer.end, tokenizer.unknown) == (101, 102, 100)
+    opened = model.state_dict()
     for i, (name, shape) in enumerate(plain_catr.expected_keys()):
-        tensor = model.state_dict()[name]
+        tensor = opened[name]
         assert tensor.shape == shape and tensor[(-1,) * len(shape)].item() == pytest.approx(i / 1000)
 
 

@@ -95,7 +95,7 @@ VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text
                    st.integers(0, 10**13).map(lambda size: torch.zeros(1).expand(size)))
 
 
-@examples(15)
+@examples(10)
 @given(data=st.data())
 def test_any_field_of_any_value_is_read_or_refused(tmp_path, data):
     """Whatever one field holds, the checkpoint evaluates a photo, or the error is one line."""

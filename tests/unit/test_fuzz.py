@@ -35,7 +35,7 @@ def only_bad_input(parse):
 # File names and labels
 
 
-@examples(150)
+@examples(60)
 @given(label=st.text(string.ascii_letters + string.digits + "_ .-ß猫", min_size=1),
        number=st.text(string.digits, min_size=1, max_size=6), ending=st.sampled_from([".jpg", ".jpeg", ".PNG",
                                                                                       ""]))
@@ -46,7 +46,7 @@ def test_a_label_comes_back(label, number, ending):
     assert images.label_of(f"{label}/{number}{ending}") == label
 
 
-@examples(150)
+@examples(60)
 @given(st.lists(file_names, min_size=1, max_size=6, unique=True))
 def test_any_names_are_listed_once_and_labelled_or_not(tmp_path_factory, names):
     folder = tmp_path_factory.mktemp("names")
@@ -60,7 +60,7 @@ def test_any_names_are_listed_once_and_labelled_or_not(tmp_path_factory, names):
         assert label is None or (label and name.startswith(f"{label}_"))
 
 
-@examples(150)
+@examples(60)
 @given(st.lists(st.text(max_size=4), min_size=1, max_size=8))
 def test_labels_have_an_order_whatever_they_are(labels):
     found = only_bad_input(lambda: images.in_label_order(labels))
@@ -68,7 +68,7 @@ def test_labels_have_an_order_whatever_they_are(labels):
                              and found == images.in_label_order(labels[::-1]))
 
 
-@examples(150)
+@examples(60)
 @given(content=st.one_of(st.binary(max_size=40), st.text(max_size=20).map(str.encode)),
        labels=st.lists(st.one_of(st.integers(0, 5).map(str), st.text(max_size=3)), min_size=1, max_size=4,
                        unique=True))
@@ -81,7 +81,7 @@ def test_a_classes_file_gives_each_label_a_name_or_is_refused(tmp_path, content,
 # Predictions
 
 
-@examples(150)
+@examples(60)
 @given(st.dictionaries(file_names, st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8),
                        max_size=5))
 @example({"\r": "", "a\rb,.jpg": "Samoyed"})
@@ -111,7 +111,7 @@ def parse(tmp_path, content):
         assert exit.code == 2
 
 
-@examples(150)
+@examples(60)
 @given(key=st.sampled_from(FLAGS), value=VALUES)
 @example("weights", 0)
 def test_any_value_of_any_flag_in_a_recipe(tmp_path, capsys, key, value):
@@ -125,7 +125,7 @@ def test_any_value_of_any_flag_in_a_recipe(tmp_path, capsys, key, value):
         assert str(found).endswith(str(value)) or found == type(found)(value), (key, value, found)
 
 
-@examples(150)
+@examples(60)
 @given(st.one_of(st.binary(max_size=60), st.text(max_size=40).map(lambda text: text.encode("utf-8",
                                                                                            "surrogatepass"))))
 def test_any_bytes_as_a_recipe(tmp_path, content):
@@ -138,7 +138,7 @@ def test_any_bytes_as_a_recipe(tmp_path, content):
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 
-@examples(150)
+@examples(60)
 @given(content=st.one_of(st.binary(max_size=40), st.lists(st.text(max_size=4), max_size=6).map(
     lambda tokens: "\n".join([*SPECIAL, *tokens]).encode("utf-8", "surrogatepass"))),
     text=st.text(max_size=20))
@@ -167,7 +167,7 @@ COCO = st.fixed_dictionaries({"images": st.lists(IMAGE, max_size=3), "annotation
                                                                                              max_size=3)})
 
 
-@examples(150)
+@examples(60)
 @given(st.one_of(JSON, COCO))
 def test_any_json_as_captions(tmp_path_factory, content):
     folder = tmp_path_factory.mktemp("coco")

@@ -16,7 +16,7 @@ CAPTION = re.compile(rf"{PHRASE} (next to|above) {PHRASE}")
 
 @pytest.fixture(scope="module")
 def draws():
-    return [scenes.draw_scene(np.random.default_rng([3, i])) for i in range(50)]
+    return [scenes.draw_scene(np.random.default_rng([3, i])) for i in range(35)]
 
 
 def parts(mask, group):
