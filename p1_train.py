@@ -25,7 +25,6 @@ or because another process failed; 130 and 143 after SIGINT and SIGTERM, saved.
 """
 
 import sys
-import time
 from pathlib import Path
 
 from common.cli import ArgumentParser, note, number, reports_errors
@@ -120,19 +119,14 @@ def start_from_probe(model, has_head, preprocessing, fit, run):
     from engine.inference import predict_shards
     from models import probe  # SciPy takes a second to import
 
-    started = time.monotonic()
-    features = predict_shards(probe.Features(model), shard_loader(run, fit, preprocessing), run.device)
-    fitted = probe.fit_probe(features.numpy(), fit.targets, probe.read_head(model) if has_head else None,
-                             run.args.seed)
-    model.reset_classifier(len(fit.labels))
-    probe.set_head(model, fitted)
-    model.to(run.device)
-    seconds = time.monotonic() - started
+    loader = shard_loader(run, fit, preprocessing)
+    facts = probe.start_from_probe(
+        model, lambda features: predict_shards(features, loader, run.device).numpy(), fit.targets, has_head, run.args.seed)
     if run.is_main:
-        accuracy = f"accuracy {fitted.accuracy:.3f} in cross-validation, " if fitted.accuracy else ""
-        print(f"head fitted to the frozen features: C {fitted.C:g}, prior weight {fitted.trust:g}, {accuracy}"
-              f"{seconds:.0f} s")
-    return {"C": fitted.C, "trust": fitted.trust, "accuracy": fitted.accuracy, "seconds": seconds}
+        accuracy = f"accuracy {facts['accuracy']:.3f} in cross-validation, " if facts["accuracy"] else ""
+        print(f"head fitted to the frozen features: C {facts['C']:g}, prior weight {facts['trust']:g}, {accuracy}"
+              f"{facts['seconds']:.0f} s")
+    return facts
 
 
 def shard_loader(run, folder, preprocessing):
@@ -172,7 +166,7 @@ def train(args, run, folder):
     held_out_loader = shard_loader(run, held_out, preprocessing)
     mix, smoothing = None, args.label_smoothing
     if args.mixup or args.cutmix:
-        mix, smoothing = transforms.Mixing(args.mixup, args.cutmix, smoothing, len(folder.labels)), 0.0
+        mix, smoothing = transforms.MixupCutMix(args.mixup, args.cutmix, smoothing, len(folder.labels)), 0.0
 
     # Optimization
     parameters = layer_groups(model, args.layer_decay) if args.layer_decay < 1 else model.parameters()

@@ -93,7 +93,7 @@ def main(argv=None):
     with Drawing() as drawing:
         for path, photo, forced in captioned(model, tokenizer, paths, args.batch_size, args.max_tokens,
                                              args.beam, given):
-            box = catr.seen_box(photo.size, forced.attention.shape[-2:], config)
+            box = catr.grid_box(photo.size, forced.attention.shape[-2:], config)
             metadata, arrays, panels = describe(forced, tokenizer, args.layer, str(path.resolve()), box,
                                                 args.all, args.merge_wordpieces)
             output, caption = args.output_dir / path.stem, metadata["caption"]

@@ -18,7 +18,7 @@ def cached(model, photo, tokenizer, count):
     """The greedy caption of `count` tokens and its maps, as p2_caption_viz.py computes them."""
     memory = model.encode([photo])
     captions = decoding.search(model, memory, tokenizer, count)
-    return decoding.read(model, memory, captions, tokenizer)[0].ids
+    return decoding.teacher_force(model, memory, captions, tokenizer)[0].ids
 
 
 def again(model, photo, tokenizer, count, positions=None):

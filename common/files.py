@@ -13,19 +13,17 @@ from pathlib import Path
 
 from common.errors import BadInput
 
-MOST_CLAIMED = 2**30  # bytes that a tensor may take beyond what a file stores of it, as one that repeats a number does
+MOST_CLAIMED = 2**30  # bytes that a tensor may take beyond what a file stores of it, as a repeated one may
 
 
 @contextlib.contextmanager
 def written_whole(path, previous=None):
-    """A temporary path beside `path` that takes its place, flushed to disk, when the block ends without an error.
+    """A temporary path beside `path` that takes its place, flushed to disk, if the block ends without error.
 
     The file that was there before becomes `previous` if that is given.
     """
     path = Path(path)
-    if path.is_dir():
-        raise BadInput(f"{path} is a folder: name a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_room(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -41,10 +39,16 @@ def written_whole(path, previous=None):
         temporary.replace(path)
         _flush_folder(path.parent)
     except OSError as error:
-        error.filename = str(path)  # a write, as to a full disk, names no file, and else it is the temporary one
+        error.filename = str(path)  # a failed write names no file, and other calls name the temporary one
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _make_room(path):
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder: name a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _flush_folder(folder):
@@ -56,14 +60,9 @@ def _flush_folder(folder):
 
 
 def refuse_unwritable(*paths):
-    """Fail now rather than after minutes of work: BadInput or OSError for files that could not be written.
-
-    Their folders are made.
-    """
+    """Raise BadInput or OSError for files that could not be written, before the work. Makes their folders."""
     for path in paths:
-        if path.is_dir():
-            raise BadInput(f"{path} is a folder: name a file")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_room(path)
         tempfile.TemporaryFile(dir=path.parent).close()
 
 
@@ -89,60 +88,49 @@ def sha256(path):
 def read_tensors(path):
     """What a safetensors or torch file holds, on the CPU. The content decides which it is, not the name.
 
-    A torch file is opened with `weights_only=True`, so that nothing in it runs, and the checksums that torch.save put
-    into it are compared, which torch.load does not do. No tensor may claim much more than the file stores of it: its
-    first use would take that memory. Raises BadInput for a missing, broken or unsafe file.
+    A torch file is opened with `weights_only=True`, so that nothing in it runs, and the checksums that
+    torch.save put into it are compared, which torch.load does not do. No tensor may claim much more memory
+    than the file stores of it. Raises BadInput for a missing, broken or unsafe file.
     """
-    import safetensors.torch
-    import torch
-
     path = Path(path)
     if not path.is_file():
-        raise BadInput(f"{path} {'is not a file' if path.exists() else 'does not exist'}: name a weights file")
-    with open(path, "rb") as file:
-        start = file.read(9)
+        problem = "is not a file" if path.exists() else "does not exist"
+        raise BadInput(f"{path} {problem}: name a weights file")
     try:
-        if start[8:] == b"{":  # 8 bytes of length, then the JSON header
-            return safetensors.torch.load_file(path)
-        if start.startswith(b"PK"):  # a zip archive: torch's format since 1.6, which it does not compress
-            with zipfile.ZipFile(path) as archive:
-                if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
-                    raise BadInput(f"{path} is a compressed archive, not a weights file: unpack it")
-                if record := archive.testzip():
-                    raise zipfile.BadZipFile(record)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's, about files that it then refuses
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _load(path)
     except pickle.UnpicklingError as error:
-        called = re.search(r"GLOBAL (\S+)", str(error))
-        raise BadInput(f"{path} is not a weights file: " + (
-            f"opening it would run {called[1]}; save its weights alone" if called
-            else "torch's weights-only loader refuses it")) from error
-    except BadInput:
-        raise
+        call = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"opening it would run {call[1]}" if call else "torch's weights-only loader refuses it"
+        raise BadInput(f"{path} is not a weights file: {reason}; save its weights alone") from error
     except Exception as error:  # a broken archive raises RuntimeError, EOFError, SafetensorError, ...
+        if isinstance(error, BadInput):
+            raise
         raise BadInput(f"{path} is damaged or not a weights file: copy it again") from error
     for tensor in _tensors(content):
-        dense = tensor.device.type == "cpu" and tensor.layout == torch.strided
+        dense = tensor.device.type == "cpu" and str(tensor.layout) == "torch.strided"
         if not dense or tensor.nbytes > max(tensor.untyped_storage().nbytes(), MOST_CLAIMED):
             raise BadInput(f"{path} holds a tensor of {tensor.numel():,} numbers, of which it stores fewer: "
                            "save its weights as dense tensors")
     return content
 
 
-def refuse_other_format(content, path):
-    """BadInput for a checkpoint of ours, the dict `content`, in a format other than 1."""
-    found = content.get("format")
-    if type(found) is not int or found != 1:
-        raise BadInput(f"{path} has the checkpoint format {str(found)[:9]}, and this version reads 1: update it")
+def _load(path):
+    import safetensors.torch
+    import torch
 
-
-def refuse_nonfinite_weights(weights, path):
-    """BadInput that names the first tensor of a state dict whose values are not all finite."""
-    # float8 has no isfinite of its own
-    spoilt = next((key for key, value in weights.items() if not value.float().isfinite().all()), None)
-    if spoilt:
-        raise BadInput(f"{path} is of no use: {spoilt} holds values that are not finite; take an earlier checkpoint")
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if start[8:] == b"{":  # 8 bytes of length, then the JSON header
+        return safetensors.torch.load_file(path)
+    if start.startswith(b"PK"):  # a zip archive: torch's format since 1.6, which it does not compress
+        with zipfile.ZipFile(path) as archive:
+            if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+                raise BadInput(f"{path} is a compressed archive, not a weights file: unpack it")
+            if record := archive.testzip():
+                raise zipfile.BadZipFile(record)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's, about files that it then refuses
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _tensors(content):

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from common.errors import BadInput
 
-OF_THE_COMMAND = {"data", "output", "recipe", "resume", "help"}  # a recipe says how to train, not on what
+COMMAND_FLAGS = {"data", "output", "recipe", "resume", "help"}  # a recipe says how to train, not on what
 
 
 def parse_with_recipe(parser, argv):
     """The arguments of `argv`, on top of those of the file that its `--recipe` names, if any.
 
-    A flag of `argv` takes the place of the recipe's, and of one of the recipe's that excludes it. Raises BadInput for a
-    file that is not a recipe of this parser.
+    A flag of `argv` takes the place of the recipe's, and of one of the recipe's that excludes it. Raises
+    BadInput for a file that is not a recipe of this parser.
     """
     reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     reader.add_argument("--recipe", type=Path)
@@ -34,42 +34,44 @@ def _arguments(parser, path, argv):
     arguments = []
     for key, value in _read(path).items():
         action = actions.get(f"--{key}")
-        if action is None or key in OF_THE_COMMAND:
-            known = [option[2:] for option in actions if option.startswith("--") and option[2:] not in OF_THE_COMMAND]
-            near = difflib.get_close_matches(key, known, n=1)
-            guess = f"did you mean {near[0]}?" if near else f"{parser.prog} --help lists them"
-            hint = "it belongs to the command" if action else guess
-            raise BadInput(f"{path}: a recipe has no {key}: {hint}")
-        said = _said(action, key, value, path)
+        if action is None or key in COMMAND_FLAGS:
+            raise BadInput(f"{path}: a recipe has no {key}: " + (
+                "it belongs to the command" if action else _guess(key, actions, parser.prog)))
+        argument = _as_arguments(action, key, value, path)
         if action not in excluded:
-            arguments += said
+            arguments += argument
     return arguments
+
+
+def _guess(key, actions, script):
+    names = {option[2:] for option in actions if option.startswith("--")} - COMMAND_FLAGS
+    near = difflib.get_close_matches(key, names, n=1)
+    return f"did you mean {near[0]}?" if near else f"{script} --help lists them"
 
 
 def _read(path):
     try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
+        return tomllib.loads(path.read_bytes().decode())
     except FileNotFoundError as error:
-        raise BadInput(f"--recipe {path} does not exist: name a TOML file, such as those in recipes/") from error
+        raise BadInput(f"--recipe {path} does not exist: name a file such as those in recipes/") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is not TOML: {error}") from error
 
 
-def _said(action, key, value, path):
-    """What one would write on the command line. Raises BadInput for a value that the flag does not take."""
+def _as_arguments(action, key, value, path):
+    """A line of a recipe as command-line arguments. BadInput for a value that the flag does not take."""
     if action.nargs == 0:
         if not isinstance(value, bool):
             raise BadInput(f"{path}: {key} is true or false, not {value!r}")
-        if isinstance(action, argparse.BooleanOptionalAction):
-            return [f"--{key}" if value else f"--no-{key}"]
-        return [f"--{key}"] if value else []
+        if value:
+            return [f"--{key}"]
+        return [f"--no-{key}"] if isinstance(action, argparse.BooleanOptionalAction) else []
     if isinstance(value, (bool, list, dict)):
         raise BadInput(f"{path}: {key} is a single value, not {value!r}")
     if action.type is Path:
         if not isinstance(value, str):
             raise BadInput(f"{path}: {key} is the name of a file, not {value!r}")
-        value = path.parent / value  # wherever one stands
+        value = path.parent / value  # beside the recipe, whatever the working directory
     try:
         parsed = action.type(str(value)) if action.type else value
     except (ValueError, argparse.ArgumentTypeError) as error:

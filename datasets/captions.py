@@ -1,7 +1,7 @@
-"""Photos with captions, in the layout of COCO, and the way from there to what a captioner is trained on.
+"""Photos with captions, in the layout of COCO, and the Dataset of their pairs.
 
-    DIR/annotations/captions_train*.json     COCO's captions format: `images` (id, file_name), `annotations` (image_id, caption)
-    DIR/train*/                              the photos, in the folder of the same ending: captions_train2017.json, train2017/
+    DIR/annotations/captions_train*.json   `images` (id, file_name), `annotations` (image_id, caption)
+    DIR/train*/                            the photos; captions_train2017.json goes with train2017/
 """
 
 import hashlib
@@ -30,54 +30,64 @@ class CaptionedFolder:
 
     def keep(self, indices):
         """The photos at `indices`."""
-        return CaptionedFolder(self.root, [self.names[i] for i in indices], [self.captions[i] for i in indices])
+        names, captions = ([values[i] for i in indices] for values in (self.names, self.captions))
+        return CaptionedFolder(self.root, names, captions)
 
     def pairs(self):
         """Each caption with its photo: two lists, (names, captions)."""
-        pairs = [(name, caption) for name, captions in zip(self.names, self.captions) for caption in captions]
-        return [name for name, _ in pairs], [caption for _, caption in pairs]
+        names = [name for name, captions in zip(self.names, self.captions) for _ in captions]
+        return names, [caption for captions in self.captions for caption in captions]
 
 
 def read_captions(folder, split):
-    """The photos and captions of the `split`, `train` or `val`, of a folder in COCO's layout; photos without one are left out.
+    """The captioned photos of the `split`, `train` or `val`, of a folder in COCO's layout.
 
-    Raises BadInput for a missing folder or file, several that could be meant, and anything that is no captions file.
+    Photos without a caption are left out. Raises BadInput for a missing folder or file, several that could be
+    meant, and anything that is no captions file.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise BadInput(f"{folder} {'is a file' if folder.exists() else 'does not exist'}: name a folder in COCO's layout")
+        problem = "is a file" if folder.exists() else "does not exist"
+        raise BadInput(f"{folder} {problem}: name a folder in COCO's layout")
     files = sorted((folder / "annotations").glob(f"captions_{split}*.json"))
     if len(files) != 1:
-        found = f"{len(files)} files" if files else "no file"
-        raise BadInput(f"{folder / 'annotations'} holds {found} captions_{split}*.json: keep one there, in COCO's format")
+        count = f"{len(files)} files" if files else "no file"
+        raise BadInput(f"{folder / 'annotations'} holds {count} captions_{split}*.json: put one there")
     file, root = files[0], folder / files[0].stem.removeprefix("captions_")
     if not root.is_dir():
         raise BadInput(f"{root} does not exist: put the photos of {file.name} there")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        names = {image["id"]: image["file_name"] for image in content["images"]}
-        captions = {}
-        for annotation in content["annotations"]:
-            captions.setdefault(names[annotation["image_id"]], []).append(" ".join(annotation["caption"].split()))
-        if not all(isinstance(name, str) for name in captions):
-            raise TypeError("a file_name is no text")
+        captions = _by_name(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BadInput(f"{file} is not a captions file in COCO's format ({type(error).__name__}: {error})") from error
-    captions = {name: texts for name, texts in sorted(captions.items()) if any(texts)}
+        reason = f"{type(error).__name__}: {error}"
+        raise BadInput(f"{file} is not a captions file in COCO's format ({reason})") from error
     if not captions:
         raise BadInput(f"{file} holds no captions")
     missing = [name for name in captions if not (root / name).is_file()]
     if missing:
-        raise BadInput(f"{len(missing)} of {len(captions)} photos of {file} are missing from {root}:", missing[:20])
-    return CaptionedFolder(root, list(captions), [[text for text in texts if text] for texts in captions.values()])
+        problem = f"{len(missing)} of {len(captions)} photos of {file} are missing from {root}:"
+        raise BadInput(problem, missing[:20])
+    return CaptionedFolder(root, list(captions), list(captions.values()))
+
+
+def _by_name(content):
+    """The captions of each photo by its name, in the names' order; of a captions file's content."""
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    captions = {}
+    for annotation in content["annotations"]:
+        text = " ".join(annotation["caption"].split())
+        captions.setdefault(names[annotation["image_id"]], []).append(text)
+    if not all(isinstance(name, str) for name in captions):
+        raise TypeError("a file_name is no text")
+    return {name: list(filter(None, texts)) for name, texts in sorted(captions.items()) if any(texts)}
 
 
 def random_holdout(count, fraction, seed):
-    """Hold a `fraction` of `count` photos out, at least one: (indices to train on, indices held out), both sorted."""
+    """Hold a `fraction` of `count` photos out, at least one: sorted (indices to train on, held out)."""
     order = np.random.default_rng(seed).permutation(count).tolist()
     held_out = max(1, round(count * fraction)) if fraction else 0
     if held_out >= count:
-        raise BadInput(f"--holdout {fraction} of {count} photos would leave none to train on: pass --holdout 0")
+        raise BadInput(f"--holdout {fraction} of {count} photos leaves none to train on: pass --holdout 0")
     return sorted(order[held_out:]), sorted(order[:held_out])
 
 

@@ -11,7 +11,6 @@ from PIL import Image, ImageOps
 from common.errors import BadImage, BadInput
 
 LONGEST = 100  # times the shorter side: resized to what a model takes, a longer image would fill the memory
-
 MOST_LISTED = 50  # bad files in a list
 
 
@@ -22,11 +21,12 @@ def load_image(path):
     """
     try:
         with Image.open(path) as image:
+            width, height = image.size
             if max(image.size) > LONGEST * min(image.size):
-                raise ValueError("{} x {} pixels: one side is more than {} times the other".format(*image.size, LONGEST))
+                raise ValueError(f"{width} x {height} pixels: one side is over {LONGEST} times the other")
             image.load()
             return to_rgb(upright(image))
-    except Exception as error:  # decoders raise whatever their parser ran into, from SyntaxError to struct.error
+    except Exception as error:  # decoders raise whatever their parser met, from SyntaxError to struct.error
         if isinstance(error, MemoryError):
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -44,7 +44,7 @@ def upright(image):
 
 
 def to_rgb(image):
-    """Any PIL image as RGB. 16-bit values keep their high byte (Pillow alone would clip them); alpha lies over white."""
+    """Any PIL image as RGB: of 16 bits the high ones (Pillow alone would clip), alpha over white."""
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
@@ -71,8 +71,8 @@ def undecodable(root, names):
         return {name: why for name, why in zip(names, pool.map(reason, names)) if why}
 
 
-def bad_files(root, reasons, total, remedy="mend or remove, or pass --skip-bad to go on without"):
-    """The BadInput that lists bad files, up to a limit; `reasons` maps their names below `root` to what is wrong."""
+def bad_files(root, reasons, total, remedy="fix or remove, or pass --skip-bad to go on without"):
+    """The BadInput that lists bad files, up to a limit; `reasons` maps their names to what is wrong."""
     which = "1 file" if len(reasons) == 1 else f"{len(reasons)} files"
     where = f" in {root}" if root else ""
     lines = [f"{name}: {why}" for name, why in sorted(reasons.items())[:MOST_LISTED]]

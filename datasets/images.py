@@ -1,7 +1,7 @@
-"""Labelled image folders, and the way from a file to the tensor that a model sees.
+"""Labelled image folders, the part that is held out, and the Dataset of their images.
 
-Two layouts are read. Flat: files named `{class}_{id}.ext`, where the class is what stands before the last `_`. Or one
-subfolder a class. A label is kept as it is written, a number or a word.
+Two layouts are read. Flat: files named `{class}_{id}.ext`, where the class is what stands before the last
+`_`. Or one subfolder a class. A label stays as it is written, a number or a word.
 
 Every file below a folder counts as an image, whatever its name; hidden files and what desktops leave behind
 (`Thumbs.db`, `desktop.ini`) do not count.
@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +24,11 @@ from datasets.decode import MOST_LISTED, bad_files, load_image, undecodable
 LITTER = {"thumbs.db", "desktop.ini"}
 
 
-# Folders and labels ------------------------------------------------------------------------------------------------
+# Folders and labels -----------------------------------------------------------------------------------------
 
 
 def list_files(folder):
-    """The sorted names of all files of a folder and its subfolders, one level deep, with `/` as the separator.
+    """The sorted names of all files of a folder, and of its subfolders as `subfolder/name`.
 
     Raises BadInput for a missing or empty folder and for folders nested deeper.
     """
@@ -37,29 +37,31 @@ def list_files(folder):
         problem = "is a file, not a folder" if folder.exists() else "does not exist"
         raise BadInput(f"{folder} {problem}: name a folder of images")
     names = []
-
-    def scan(directory, prefix):
-        for entry in os.scandir(directory):
-            if entry.name.startswith(".") or entry.name.lower() in LITTER:
-                continue
-            if entry.is_dir():
-                if prefix:
-                    raise BadInput(f"{entry.path} is nested too deep: put images in {folder} or in subfolders of it")
-                scan(entry.path, f"{entry.name}/")
-            else:
-                names.append(prefix + entry.name)
-
-    scan(folder, "")
+    for entry in _visible(folder):
+        if not entry.is_dir():
+            names.append(entry.name)
+            continue
+        for inner in _visible(entry.path):
+            if inner.is_dir():
+                raise BadInput(f"{inner.path} is nested too deep: put images in {folder} or its subfolders")
+            names.append(f"{entry.name}/{inner.name}")
     if not names:
         raise BadInput(f"{folder} holds no images")
     return sorted(names)
 
 
+def _visible(folder):
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries
+                if not entry.name.startswith(".") and entry.name.lower() not in LITTER]
+
+
 def label_of(name):
-    """The label that a file's name carries: its subfolder, or what stands before the last `_`; None without one."""
+    """The label that a file's name carries: its subfolder, or what stands before the last `_`; else None."""
     if "/" in name:
         return name.split("/")[0]
-    label, _, identifier = name.rpartition(".")[0].rpartition("_") if "." in name else name.rpartition("_")
+    stem = name.rpartition(".")[0] if "." in name else name
+    label, _, identifier = stem.rpartition("_")
     return label if label and identifier else None
 
 
@@ -69,7 +71,10 @@ def is_number(label):
 
 
 def in_label_order(labels):
-    """The distinct labels, numbers by value if all are numbers, else as text. Two spellings of one number: BadInput."""
+    """The distinct labels, numbers by value if all are numbers, else as text.
+
+    Raises BadInput for two spellings of one number.
+    """
     labels = sorted(set(labels))
     if not all(map(is_number, labels)):
         return labels
@@ -81,10 +86,10 @@ def in_label_order(labels):
 
 
 def class_names(labels, file):
-    """The names of `labels` (in label order) from `file`, one name a line in label order; the labels without a file.
+    """The names of `labels` (in label order) from `file`, one a line; without it the labels themselves.
 
-    With a line for every label the lines follow label order. With more lines than labels, numeric labels count lines
-    from 0, as when a part of the classes has no photo. Anything else is BadInput.
+    With a line for every label the lines follow label order. With more lines than labels, numeric labels
+    count lines from 0, as when a part of the classes has no photo. Anything else is BadInput.
     """
     if not file.exists():
         return list(labels)
@@ -96,12 +101,12 @@ def class_names(labels, file):
         return names
     if all(is_number(label) and int(label) < len(names) for label in labels):
         return [names[int(label)] for label in labels]
-    raise BadInput(f"{file} has {len(names)} names for {len(labels)} classes: write one a line, in label order")
+    raise BadInput(f"{file} has {len(names)} names for {len(labels)} classes: give each a line, in order")
 
 
 @dataclass
 class LabelledFolder:
-    """A folder of labelled images: `targets[i]` is the index in `labels` of the image `names[i]` below `root`."""
+    """Labelled images: `targets[i]` is the index in `labels` of the image `names[i]` below `root`."""
 
     root: Path
     names: list
@@ -114,47 +119,49 @@ class LabelledFolder:
         return hashlib.sha256("\0".join(self.names).encode(errors="surrogateescape")).hexdigest()
 
     def keep(self, indices):
-        """The images at `indices`; labels and names stay."""
-        return LabelledFolder(self.root, [self.names[i] for i in indices], [self.targets[i] for i in indices],
-                              self.labels, self.class_names)
+        """The images at `indices`, with the same labels and class names."""
+        names, targets = ([values[i] for i in indices] for values in (self.names, self.targets))
+        return replace(self, names=names, targets=targets)
 
 
-def usable_files(folder, skip_bad, with_labels=False):
-    """The sorted names of the images of a folder, after the checks that take no decoding: sizes and, for training, names.
+def image_names(folder, skip_bad, with_labels=False):
+    """The sorted names of a folder's images, checked for empty files and, for training, labels.
 
-    With `skip_bad` every file is decoded too, and the bad ones are left out, which a remark says. Raises BadInput for
+    With `skip_bad` every file is decoded too, and the bad ones are left out, with a note. Raises BadInput for
     bad files (all are listed) without `skip_bad`, and where nothing is left.
     """
     folder = Path(folder)
     names = list_files(folder)
     bad = {name: "is empty" for name in names if os.stat(folder / name).st_size == 0}
     if with_labels:
-        bad.update((name, "has no label: name it {class}_{id}.ext") for name in names if label_of(name) is None)
-    if bad and not skip_bad:
-        raise bad_files(folder, bad, len(names))
-    if skip_bad:
-        bad.update(undecodable(folder, [name for name in names if name not in bad]))
-        names = [name for name in names if name not in bad]
-        if not names:
-            raise BadInput(f"{folder} holds no image that can be used")
+        unlabelled = "has no label: name it {class}_{id}.ext"
+        bad.update((name, unlabelled) for name in names if label_of(name) is None)
+    if not skip_bad:
         if bad:
-            more = f" and {len(bad) - MOST_LISTED} more" if len(bad) > MOST_LISTED else ""
-            note(f"left out {len(bad)} bad file{'s' * (len(bad) > 1)}: {', '.join(sorted(bad)[:MOST_LISTED])}{more}")
-    return names
+            raise bad_files(folder, bad, len(names))
+        return names
+    bad.update(undecodable(folder, [name for name in names if name not in bad]))
+    if len(bad) == len(names):
+        raise BadInput(f"{folder} holds no image that can be used")
+    if bad:
+        more = f" and {len(bad) - MOST_LISTED} more" if len(bad) > MOST_LISTED else ""
+        listed = ", ".join(sorted(bad)[:MOST_LISTED])
+        note(f"left out {len(bad)} bad file{'s' * (len(bad) > 1)}: {listed}{more}")
+    return [name for name in names if name not in bad]
 
 
 def read_training_folder(folder, classes_file, skip_bad=False):
     """The labelled images of a training folder, in one of the two layouts, as a LabelledFolder.
 
-    Raises BadInput as `usable_files` does, for both layouts in one folder, and for fewer than two classes.
+    Raises BadInput as `image_names` does, for both layouts in one folder, and for fewer than two classes.
     """
     folder = Path(folder)
-    names = usable_files(folder, skip_bad, with_labels=True)
+    names = image_names(folder, skip_bad, with_labels=True)
     nested = [name for name in names if "/" in name]
     if 0 < len(nested) < len(names):
         flat = next(name for name in names if "/" not in name)
-        raise BadInput(f"{folder} mixes two layouts ({nested[0]} and {flat}): use one subfolder a class, or none")
-    labels = in_label_order(label_of(name) for name in names)
+        raise BadInput(f"{folder} mixes two layouts ({nested[0]}, {flat}): use a subfolder a class, or none")
+    labels = in_label_order(map(label_of, names))
     if len(labels) < 2:
         raise BadInput(f"{folder} holds one class, {labels[0]}: training needs two")
     index = {label: i for i, label in enumerate(labels)}
@@ -165,14 +172,14 @@ def read_training_folder(folder, classes_file, skip_bad=False):
 def stratified_holdout(targets, fraction, seed):
     """Hold a stratified `fraction` of the images out: (indices to train on, indices held out), both sorted.
 
-    The parts held out of the classes differ by rounding alone (largest remainder, ties by `seed`); at least one image
-    is held out, and every class keeps one to train on. A fraction of 0 holds out nothing. Raises BadInput where that
-    cannot be done.
+    The parts held out of the classes differ by rounding alone (largest remainder, ties by `seed`); at least
+    one image is held out, and every class has one left to train on. A fraction of 0 holds out nothing. Raises
+    BadInput where that cannot be done.
     """
     if fraction == 0:
         return list(range(len(targets))), []
     rng = np.random.default_rng(seed)
-    members = [rng.permutation(np.flatnonzero(np.equal(targets, target))) for target in range(max(targets) + 1)]
+    members = [rng.permutation(np.flatnonzero(np.equal(targets, i))) for i in range(max(targets) + 1)]
     quota = np.array([len(indices) * fraction for indices in members])
     count = np.minimum(np.floor(quota).astype(int), [len(indices) - 1 for indices in members])
     missing = max(1, round(len(targets) * fraction)) - count.sum()
@@ -182,13 +189,16 @@ def stratified_holdout(targets, fraction, seed):
             missing -= 1
     if count.sum() == 0:
         raise BadInput(f"--holdout {fraction} would leave a class without images: pass --holdout 0")
-    held_out = np.concatenate([indices[:n] for indices, n in zip(members, count)])
-    return sorted(set(range(len(targets))) - set(held_out.tolist())), sorted(held_out.tolist())
+    held_out = np.concatenate([indices[:n] for indices, n in zip(members, count)]).tolist()
+    return sorted(set(range(len(targets))) - set(held_out)), sorted(held_out)
+
+
+# The Dataset ------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def random_streams(*entropy):
-    """Python's, NumPy's and torch's (CPU) random streams start from `entropy` (ints) inside, and go on outside."""
+    """Python's, NumPy's and torch's (CPU) random streams start from `entropy` inside, and go on outside."""
     python, numpy, generator = random.getstate(), np.random.get_state(), torch.get_rng_state()
     words = np.random.SeedSequence(entropy).generate_state(3)
     random.seed(int(words[0]))
@@ -205,12 +215,13 @@ def random_streams(*entropy):
 class ImageDataset(torch.utils.data.Dataset):
     """Images by key, as (tensor (3, H, W), target).
 
-    For evaluation a key is an index. For training (`seed` given) it is (epoch, index), and the augmentation depends on
-    (seed, epoch, index) alone: not on the number of workers, nor on what was loaded before.
+    For evaluation a key is an index. For training (`seed` given) it is (epoch, index), and the augmentation
+    depends on (seed, epoch, index) alone: not on the number of workers, nor on what was loaded before.
     """
 
     def __init__(self, root, names, targets, transform, seed=None):
-        self.root, self.names, self.targets, self.transform, self.seed = Path(root), names, targets, transform, seed
+        self.root, self.names, self.targets = Path(root), names, targets
+        self.transform, self.seed = transform, seed
 
     def __len__(self):
         return len(self.names)

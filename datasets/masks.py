@@ -17,45 +17,43 @@ def find_mask(folder, stem):
 
 
 def load_mask(path, size):
-    """What the mask in a file says of a photo with the given (width, height).
+    """The object and the background in the mask of a photo with the given (width, height).
 
-    Two kinds are read: the trimaps of Oxford-IIIT Pet (1 object, 2 background, 3 a border of unsure pixels), and masks
-    that are 0 on the background. Returns (object, background), bool (height, width); a border is in neither. Raises
-    BadInput for a file that is no such mask, and for one of another size than the photo.
+    Two kinds are read: the trimaps of Oxford-IIIT Pet (1 object, 2 background, 3 a border of unsure pixels),
+    and masks that are 0 on the background. Returns (object, background), bool (height, width); a border is in
+    neither. Raises BadInput for a file that is no such mask, and for one of another size than the photo.
     """
-    values = _values(path, size)
+    values = _read(path, size)
     if values.min() > 0 and values.max() <= 3:
         return values == 1, values == 2
     return values > 0, values == 0
 
 
 def load_groups(path, size):
-    """The mask of a drawn scene with the given (width, height): bool (height, width) for each of its two groups.
-
-    Raises BadInput as `load_mask` does.
-    """
-    values = _values(path, size)
+    """The mask of a drawn scene of (width, height), as `load_mask`: bool (height, width) for each group."""
+    values = _read(path, size)
     return values == 1, values == 2
 
 
-def _values(path, size):
+def _read(path, size):
     try:
         with Image.open(path) as image:
             values = np.asarray(image)
     except OSError as error:
         raise BadInput(f"{path} is not a whole image: masks are png files") from error
     if values.ndim != 2:
-        raise BadInput(f"{path} is not a mask: it wants one channel, 0 on the background, or a trimap of 1, 2 and 3")
+        raise BadInput(f"{path} is not a mask: it wants one channel, 0 on the background, or a trimap")
     if values.shape != size[::-1]:
-        raise BadInput(f"{path} is {values.shape[1]}x{values.shape[0]} and its photo {size[0]}x{size[1]}: masks must fit")
+        height, width = values.shape
+        raise BadInput(f"{path} is {width}x{height} and its photo {size[0]}x{size[1]}: masks must fit")
     return values
 
 
 def patch_cover(mask, box, grid):
     """The part of each patch that a mask covers, by area: bool (height, width) -> float32 `grid`, (H, W).
 
-    `box` is the (left, top, right, bottom) of what the model saw, in pixels of the photo, and the patches divide it
-    evenly. Where it reaches over the edge of the photo, padding, nothing is covered.
+    `box` is the (left, top, right, bottom) of what the model takes in, in pixels of the photo, and the
+    patches divide it evenly. Where it reaches over the edge of the photo, padding, nothing is covered.
     """
     left, top, right, bottom = box
     rows, columns = _overlap(top, bottom, grid[0], len(mask)), _overlap(left, right, grid[1], mask.shape[1])
@@ -63,6 +61,7 @@ def patch_cover(mask, box, grid):
 
 
 def _overlap(low, high, parts, pixels):
-    """How much of each of the equal parts from `low` to `high` each pixel takes up, as shares: (parts, pixels)."""
+    """The share of each of the equal parts from `low` to `high` that each pixel takes: (parts, pixels)."""
     edges, pixel = np.linspace(low, high, parts + 1)[:, None], np.arange(pixels)
-    return np.clip(np.minimum(edges[1:], pixel + 1) - np.maximum(edges[:-1], pixel), 0, None) / (high - low) * parts
+    covered = np.clip(np.minimum(edges[1:], pixel + 1) - np.maximum(edges[:-1], pixel), 0, None)
+    return covered / (high - low) * parts

@@ -1,11 +1,12 @@
 """Drawn images of one shape each: the embedded data set, made in seconds and needing no network.
 
-An image shows one filled shape, tilted, anywhere inside the square that a centre crop keeps: light, over a darker
-background of colour gradients, stripes and noise, with small strokes and dots of any colour as distractors. Colours
-and positions say nothing about the class, so a linear classifier on pixels fails where a network that sees shapes does
-not. Every image comes with the mask of its shape.
+An image shows one filled shape, tilted, anywhere inside the square that a centre crop leaves: light, over a
+darker background of colour gradients, stripes and noise, with small strokes and dots of any colour as
+distractors. Colours and positions say nothing about the class, so a linear classifier on pixels fails where a
+network does not.
 
-    python -m datasets.shapes --output data/pretrain --classes pretrain --train-per-class 1000 --val-per-class 20 --seed 1
+    python -m datasets.shapes --output data/pretrain --classes pretrain --train-per-class 1000 --val-per-class
+    20 --seed 1
 
 Written on disk, in the flat layout that `datasets.images` reads:
 
@@ -22,6 +23,7 @@ import shutil
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,11 @@ DEMO_DATA = Path(__file__).resolve().parent.parent / "data" / "demo"
 TAU = 2 * math.pi
 SUPERSAMPLING = 2
 MAX_TILT = math.radians(30)
+SPLITS = {"train": 0, "val": 1}  # as numbers they enter the seeds, so that both are different draws
+PROCESSES = 2
+
+
+# Shapes -----------------------------------------------------------------------------------------------------
 
 
 def _arc(radius_x, radius_y, start=0.0, stop=TAU, center=(0.0, 0.0), points=48):
@@ -47,8 +54,9 @@ def _radial(radii, start=-TAU / 4):
     return np.asarray(radii)[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
 
 
-def _polygon(*corners):
-    return np.array(corners, dtype=float)
+def _polygon(points):
+    """Corners as SVG writes them, `x,y x,y ...`."""
+    return np.array([point.split(",") for point in points.split()], dtype=float)
 
 
 def _heart():
@@ -58,54 +66,52 @@ def _heart():
     return np.stack([x, -y - 2.5], 1) / 17
 
 
-# name -> outlines (corners x, y in the unit disc, y pointing down): the first is filled, later ones are cut out.
+# name -> outlines (corners in the unit disc, y points down): the first is filled, later ones are cut out
 OUTLINES = {
     # the demo's classes
-    "arrow": [_polygon((-0.22, 1), (-0.22, 0), (-0.7, 0), (0, -1), (0.7, 0), (0.22, 0), (0.22, 1))],
-    "bolt": [_polygon((0.25, -1), (-0.6, 0.15), (-0.08, 0.15), (-0.3, 1), (0.6, -0.25), (0.08, -0.25))],
+    "arrow": [_polygon("-0.22,1 -0.22,0 -0.7,0 0,-1 0.7,0 0.22,0 0.22,1")],
+    "bolt": [_polygon("0.25,-1 -0.6,0.15 -0.08,0.15 -0.3,1 0.6,-0.25 0.08,-0.25")],
     "crescent": [_arc(0.95, 0.95), _arc(0.8, 0.8, center=(0.42, 0))],
-    "cross": [_polygon((-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3), (0.3, 1), (-0.3, 1),
-                       (-0.3, 0.3), (-1, 0.3), (-1, -0.3), (-0.3, -0.3))],
+    "cross": [_polygon("-0.3,-1 0.3,-1 0.3,-0.3 1,-0.3 1,0.3 0.3,0.3 "
+                       "0.3,1 -0.3,1 -0.3,0.3 -1,0.3 -1,-0.3 -0.3,-0.3")],
     "heart": [_heart()],
-    "mushroom": [np.concatenate([_arc(0.95, 0.85, TAU / 2, TAU),
-                                 _polygon((0.32, 0), (0.32, 0.9), (-0.32, 0.9), (-0.32, 0))])],
+    "mushroom": [np.vstack([_arc(0.95, 0.85, TAU / 2, TAU), _polygon("0.32,0 0.32,0.9 -0.32,0.9 -0.32,0")])],
     "ring": [_arc(0.95, 0.95), _arc(0.52, 0.52)],
-    "square": [_polygon((-0.75, -0.75), (0.75, -0.75), (0.75, 0.75), (-0.75, 0.75))],
+    "square": [_polygon("-0.75,-0.75 0.75,-0.75 0.75,0.75 -0.75,0.75")],
     "star": [_radial([1, 0.42] * 5)],
     "triangle": [_radial([1, 1, 1])],
     # the classes that the shipped model was pretrained on
-    "anvil": [_polygon((-0.9, -0.6), (0.9, -0.6), (0.3, 0), (0.75, 0.6), (-0.75, 0.6), (-0.3, 0))],
-    "capsule": [np.concatenate([_arc(0.42, 0.42, TAU / 2, TAU, (0, -0.5)), _arc(0.42, 0.42, 0, TAU / 2, (0, 0.5))])],
-    "chevron": [_polygon((-0.9, 0.1), (0, -0.8), (0.9, 0.1), (0.9, 0.75), (0, -0.15), (-0.9, 0.75))],
+    "anvil": [_polygon("-0.9,-0.6 0.9,-0.6 0.3,0 0.75,0.6 -0.75,0.6 -0.3,0")],
+    "capsule": [np.vstack([_arc(0.42, 0.42, TAU / 2, TAU, (0, -0.5)),
+                           _arc(0.42, 0.42, 0, TAU / 2, (0, 0.5))])],
+    "chevron": [_polygon("-0.9,0.1 0,-0.8 0.9,0.1 0.9,0.75 0,-0.15 -0.9,0.75")],
     "circle": [_arc(0.9, 0.9)],
-    "drop": [np.concatenate([_arc(0.62, 0.62, -0.4, TAU / 2 + 0.4, (0, 0.35)), _polygon((0, -1))])],
-    "frame": [_polygon((-0.75, -0.75), (0.75, -0.75), (0.75, 0.75), (-0.75, 0.75)),
-              _polygon((-0.4, -0.4), (0.4, -0.4), (0.4, 0.4), (-0.4, 0.4))],
+    "drop": [np.vstack([_arc(0.62, 0.62, -0.4, TAU / 2 + 0.4, (0, 0.35)), _polygon("0,-1")])],
+    "frame": [_polygon("-0.75,-0.75 0.75,-0.75 0.75,0.75 -0.75,0.75"),
+              _polygon("-0.4,-0.4 0.4,-0.4 0.4,0.4 -0.4,0.4")],
     "gear": [_radial([0.95, 0.95, 0.66, 0.66] * 8)],
     "half disc": [_arc(0.95, 0.95, TAU / 2, TAU, (0, 0.4))],
     "hexagon": [_radial([0.95] * 6)],
-    "hourglass": [_polygon((-0.7, -0.9), (0.7, -0.9), (0.12, 0), (0.7, 0.9), (-0.7, 0.9), (-0.12, 0))],
-    "L": [_polygon((-0.6, -0.9), (-0.05, -0.9), (-0.05, 0.35), (0.75, 0.35), (0.75, 0.9), (-0.6, 0.9))],
-    "pie": [np.concatenate([_arc(0.95, 0.95, 0.6, TAU - 0.6), _polygon((0, 0))])],
-    "rhombus": [_polygon((0, -1), (0.6, 0), (0, 1), (-0.6, 0))],
+    "hourglass": [_polygon("-0.7,-0.9 0.7,-0.9 0.12,0 0.7,0.9 -0.7,0.9 -0.12,0")],
+    "L": [_polygon("-0.6,-0.9 -0.05,-0.9 -0.05,0.35 0.75,0.35 0.75,0.9 -0.6,0.9")],
+    "pie": [np.vstack([_arc(0.95, 0.95, 0.6, TAU - 0.6), _polygon("0,0")])],
+    "rhombus": [_polygon("0,-1 0.6,0 0,1 -0.6,0")],
     "spark": [_radial([1, 0.3] * 4)],
     "sun": [_radial([1, 0.7] * 11)],
-    "T": [_polygon((-0.85, -0.85), (0.85, -0.85), (0.85, -0.3), (0.28, -0.3), (0.28, 0.9), (-0.28, 0.9), (-0.28, -0.3),
-                   (-0.85, -0.3))],
-    "U": [_polygon((-0.75, -0.85), (-0.25, -0.85), (-0.25, 0.35), (0.25, 0.35), (0.25, -0.85), (0.75, -0.85),
-                   (0.75, 0.85), (-0.75, 0.85))],
-    "wave": [_polygon((-1, -0.2), (-0.5, -0.65), (0, -0.2), (0.5, -0.65), (1, -0.2), (1, 0.4), (0.5, -0.05), (0, 0.4),
-                      (-0.5, -0.05), (-1, 0.4))],
+    "T": [_polygon("-0.85,-0.85 0.85,-0.85 0.85,-0.3 0.28,-0.3 0.28,0.9 -0.28,0.9 -0.28,-0.3 -0.85,-0.3")],
+    "U": [_polygon("-0.75,-0.85 -0.25,-0.85 -0.25,0.35 0.25,0.35 "
+                   "0.25,-0.85 0.75,-0.85 0.75,0.85 -0.75,0.85")],
+    "wave": [_polygon("-1,-0.2 -0.5,-0.65 0,-0.2 0.5,-0.65 1,-0.2 1,0.4 0.5,-0.05 0,0.4 -0.5,-0.05 -1,0.4")],
 }
 DEMO_CLASSES = list(OUTLINES)[:10]
 PRETRAIN_CLASSES = list(OUTLINES)[10:]
-# The radius of a shape, as a part of the image's shorter side. The pretraining has smaller shapes than the demo, too.
+# of the radius of a shape, as a part of the image's shorter side
 DEMO_RADIUS = (0.2, 0.3)
 PRETRAIN_RADIUS = (0.15, 0.3)
 
 
 def shape_mask(name, size, center, radius, tilt):
-    """The anti-aliased mask of a shape, uint8 (height, width)."""
+    """The anti-aliased mask of a shape, uint8 (height, width); `size` is (width, height)."""
     width, height = size
     canvas = Image.new("L", (width * SUPERSAMPLING, height * SUPERSAMPLING), 0)
     draw = ImageDraw.Draw(canvas)
@@ -116,28 +122,32 @@ def shape_mask(name, size, center, radius, tilt):
     return np.asarray(canvas.reduce(SUPERSAMPLING))
 
 
+# Images -----------------------------------------------------------------------------------------------------
+
+
 def gradient(rng, size, low, high, spread):
-    """A linear gradient between colours about `low` to `high`, in a random direction, float (height, width, 3)."""
+    """A linear gradient about a colour of `low` to `high`, randomly turned: float (height, width, 3)."""
     width, height = size
     angle = rng.uniform(0, TAU)
-    ramp = np.linspace(-1, 1, width) * math.cos(angle) + (np.linspace(-1, 1, height) * math.sin(angle))[:, None]
+    across, down = np.linspace(-1, 1, width) * math.cos(angle), np.linspace(-1, 1, height) * math.sin(angle)
     middle = rng.uniform(low, high, 3)
-    return coloured(ramp, rng.uniform(-spread, spread, 3), middle)
+    return _coloured(across + down[:, None], rng.uniform(-spread, spread, 3), middle)
 
 
-def coloured(plane, colour, middle=(0, 0, 0)):
-    """middle + plane * colour, (height, width) times (3,): (height, width, 3). Broadcasting along so short an axis is slow."""
+def _coloured(plane, colour, middle=(0, 0, 0)):
+    """middle + plane * colour, (height, width, 3). Broadcasting along so short an axis is slow."""
     return np.stack([base + plane * value for value, base in zip(colour, middle)], 2)
 
 
 def busy_background(rng, size):
+    """A gradient, blotches, stripes, and some strokes and dots, float (height, width, 3)."""
     width, height = size
     image = gradient(rng, size, 30, 120, spread=35)
-    blotches = Image.fromarray(rng.normal(0, 1, (6, 6)).astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
-    image += coloured(np.asarray(blotches), rng.normal(0, 16, 3))
+    blotches = Image.fromarray(rng.normal(0, 1, (6, 6)).astype(np.float32))
+    image += _coloured(np.asarray(blotches.resize(size, Image.Resampling.BICUBIC)), rng.normal(0, 16, 3))
     angle, period = rng.uniform(0, TAU), rng.uniform(6, 40)
     across, down = np.arange(width) * math.cos(angle), np.arange(height) * math.sin(angle)
-    image += coloured(np.sin((across + down[:, None]) * TAU / period), rng.normal(0, 10, 3))
+    image += _coloured(np.sin((across + down[:, None]) * TAU / period), rng.normal(0, 10, 3))
     canvas = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(canvas)
     for _ in range(rng.integers(3, 9)):
@@ -148,116 +158,122 @@ def busy_background(rng, size):
             draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=colour)
         else:
             angle = rng.uniform(0, TAU)
-            offset = 3 * reach * np.array([math.cos(angle), math.sin(angle)])
-            draw.line((x - offset[0], y - offset[1], x + offset[0], y + offset[1]), fill=colour, width=3)
+            dx, dy = 3 * reach * np.array([math.cos(angle), math.sin(angle)])
+            draw.line((x - dx, y - dy, x + dx, y + dy), fill=colour, width=3)
     return np.asarray(canvas, dtype=float)
 
 
 def draw_image(name, rng, radius=DEMO_RADIUS):
-    """Draw one image of the shape `name` with the numpy generator `rng`; its radius lies in the range `radius`.
+    """Draw an image of the shape `name` with the numpy generator `rng`; `radius` is the range of its radius.
 
-    Returns the image, uint8 (height, width, 3), and the shape's mask, uint8 (height, width): 255 on the shape.
-    The sides are 144 to 208 pixels; the shape lies inside the central square of 0.9 times the shorter side.
+    Returns the image, uint8 (height, width, 3), and the mask, uint8 (height, width): 255 on the shape. The
+    sides are 144 to 208 pixels; the shape lies inside the central square of 0.9 times the shorter side.
     """
-    width, height = (int(side) for side in rng.integers(144, 209, 2))
-    side = min(width, height)
+    width, height = size = tuple(int(side) for side in rng.integers(144, 209, 2))
+    side = min(size)
     radius = rng.uniform(*radius) * side
     reach = 0.45 * side - radius
     center = np.array([width / 2, height / 2]) + rng.uniform(-reach, reach, 2)
-    mask = shape_mask(name, (width, height), center, radius, rng.uniform(-MAX_TILT, MAX_TILT))
+    mask = shape_mask(name, size, center, radius, rng.uniform(-MAX_TILT, MAX_TILT))
 
-    background = busy_background(rng, (width, height))
-    surface = gradient(rng, (width, height), 150, 240, spread=25)
+    background = busy_background(rng, size)
+    surface = gradient(rng, size, 150, 240, spread=25)
     alpha = np.stack([mask / 255] * 3, 2)
     image = alpha * surface + (1 - alpha) * background + rng.normal(0, 6, (height, width, 3))
     return np.clip(image, 0, 255).astype(np.uint8), ((mask > 127) * 255).astype(np.uint8)
 
 
-def _write_image(job):
-    folder, split, label, index, name, radius, seed = job
-    # the split enters the seed as a number, so that train and val are different draws
-    rng = np.random.default_rng([seed, {"train": 0, "val": 1}[split], label, index])
-    image, mask = draw_image(name, rng, radius)
-    stem = f"{label}_{index}"
-    Image.fromarray(image).save(folder / split / f"{stem}.jpg", quality=92)
-    Image.fromarray(mask).save(folder / "masks" / split / f"{stem}.png")
+# Data sets --------------------------------------------------------------------------------------------------
 
 
-def write_dataset(folder, classes=DEMO_CLASSES, radius=DEMO_RADIUS, train_per_class=100, val_per_class=40, seed=0,
-                  processes=2):
+def write_dataset(folder, classes=DEMO_CLASSES, radius=DEMO_RADIUS, train_per_class=100, val_per_class=40,
+                  seed=0):
     """Draw a data set into `folder` (layout above) unless the same one is already there: see `drawn_once`."""
-    draw = {"version": 1, "classes": list(classes), "radius": list(radius), "train_per_class": train_per_class,
-            "val_per_class": val_per_class, "seed": seed}
+    counts = {"train_per_class": train_per_class, "val_per_class": val_per_class}
+    draw = {"version": 1, "classes": list(classes), "radius": list(radius), **counts, "seed": seed}
 
-    def fill(partial):
-        for split in ("train", "val"):
-            (partial / split).mkdir()
-            (partial / "masks" / split).mkdir(parents=True)
-        (partial / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
-        jobs = [(partial, split, label, index, name, radius, seed)
-                for split, count in (("train", train_per_class), ("val", val_per_class))
-                for label, name in enumerate(classes) for index in range(count)]
-        with ProcessPoolExecutor(processes) as pool:
-            for _ in pool.map(_write_image, jobs, chunksize=16):
-                pass
+    def fill(unfinished):
+        (unfinished / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
+        for split, count in zip(SPLITS, counts.values()):
+            jobs = [(label, i, name, radius, seed)
+                    for label, name in enumerate(classes) for i in range(count)]
+            draw_split(unfinished, split, _write_image, jobs)
 
     return drawn_once(folder, draw, {"classes.txt", "train", "val", "masks"}, fill)
 
 
-def drawn_once(folder, draw, names, fill):
-    """Have `fill(partial)` draw a data set, which appears as `folder` when it is whole, unless the same one is there already.
+def _write_image(folder, split, label, index, name, radius, seed):
+    rng = np.random.default_rng([seed, SPLITS[split], label, index])
+    save_pair(folder, split, f"{label}_{index}", *draw_image(name, rng, radius))
 
-    `draw` says what is drawn, and is kept in draw.json; `names` are the entries of the folder besides that. A folder that
-    holds anything else is never overwritten: BadInput. Returns `folder`.
+
+def save_pair(folder, split, stem, image, mask):
+    """Save an image and its mask under the name `stem`."""
+    Image.fromarray(image).save(folder / split / f"{stem}.jpg", quality=92)
+    Image.fromarray(mask).save(folder / "masks" / split / f"{stem}.png")
+
+
+def draw_split(folder, split, work, jobs):
+    """Make the folders of a split, and list what `work(folder, split, *job)` returns for each of `jobs`."""
+    (folder / split).mkdir()
+    (folder / "masks" / split).mkdir(parents=True)
+    with ProcessPoolExecutor(PROCESSES) as pool:
+        return list(pool.map(partial(work, folder, split), *zip(*jobs), chunksize=16))
+
+
+def drawn_once(folder, draw, names, fill):
+    """Have `fill(path)` draw a data set, which becomes `folder` when it is whole; returns `folder`.
+
+    `draw` says what is drawn, and goes into draw.json: the same is not drawn again. `names` are the folder's
+    other entries; one that holds anything else is never overwritten: BadInput.
     """
     folder = Path(folder)
-    record = folder / "draw.json"
 
     def is_drawn():
         try:
-            return json.loads(record.read_text()) == draw
+            return json.loads((folder / "draw.json").read_text()) == draw
         except (OSError, ValueError):
             return False
 
     if is_drawn():
         return folder
-    if folder.exists() and not (folder.is_dir()
-                                and {path.name for path in folder.iterdir()} in (set(), {*names, "draw.json"})):
+    entries = {path.name for path in folder.iterdir()} if folder.is_dir() else None
+    if folder.exists() and entries not in (set(), {*names, "draw.json"}):
         raise BadInput(f"{folder} is not a drawn data set: name another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        fill(partial)
-        (partial / "draw.json").write_text(json.dumps(draw, indent=1) + "\n")
-        partial.chmod(0o755)
+        fill(unfinished)
+        (unfinished / "draw.json").write_text(json.dumps(draw, indent=1) + "\n")
+        unfinished.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not is_drawn():  # if it is, another process was faster
-                raise
+        unfinished.rename(folder)
+    except OSError:
+        if not is_drawn():  # if it is, another process was faster
+            raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
 def get_args_parser():
     parser = ArgumentParser(prog="python -m datasets.shapes", description=__doc__,
                             formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    add, count = parser.add_argument, number(int, low=1)
     add("--output", type=Path, required=True, metavar="DIR", help="where the data set goes")
     add("--classes", choices=["demo", "pretrain"], default="demo", help="which shapes (%(default)s)")
-    add("--train-per-class", type=number(int, low=1), default=100, metavar="N", help="images to train on (%(default)s)")
-    add("--val-per-class", type=number(int, low=1), default=40, metavar="N", help="images to validate on (%(default)s)")
-    add("--seed", type=number(int, low=0), default=0, metavar="N", help="another seed is another draw (%(default)s)")
+    add("--train-per-class", type=count, default=100, metavar="N", help="images to train on (%(default)s)")
+    add("--val-per-class", type=count, default=40, metavar="N", help="images to validate on (%(default)s)")
+    add("--seed", type=number(int, low=0), default=0, metavar="N", help="chooses the draw (%(default)s)")
     return parser
 
 
 @reports_errors
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
-    classes, radius = {"demo": (DEMO_CLASSES, DEMO_RADIUS), "pretrain": (PRETRAIN_CLASSES, PRETRAIN_RADIUS)}[args.classes]
+    sets = {"demo": (DEMO_CLASSES, DEMO_RADIUS), "pretrain": (PRETRAIN_CLASSES, PRETRAIN_RADIUS)}
+    classes, radius = sets[args.classes]
     write_dataset(args.output, classes, radius, args.train_per_class, args.val_per_class, args.seed)
     print(f"{args.output}: {len(classes)} classes, {len(classes) * args.train_per_class} images to train on, "
           f"{len(classes) * args.val_per_class} to validate on")

@@ -1,4 +1,4 @@
-"""From an image to what a model sees: the evaluation and training transforms, and what mixes two images of a batch."""
+"""From an image to what a model takes: the transforms, and what mixes two images of a batch."""
 
 import timm.data
 import torch
@@ -7,62 +7,64 @@ from timm.data.mixup import Mixup
 
 
 def evaluation_transform(preprocessing):
-    """PIL image -> float tensor (3, H, W), as timm evaluates the model. `preprocessing` is `models.vit.preprocessing`."""
-    return timm.data.create_transform(**for_timm(preprocessing), is_training=False)
+    """PIL image -> float tensor (3, H, W), as timm evaluates a model of this `models.vit.preprocessing`."""
+    return timm.data.create_transform(**_arguments(preprocessing), is_training=False)
 
 
 def evaluation_pixels(preprocessing):
-    """The same without the last step: PIL image -> uint8 tensor (3, H, W), a quarter of the memory to hand over.
+    """The same, but for the last step: PIL image -> uint8 tensor (3, H, W), a quarter of the memory.
 
     `models.vit.Normalised` takes that step for a whole batch.
     """
-    return timm.data.create_transform(**for_timm(preprocessing), is_training=False, normalize=False)
+    return timm.data.create_transform(**_arguments(preprocessing), is_training=False, normalize=False)
 
 
 def training_transform(preprocessing, crop_scale=0.5, rand_augment=0, random_erasing=0.0):
     """PIL image -> augmented float tensor (3, H, W), by timm's transforms.
 
     Args:
-        preprocessing: `models.vit.preprocessing`.
-        crop_scale: the least part of the area that the random resized crop keeps. A horizontal flip follows.
-        rand_augment: magnitude of RandAugment (Cubuk et al. 2020, arXiv:1909.13719), 0 to 10, two operations an image,
-            each with probability 0.5, their magnitudes spread by 0.5; 0 leaves it out.
-        random_erasing: probability that a rectangle is replaced by noise (Zhong et al. 2017, arXiv:1708.04896).
+        preprocessing: `models.vit.preprocessing`. crop_scale: the least part of the area that the random
+        resized crop keeps. A horizontal flip follows. rand_augment: magnitude of RandAugment (Cubuk et al.
+        2020, arXiv:1909.13719), 0 to 10, two operations an
+            image, each with probability 0.5, their magnitudes spread by 0.5; 0 leaves it out.
+        random_erasing: probability that a rectangle is replaced by noise (Zhong et al. 2017,
+        arXiv:1708.04896).
     """
+    operations = f"rand-m{rand_augment}-mstd0.5-inc1" if rand_augment else None
     return timm.data.create_transform(
-        **for_timm(preprocessing), is_training=True, scale=(crop_scale, 1.0), color_jitter=None,
-        auto_augment=f"rand-m{rand_augment}-mstd0.5-inc1" if rand_augment else None, re_prob=random_erasing, re_mode="pixel")
+        **_arguments(preprocessing), is_training=True, scale=(crop_scale, 1.0), color_jitter=None,
+        auto_augment=operations, re_prob=random_erasing, re_mode="pixel")
 
 
-def for_timm(preprocessing):
+def _arguments(preprocessing):
     """The arguments of timm's `create_transform` that a data configuration stands for."""
     return {**preprocessing, "input_size": tuple(preprocessing["input_size"])}
 
 
 def crop_box(size, preprocessing):
-    """The part of a photo that the model sees after `evaluation_transform`.
+    """The part of a photo that the model takes in after `evaluation_transform`.
 
-    `size` is the photo's (width, height). Returns (left, top, right, bottom) in its pixels, as floats; where the
-    transform pads, the box reaches over the edge.
+    `size` is the photo's (width, height). Returns (left, top, right, bottom) in its pixels, as floats; where
+    the transform pads, the box reaches over the edge.
     """
     resize = evaluation_transform(preprocessing).transforms[0]
     resized = resize(Image.new("L", size)).size  # the library's own rounding of the longer side
-    height, width = preprocessing["input_size"][1:]
     box = []
-    for side, scaled, seen in ((size[0], resized[0], width), (size[1], resized[1], height)):
+    for side, scaled, crop in zip(size, resized, preprocessing["input_size"][:0:-1]):
         # as torchvision and timm round: to even for a crop, down for the padding on the left and above
-        offset = round((scaled - seen) / 2) if scaled >= seen else -((seen - scaled) // 2)
-        box.append((offset * side / scaled, (offset + seen) * side / scaled))
+        offset = round((scaled - crop) / 2) if scaled >= crop else -((crop - scaled) // 2)
+        box.append((offset * side / scaled, (offset + crop) * side / scaled))
     (left, right), (top, bottom) = box
     return left, top, right, bottom
 
 
-class Mixing:
+class MixupCutMix:
     """Mixes each image of a batch with its mirror image in the order of the batch, by timm's Mixup.
 
-    Mixup (Zhang et al. 2018, arXiv:1710.09412) blends both as a whole, x = lam x_i + (1 - lam) x_j, CutMix (Yun et al. 2019,
-    arXiv:1905.04899) puts a rectangle of one into the other; targets follow the shares. lam is of Beta(alpha, alpha), one
-    a batch; with both, a coin decides between them. Draws from NumPy's global stream.
+    Mixup (Zhang et al. 2018, arXiv:1710.09412) blends both as a whole, x = lam x_i + (1 - lam) x_j, CutMix
+    (Yun et al. 2019, arXiv:1905.04899) puts a rectangle of one into the other; targets follow the shares. lam
+    is of Beta(alpha, alpha), one a batch; with both, a coin decides between them. Draws from NumPy's global
+    stream.
 
     Args:
         mixup, cutmix: alpha of each; 0 leaves it out.
@@ -75,7 +77,7 @@ class Mixing:
         self.smoothing, self.classes = smoothing, classes
 
     def __call__(self, images, targets):
-        """Images (N, 3, H, W), which are overwritten, and targets (N,) -> images, shares of the classes (N, classes).
+        """Images (N, 3, H, W), overwritten, and targets (N,) -> images, shares of classes (N, classes).
 
         Of an odd number the last image is not mixed; a negative target there has no share in any class.
         """

@@ -6,7 +6,7 @@ from datasets import decode
 from datasets.masks import load_groups, patch_cover
 from interpret.grounding import point_tokens
 from models import decoding
-from models.catr import seen_box
+from models.catr import grid_box
 from models.tokenizer import joined, words_of
 
 
@@ -22,7 +22,7 @@ def captioned(model, tokenizer, paths, batch_size, max_tokens, beam, given=None)
     """(path, RGB image, teacher-forced pass) of each photo, for a caption by search or the ids `given`."""
     for rows, photos, memory in encoded(model, paths, batch_size):
         ids = [given] * len(photos) if given else decoding.search(model, memory, tokenizer, max_tokens, beam)
-        yield from zip(paths[rows], photos, decoding.read(model, memory, ids, tokenizer))
+        yield from zip(paths[rows], photos, decoding.teacher_force(model, memory, ids, tokenizer))
 
 
 def describe(forced, tokenizer, layer, photo, box, every_layer=False, words=False):
@@ -54,9 +54,9 @@ def pointing_game(model, tokenizer, memory, photos, captions, masks, layer):
     """`point_tokens` of a layer's maps for the true captions of drawn scenes, with the masks in files."""
     ids = [tokenizer.caption(text, model.config.positions) for text in captions]
     pointings = []
-    for photo, mask, forced in zip(photos, masks, decoding.read(model, memory, ids, tokenizer)):
+    for photo, mask, forced in zip(photos, masks, decoding.teacher_force(model, memory, ids, tokenizer)):
         grid = forced.attention.shape[-2:]
-        box = seen_box(photo.size, grid, model.config)
+        box = grid_box(photo.size, grid, model.config)
         groups = [torch.from_numpy(patch_cover(group, box, grid)) for group in load_groups(mask, photo.size)]
         pointings += point_tokens(tokenizer.tokens(forced.ids), forced.attention[layer].mean(0), groups)
     return pointings

@@ -20,14 +20,15 @@ from pathlib import Path
 import torch
 
 from common.errors import BadInput
-from common.files import read_tensors, refuse_nonfinite_weights, refuse_other_format
+from common.files import read_tensors
 from models.vit import build, preprocessing
+from models.weights import load_finite, refuse_other_format, refuse_other_keys, state_dict_in
 
 FIELDS = {"format", "arch", "labels", "class_names", "preprocessing", "settings", "state_dict"}
 
 
 def checkpoint_fields(arch, labels, class_names, preprocessing):
-    """The dict described at the top of this file, all but `settings` and `state_dict`, which belong to the run's state."""
+    """The dict described above, but for `settings` and `state_dict`, which belong to the run's state."""
     return {"format": 1, "arch": arch, "labels": list(labels), "class_names": list(class_names),
             "preprocessing": preprocessing}
 
@@ -45,54 +46,48 @@ class Checkpoint:
     settings: dict
 
 
-def _are_names(labels, class_names):
-    return (isinstance(labels, list) and isinstance(class_names, list) and len(labels) == len(class_names) > 0
-            and all(isinstance(name, str) for name in [*labels, *class_names]))
-
-
-def _shapes(state_dict):
-    """The shapes of its tensors by key; None for what is no state dict."""
-    if isinstance(state_dict, dict) and all(isinstance(value, torch.Tensor) for value in state_dict.values()):
-        return {key: value.shape for key, value in state_dict.items()}
-
-
-def _is_preprocessing(found, of_model):
-    """Whether a checkpoint's data configuration can be that of a model whose own is `of_model`."""
-    if not isinstance(found, dict) or found.keys() != of_model.keys() or found["input_size"] != of_model["input_size"]:
-        return False
-    if not isinstance(found["mean"], list) or not isinstance(found["std"], list):
-        return False
-    numbers = [found["crop_pct"], *found["mean"], *found["std"]]
-    return (len(found["mean"]) == len(found["std"]) == 3
-            and all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers)
-            and 0.05 <= numbers[0] <= 2 and min(found["std"]) > 0
-            and found["interpolation"] in ("nearest", "bilinear", "bicubic", "lanczos")
-            and found["crop_mode"] in ("center", "squash", "border"))
-
-
 def open_checkpoint(path):
     """Open a checkpoint of `p1_train.py` for evaluation or figures. Raises BadInput for anything else."""
     content = read_tensors(path)
     if not isinstance(content, dict) or not FIELDS <= content.keys():
-        raise BadInput(f"{path} is not a checkpoint of p1_train.py: for plain weights pass --arch and --weights")
+        raise BadInput(f"{path} is no checkpoint of p1_train.py: for plain weights pass --arch and --weights")
     refuse_other_format(content, path)
-    arch, labels, state_dict = content["arch"], content["labels"], content["state_dict"]
-    if not isinstance(arch, str) or not _are_names(labels, content["class_names"]):
+    arch, labels, names = content["arch"], content["labels"], content["class_names"]
+    if not isinstance(arch, str) or not _are_names(labels, names):
         raise BadInput(f"{path} does not say which model it is, or of which classes: it is damaged")
+    weights = state_dict_in(content, path, "it is damaged")
     try:
         with torch.device("meta"):  # what a file claims takes no memory until its weights are known to fit
             model = build(arch, len(labels))
-        if _shapes(state_dict) != _shapes(model.state_dict()):
-            raise BadInput(f"its weights do not fit its own architecture, {arch}: it is damaged")
-        if all(name in state_dict for name, _ in model.named_buffers()):
-            model.to_empty(device="cpu")  # random weights first would take as long as opening the file
-        else:
-            model = build(arch, len(labels))
+        problem = f"do not fit its own architecture, {arch}"
+        refuse_other_keys(weights, model, f"its weights {problem}", "it is damaged")
+        if not all(name in weights for name, _ in model.named_buffers()):
+            model = build(arch, len(labels))  # with what no file holds, such as rotary positions
         if not _is_preprocessing(content["preprocessing"], preprocessing(model)):
-            raise BadInput(f"its preprocessing does not fit its own architecture, {arch}: it is damaged")
+            raise BadInput(f"its crop, size or normalisation {problem}: it is damaged")
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from error
-    refuse_nonfinite_weights(state_dict, path)
-    model.load_state_dict(state_dict)
-    return Checkpoint(Path(path), model.eval(), content["arch"], content["labels"], content["class_names"],
-                      content["preprocessing"], content["settings"])
+    load_finite(model, weights, path)
+    return Checkpoint(Path(path), model.eval(), arch, labels, names, content["preprocessing"],
+                      content["settings"])
+
+
+def _are_names(labels, class_names):
+    return (isinstance(labels, list) and isinstance(class_names, list)
+            and len(labels) == len(class_names) > 0
+            and all(isinstance(name, str) for name in [*labels, *class_names]))
+
+
+def _is_preprocessing(config, expected):
+    """Whether a checkpoint's data configuration can be that of a model whose own is `expected`."""
+    if not isinstance(config, dict) or config.keys() != expected.keys():
+        return False
+    mean, std = config["mean"], config["std"]
+    if not isinstance(mean, list) or not isinstance(std, list):
+        return False
+    numbers = [config["crop_pct"], *mean, *std]
+    return (config["input_size"] == expected["input_size"] and len(mean) == len(std) == 3
+            and all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers)
+            and 0.05 <= config["crop_pct"] <= 2 and min(std) > 0
+            and config["interpolation"] in ("nearest", "bilinear", "bicubic", "lanczos")
+            and config["crop_mode"] in ("center", "squash", "border"))

@@ -1,6 +1,9 @@
-"""A linear probe: the head fitted to the frozen features of a timm model, as a start for fine-tuning (LP-FT, Kumar et al. 2022,
-arXiv:2202.10054). What the pretrained head knows of the images can be its prior."""
+"""A linear probe: the head fitted to the frozen features of a timm model, as a start for fine-tuning.
 
+(LP-FT, Kumar et al. 2022, arXiv:2202.10054.) The model's pretrained head can be the prior of the new one.
+"""
+
+import time
 import warnings
 from dataclasses import dataclass
 
@@ -12,13 +15,13 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold
 from threadpoolctl import threadpool_limits
 
-STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C, the inverse of the penalty
-TRUSTS = (0.0, 0.5, 1.0)  # alpha, how far the weights are pulled towards those of the pretrained head
+C_GRID = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # inverse regularisation strengths
+PRIOR_WEIGHTS = (0.0, 0.5, 1.0)  # alpha, how far the weights are pulled towards those of the pretrained head
 FOLDS = 5
 
 
 class Features(torch.nn.Module):
-    """What the head of a timm model sees: images (N, 3, H, W) -> features (N, D)."""
+    """What the head of a timm model takes: images (N, 3, H, W) -> features (N, D)."""
 
     def __init__(self, model):
         super().__init__()
@@ -34,21 +37,46 @@ class Probe:
 
     Attributes:
         weight, bias: float64 arrays (classes, D) and (classes,).
-        C: the inverse strength of the penalty.
-        trust: alpha, the trust in the pretrained head.
+        C: the inverse regularisation strength.
+        prior_weight: alpha, the weight of the pretrained head as the prior.
         accuracy: by cross-validation; None where no class has two images.
     """
 
     weight: np.ndarray
     bias: np.ndarray
     C: float
-    trust: float
+    prior_weight: float
     accuracy: float | None
 
 
+def start_from_probe(model, features_of, targets, use_prior, seed):
+    """Give a timm model the head that a probe of its frozen features computes, one output a class.
+
+    Args:
+        features_of: called with `Features(model)`; returns the features (N, D) of all images to train on,
+        also where
+            several ranks compute a part each. All ranks then fit the same head.
+        targets: (N,), as `fit_probe` takes them.
+        use_prior: whether the model's head is a pretrained one, to be the prior of the new one.
+        seed: of the folds.
+    Returns what config.json says of it: `C`, `trust` (the prior weight), `accuracy` and `seconds`.
+    """
+    start = time.monotonic()
+    device = next(model.parameters()).device
+    features = features_of(Features(model))
+    probe = fit_probe(features, targets, read_head(model) if use_prior else None, seed)
+    model.reset_classifier(len(probe.bias))
+    set_head(model, probe)
+    model.to(device)
+    return {"C": probe.C, "trust": probe.prior_weight, "accuracy": probe.accuracy,
+            "seconds": time.monotonic() - start}
+
+
 def read_head(model):
-    """(weight (K, D), bias (K,)) of the head of a timm model as float64 arrays, the mean of both heads of a distilled one;
-    None where it has no head."""
+    """(weight (K, D), bias (K,)) of a timm model's head as float64 arrays; None where it has no head.
+
+    Of a distilled model, which averages two heads, their mean.
+    """
     heads = _heads(model)
     if not all(isinstance(head, torch.nn.Linear) for head in heads):
         return None
@@ -58,7 +86,7 @@ def read_head(model):
 
 @torch.no_grad()
 def set_head(model, probe):
-    """Make the head of a timm model compute the probe's logits. Both heads of a distilled model: it takes their mean."""
+    """Make the head of a timm model, or both heads of a distilled one, compute the probe's logits."""
     for head in _heads(model):
         head.weight.copy_(torch.from_numpy(probe.weight))
         head.bias.copy_(torch.from_numpy(probe.bias))
@@ -69,76 +97,78 @@ def _heads(model):
     return heads if isinstance(heads, tuple) else (heads,)
 
 
-@threadpool_limits.wrap(limits=1)  # on matrices this small, threads that wait for each other cost up to 60 times the time
+@threadpool_limits.wrap(limits=1)  # on small matrices, threads that wait for each other took 60 times as long
 def fit_probe(features, targets, pretrained=None, seed=0):
     """Multinomial logistic regression: the weights W and bias b that minimise
 
         ||s (W - alpha W0)||^2 / 2 + C * sum_i cross-entropy(x_i W^T + b, y_i)
 
-    where s, the standard deviation of all features, makes C free of their scale. A row of W0 stands for what the pretrained head
-    takes the images of a class for: the mean of the rows of that head, weighted by its mean probabilities on these images;
-    without such a head alpha is 0. C and alpha are those of `STRENGTHS` and `TRUSTS` with the smallest cross-entropy in
-    stratified cross-validation, 1 and 0 where that cannot be had.
+    where s, the standard deviation of all features, makes C free of their scale. The row of W0 for a class is
+    the mean of the rows of the pretrained head, weighted by the mean probabilities that it gives the images
+    of that class; without such a head alpha is 0. C and alpha are those of `C_GRID` and `PRIOR_WEIGHTS` with
+    the smallest cross-entropy in stratified cross-validation, 1 and 0 where no class has two images.
 
     Args:
         features: (N, D). targets: (N,), whole numbers; each of 0 .. classes - 1 occurs.
-        pretrained: (weight (K, D), bias (K,)) of a head that was trained on these features, or None. seed: of the folds.
+        pretrained: (weight (K, D), bias (K,)) of a head that was trained on these features, or None.
+        seed: of the folds.
     Returns a Probe.
     """
     x, y = np.asarray(features, np.float64), np.asarray(targets)
     mean, scale = x.mean(0), x.std()
     z = (x - mean) / scale
-    seen_as = np.zeros_like(z)  # the row of the pretrained head that each image is taken for
+    expected_rows = np.zeros_like(z)  # for each image, the pretrained head's row, expected over its classes
     if pretrained:
         rows, bias = pretrained
-        seen_as = softmax(x @ rows.T + bias, axis=1) @ (scale * rows)
+        expected_rows = softmax(x @ rows.T + bias, axis=1) @ (scale * rows)
     folds = min(FOLDS, np.bincount(y).max())
-    C, trust, accuracy = 1.0, 0.0, None
+    C, alpha, accuracy = 1.0, 0.0, None
     if folds > 1:
-        trusts = TRUSTS if pretrained else (0.0,)
-        C, trust, accuracy = _choose(z, y, seen_as, trusts, StratifiedKFold(folds, shuffle=True, random_state=seed))
-    _, _, weight, bias = next(_fits(z, y, seen_as, (trust,), (C,)))
+        alphas = PRIOR_WEIGHTS if pretrained else (0.0,)
+        splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+        C, alpha, accuracy = _choose(z, y, expected_rows, alphas, splitter)
+    _, _, weight, bias = next(_fits(z, y, expected_rows, (alpha,), (C,)))
     weight = weight / scale
-    return Probe(weight, bias - weight @ mean, C, trust, accuracy)
+    return Probe(weight, bias - weight @ mean, C, alpha, accuracy)
 
 
-def _fits(z, y, seen_as, trusts, strengths):
-    """(alpha, C, weight, bias) of each minimum, for the classes in y; each search begins where the last one ended."""
+def _fits(z, y, expected_rows, alphas, Cs):
+    """(alpha, C, weight, bias) of each minimum, for the classes in y; a search begins at the last minimum."""
     labels, y = np.unique(y, return_inverse=True)
-    prior = np.stack([seen_as[y == label].mean(0) for label in range(len(labels))])
-    ends = np.eye(len(labels))[y]
-    for alpha in trusts:
+    prior = np.stack([expected_rows[y == label].mean(0) for label in range(len(labels))])
+    one_hot = np.eye(len(labels))[y]
+    for alpha in alphas:
         theta = np.zeros((len(labels), z.shape[1] + 1))
-        for C in strengths:
-            theta = _minimum(z, ends, z @ (alpha * prior).T, C, theta)
+        for C in Cs:
+            theta = _minimum(z, one_hot, z @ (alpha * prior).T, C, theta)
             yield alpha, C, theta[:, :-1] + alpha * prior, theta[:, -1]
 
 
-def _minimum(z, ends, offset, C, start):
-    """(W - alpha W0, b) at the minimum, side by side; alpha W0 gives the logits `offset`, and `ends` are one-hot targets."""
+def _minimum(z, one_hot, prior_logits, C, start):
+    """(W - alpha W0, b) at the minimum, side by side."""
 
     def objective(theta):
         """Per image, and its gradient."""
         delta, bias = np.split(theta.reshape(start.shape), [-1], axis=1)
-        log_p = log_softmax(offset + z @ delta.T + bias.T, axis=1)
-        error = np.exp(log_p) - ends
-        value = np.square(delta).sum() / 2 - C * (log_p * ends).sum()
+        log_p = log_softmax(prior_logits + z @ delta.T + bias.T, axis=1)
+        error = np.exp(log_p) - one_hot
+        value = np.square(delta).sum() / 2 - C * (log_p * one_hot).sum()
         gradient = np.column_stack([delta + C * error.T @ z, C * error.sum(0)])
         return value / (C * len(z)), gradient.ravel() / (C * len(z))
 
-    found = minimize(objective, start.ravel(), jac=True, method="L-BFGS-B",
-                     options={"maxiter": 5000, "maxfun": 10000, "gtol": 1e-7, "ftol": 1e-14})
-    return found.x.reshape(start.shape)
+    result = minimize(objective, start.ravel(), jac=True, method="L-BFGS-B",
+                      options={"maxiter": 5000, "maxfun": 10000, "gtol": 1e-7, "ftol": 1e-14})
+    return result.x.reshape(start.shape)
 
 
-def _choose(z, y, seen_as, trusts, folds):
+def _choose(z, y, expected_rows, alphas, splitter):
     """The best C and alpha, and the accuracy of their predictions for the images left out."""
     probabilities = {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")  # some folds leave it out altogether
-        parts = list(folds.split(z, y))
-    for fit, left_out in parts:
-        for alpha, C, weight, bias in _fits(z[fit], y[fit], seen_as[fit], trusts, STRENGTHS):
+        splits = list(splitter.split(z, y))
+    for fit, left_out in splits:
+        for alpha, C, weight, bias in _fits(z[fit], y[fit], expected_rows[fit], alphas, C_GRID):
             of_all = probabilities.setdefault((C, alpha), np.full((len(y), y.max() + 1), 1e-12))
             of_all[np.ix_(left_out, np.unique(y[fit]))] = softmax(z[left_out] @ weight.T + bias, axis=1)
     losses = {}

@@ -1,7 +1,7 @@
 """WordPiece tokens: the vocabulary of BERT or one of our own, through the tokenizers library.
 
-A word that is not in the vocabulary is split into pieces that are; all but the first begin with `##`: `skis` is `ski` and
-`##s`. A word that cannot be split so is `[UNK]`.
+A word that is not in the vocabulary is split into pieces that are; all but the first begin with `##`: `skis`
+is `ski` and `##s`. A word that cannot be split so is `[UNK]`.
 """
 
 from pathlib import Path
@@ -18,11 +18,10 @@ class Tokenizer:
     """Text to ids and back. Captions are lower case, accents are dropped, punctuation is a token of its own.
 
     Args:
-        vocabulary: the tokens, in the order of their ids; `[PAD]` is the first.
+        vocabulary: the tokens, in the order of their ids; `[PAD]` is the first. Also an attribute.
         source: where they come from, for the error.
 
     Attributes:
-        vocabulary: the same.
         start, end, unknown: the ids of `[CLS]`, before a caption, of `[SEP]`, after it, and of `[UNK]`.
     """
 
@@ -36,8 +35,8 @@ class Tokenizer:
         special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
         missing = [token for token in special if token not in ids]
         if missing:
-            raise BadInput(f"{source} is no WordPiece vocabulary, it has no {missing[0]}: pass one such as the vocab.txt "
-                           "of bert-base-uncased")
+            raise BadInput(f"{source} is no WordPiece vocabulary, it has no {missing[0]}: pass one such as "
+                           "the vocab.txt of bert-base-uncased")
         if len(ids) < len(self.vocabulary):
             twice = next(token for i, token in enumerate(self.vocabulary) if ids[token] != i)
             raise BadInput(f"{source} has the token {twice!r} twice: copy it again")
@@ -53,16 +52,17 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path):
-        """Of a vocab.txt, one token a line. Raises BadInput for a missing file and for one that is no vocabulary."""
+        """Of a vocab.txt, one token a line. Raises BadInput for a missing file and for another kind."""
         path = Path(path)
         if not path.is_file():
-            raise BadInput(f"{path} {'is not a file' if path.exists() else 'does not exist'}: name a vocab.txt")
+            problem = "is not a file" if path.exists() else "does not exist"
+            raise BadInput(f"{path} {problem}: name a vocab.txt")
         try:
-            lines = path.read_bytes().decode().split("\n")  # some of BERT's tokens are characters that splitlines splits at
+            text = path.read_bytes().decode()
         except UnicodeDecodeError as error:
             raise BadInput(f"{path} is not UTF-8 text: name a vocab.txt") from error
-        lines = [line.removesuffix("\r") for line in lines]
-        return cls(lines[:-1] if not lines[-1] else lines, path)
+        # not splitlines: it splits at characters that are tokens of BERT
+        return cls([line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")], path)
 
     def encode(self, text):
         """The ids of a text, without start and end."""
@@ -73,9 +73,9 @@ class Tokenizer:
         return [*self.encode(text)[:positions - 1], self.end]
 
     def words(self, text):
-        """The words of a text and its punctuation, as they are before they are looked up in the vocabulary."""
-        return [word for word, _ in self._library.pre_tokenizer.pre_tokenize_str(
-            self._library.normalizer.normalize_str(_clean(text)))]
+        """The words of a text and its punctuation, before they are looked up in the vocabulary."""
+        normal = self._library.normalizer.normalize_str(_clean(text))
+        return [word for word, _ in self._library.pre_tokenizer.pre_tokenize_str(normal)]
 
     def tokens(self, ids):
         """The tokens of ids."""
@@ -83,11 +83,12 @@ class Tokenizer:
 
     def text(self, ids):
         """Ids as text: pieces joined, start, end and padding left out."""
-        return self._library.decode([i for i in ids if i not in (self.PAD, self.start, self.end)], skip_special_tokens=False)
+        words = [i for i in ids if i not in (self.PAD, self.start, self.end)]
+        return self._library.decode(words, skip_special_tokens=False)
 
 
 def _clean(text):
-    """Half an emoji, or a byte that is no text, as a question mark: the library takes whole characters alone."""
+    """Half an emoji, or a byte that is no text, as a question mark: the library takes whole characters."""
     return text.encode("utf-8", "replace").decode()
 
 

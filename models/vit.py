@@ -10,6 +10,8 @@ from timm.optim import param_groups_layer_decay
 from common.errors import BadInput
 from models.weights import CONVERSIONS, fetch_pretrained, load_weights
 
+FAMILIES = ["vision_transformer", "deit", "beit", "eva"]  # timm's modules
+
 
 def build(arch, num_classes=None):
     """The timm model `arch`, randomly initialised, with `num_classes` outputs (its own number if None).
@@ -17,17 +19,32 @@ def build(arch, num_classes=None):
     Raises BadInput for a name that timm does not know, with the nearest ones, and for another kind of model.
     """
     if not timm.is_model(arch):
-        near = difflib.get_close_matches(arch, timm.list_models(module=["vision_transformer", "deit", "beit", "eva"]), n=3)
-        raise BadInput(f"--arch {arch}: timm has no such model" + (f"; did you mean {', '.join(near)}?" if near else ""))
+        near = difflib.get_close_matches(arch, timm.list_models(module=FAMILIES), n=3)
+        guess = f"; did you mean {', '.join(near)}?" if near else ""
+        raise BadInput(f"--arch {arch}: timm has no such model{guess}")
     try:
         model = timm.create_model(arch, **({} if num_classes is None else {"num_classes": num_classes}))
     except RuntimeError as error:  # an unknown pretrained tag
         known = timm.list_models(f"{arch.partition('.')[0]}.*", pretrained=True)
-        raise BadInput(f"--arch {arch}: timm knows no such weights; it has {', '.join(known) or 'none'}") from error
+        names = ", ".join(known) or "none"
+        raise BadInput(f"--arch {arch}: timm knows no such weights; it has {names}") from error
     if not isinstance(model, tuple(CONVERSIONS)):
-        raise BadInput(f"--arch {arch} is a {type(model).__name__}: name a timm VisionTransformer, Beit or Eva, "
-                       "such as vit_base_patch16_224")
+        raise BadInput(f"--arch {arch} is a {type(model).__name__}: name a timm VisionTransformer, Beit or "
+                       "Eva, such as vit_base_patch16_224")
     return model
+
+
+def create(arch, num_classes=None, weights=None, scratch=False):
+    """The model `arch`: random with `scratch`, else with a file's weights or timm's pretrained ones.
+
+    Returns (model, what to tell the user about its head or None). Raises BadInput as `build`, `load_weights`
+    and `fetch_pretrained` do.
+    """
+    model = build(arch, num_classes)
+    if scratch:
+        return model, None
+    file = weights or fetch_pretrained(model, arch)
+    return model, load_weights(model, arch, file, adopt_head=num_classes is None)
 
 
 def set_image_size(model, size):
@@ -35,9 +52,10 @@ def set_image_size(model, size):
 
     Raises BadInput where the patches do not divide it.
     """
-    patch = model.patch_embed.feat_ratio(as_scalar=False)  # of a hybrid: what its convolutions stride over, too
+    patch = model.patch_embed.feat_ratio(as_scalar=False)  # of a hybrid, with its convolutions' stride
     if any(side % step for side, step in zip(size, patch)):
-        raise BadInput(f"--image-size {size[0]}x{size[1]}: each side must be a multiple of the patch, {patch[0]}x{patch[1]}")
+        raise BadInput(f"--image-size {size[0]}x{size[1]}: each side must be a multiple of the patch, "
+                       f"{patch[0]}x{patch[1]}")
     model.set_input_size(img_size=tuple(size))
 
 
@@ -48,9 +66,9 @@ def preprocessing(model):
 
 
 class Normalised(torch.nn.Module):
-    """A model on the pixels of `datasets.images.evaluation_pixels`, uint8 (N, 3, H, W).
+    """A model on the pixels of `datasets.transforms.evaluation_pixels`, uint8 (N, 3, H, W).
 
-    The arithmetic is that of `evaluation_transform`, bit for bit: x / 255, less the mean, by the standard deviation.
+    The arithmetic is that of `evaluation_transform`, bit for bit: (x / 255 - mean) / std.
     """
 
     def __init__(self, model, preprocessing):
@@ -63,29 +81,18 @@ class Normalised(torch.nn.Module):
         return self.model(pixels.float().div_(255).sub_(self.mean).div_(self.std))
 
 
-def create(arch, num_classes=None, weights=None, scratch=False):
-    """The model `arch`: random with `scratch`, with the weights of a file, or timm's pretrained ones from the hub.
-
-    Returns (model, what to tell the user about its head or None). Raises BadInput as the functions above do.
-    """
-    model = build(arch, num_classes)
-    if scratch:
-        return model, None
-    file = weights or fetch_pretrained(model, arch)
-    return model, load_weights(model, arch, file, adopt_head=num_classes is None)
-
-
 def describe(model):
     """What a table says of a model: its `parameters`, and its `width`, `heads` and `depth`."""
-    return {"parameters": sum(parameter.numel() for parameter in model.parameters()), "width": model.embed_dim,
-            "heads": model.blocks[0].attn.num_heads, "depth": len(model.blocks)}
+    return {"parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "width": model.embed_dim, "heads": model.blocks[0].attn.num_heads, "depth": len(model.blocks)}
 
 
 def layer_groups(model, decay):
-    """Parameter groups for layer-wise learning-rate decay (Bao et al. 2021, arXiv:2106.08254): dicts of `params`, `lr_scale`.
+    """Parameter groups for layer-wise learning-rate decay: a list of dicts of `params` and `lr_scale`.
 
-    timm counts the layers: 0 is the embedding, 1 to `depth` are the blocks, the last one with a norm after it, and
-    depth + 1 is the head, with a norm after the pooling. The rate of layer i is multiplied by lr_scale = decay ^ (depth + 1 - i).
+    The rate of layer i is multiplied by lr_scale = decay ^ (depth + 1 - i) (Bao et al. 2021,
+    arXiv:2106.08254). timm counts the layers: 0 is the embedding, 1 to `depth` are the blocks, the last one
+    with a norm after it, and depth + 1 is the head, with a norm after the pooling.
     """
     groups = param_groups_layer_decay(model, weight_decay=0.0, layer_decay=decay)
     # without its weight decay: that of the optimizer holds for all, as it does without layer decay

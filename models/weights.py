@@ -1,6 +1,5 @@
-"""A weights file into a timm model: from the hub or a path, in whatever layout, with or without its head."""
+"""A weights file into a model: from the hub or a path, in any layout, with or without its head."""
 
-import threading
 from functools import partial
 from pathlib import Path
 
@@ -8,112 +7,148 @@ import torch
 from timm.models import beit, clean_state_dict, eva, vision_transformer
 
 from common.errors import BadInput
-from common.files import read_tensors, refuse_nonfinite_weights
+from common.files import read_tensors
 
-# class -> timm's conversions of its weights from older layouts and other grid sizes; DeiT's class is a VisionTransformer
+# class (DeiT's is VisionTransformer) -> timm's conversion of weights from older layouts and other grid sizes
 CONVERSIONS = {
-    vision_transformer.VisionTransformer: partial(vision_transformer.checkpoint_filter_fn, adapt_layer_scale=True),
+    vision_transformer.VisionTransformer: partial(vision_transformer.checkpoint_filter_fn,
+                                                  adapt_layer_scale=True),
     beit.Beit: beit.checkpoint_filter_fn,
     eva.Eva: eva.checkpoint_filter_fn,
 }
 
-HUB_PATIENCE = 4  # seconds until a hub that does not answer counts as unreachable
+
+# Of any model -----------------------------------------------------------------------------------------------
 
 
-def load_weights(model, arch, path, adopt_head=False):
-    """Load a weights file into a model of the name `arch`, with timm's conversions (older layouts, other grid sizes).
-
-    The model's head is left as it is where the file has none, or one of another size; with `adopt_head` the model
-    takes the file's number of classes instead. Returns what to tell the user about a head left at random, or None.
-    Raises BadInput for a file that does not fit otherwise.
-    """
-    path = Path(path)
-    content = read_tensors(path)
-    made_for = content.get("arch") if isinstance(content, dict) else None
+def state_dict_in(content, path, hint):
+    """The state dict in a file's content: under `state_dict` or `model`, or all of it. None: BadInput."""
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise BadInput(f"{path} holds no state dict: pass a timm weights file or a checkpoint of p1_train.py")
-    hint = f"it was made for {made_for}" if isinstance(made_for, str) else "name the --arch that it was made for"
-    try:
-        convert = next(convert for kind, convert in CONVERSIONS.items() if isinstance(model, kind))
-        weights = convert(clean_state_dict(content), model)
-    except (RuntimeError, ValueError, AssertionError) as error:  # tensors that its conversions cannot reshape
-        raise BadInput(f"{path} does not fit {arch}: {hint}") from error
+    if not isinstance(content, dict):
+        raise BadInput(f"{path} holds no state dict: {hint}")
+    for key, value in content.items():
+        plain = isinstance(value, torch.Tensor) and not value.is_complex() and not value.is_quantized
+        if not plain or not isinstance(key, str):
+            raise BadInput(f"{path} holds no state dict ({key} is no plain tensor): {hint}")
+    return content
 
-    heads = model.default_cfg["classifier"]
-    heads = (heads,) if isinstance(heads, str) else heads
-    theirs = next((len(value) for key, value in weights.items() if key.rpartition(".")[0] in heads), None)
-    if adopt_head and theirs:
-        model.reset_classifier(theirs)
-    own = model.state_dict()
-    in_head = {key for key in own if key.rpartition(".")[0] in heads}
-    replaced = {key for key in in_head if key not in weights or weights[key].shape != own[key].shape}
-    told = None
-    if replaced:
-        ours = len(own[min(in_head)])
-        told = (f"the head of {path.name} ({theirs} classes) is replaced by a new one ({ours} classes)" if theirs
-                else f"{path.name} has no head: a new one ({ours} classes) takes its place")
-        weights = {key: value for key, value in weights.items() if key.rpartition(".")[0] not in heads}
-        weights.update((key, own[key]) for key in in_head)
-    wrong = [f"{key} is missing" for key in own if key not in weights]
-    wrong += [f"{key} is unknown" for key in weights if key not in own]
-    wrong += [f"{key} is {tuple(weights[key].shape)}, not {tuple(own[key].shape)}" for key in own
-              if key in weights and weights[key].shape != own[key].shape]
+
+def refuse_other_keys(weights, model, problem, hint):
+    """Raise BadInput unless a state dict has the keys and shapes of a model's.
+
+    The message is `problem`, the first key that is missing, unknown or misshapen, and `hint`.
+    """
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    shapes = {key: tuple(value.shape) for key, value in weights.items()}
+    wrong = [f"{key} is missing" for key in expected if key not in shapes]
+    wrong += [f"{key} is unknown" for key in shapes if key not in expected]
+    wrong += [f"{key} is {shapes[key]}, not {shape}" for key, shape in expected.items()
+              if shapes.get(key, shape) != shape]
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise BadInput(f"{path} does not fit {arch} ({wrong[0]}{more}): {hint}")
-    refuse_nonfinite_weights(weights, path)
-    model.load_state_dict(weights)
-    return told
+        raise BadInput(f"{problem} ({wrong[0]}{more}): {hint}")
+
+
+def load_finite(model, weights, path):
+    """Load a state dict of the model's keys and shapes. Raises BadInput that names a tensor with NaN or inf.
+
+    A model on torch's meta device has no memory yet, and takes the file's tensors over.
+    """
+    for key, value in weights.items():
+        if not value.float().isfinite().all():  # float8 has no isfinite of its own
+            raise BadInput(f"{path} is of no use: {key} holds values that are not finite; take an earlier "
+                           "checkpoint")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        model.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)
+    else:
+        model.load_state_dict(weights)
+
+
+def refuse_other_format(content, path):
+    """Raise BadInput for a checkpoint of ours, the dict `content`, in a format other than 1."""
+    number = content.get("format")
+    if type(number) is not int or number != 1:
+        raise BadInput(f"{path} has the checkpoint format {str(number)[:9]}, and this version reads 1: "
+                       "update it")
+
+
+# Of timm's models -------------------------------------------------------------------------------------------
+
+
+def load_weights(model, arch, path, adopt_head=False):
+    """Load a weights file into a model of the name `arch`, after timm's conversion from older layouts.
+
+    The model's head is left as it is where the file has none, or one of another size; with `adopt_head` the
+    model takes the file's number of classes instead. Returns what to tell the user about a head left at
+    random, or None. Raises BadInput for a file that does not fit otherwise.
+    """
+    path = Path(path)
+    content = read_tensors(path)
+    weights = state_dict_in(content, path, "pass a timm weights file or a checkpoint of p1_train.py")
+    problem, hint = f"{path} does not fit {arch}", "name the --arch that it was made for"
+    if isinstance(content.get("arch"), str):
+        hint = f"it was made for {content['arch']}"
+    convert = next(convert for kind, convert in CONVERSIONS.items() if isinstance(model, kind))
+    try:
+        weights = convert(clean_state_dict(weights), model)
+    except (RuntimeError, ValueError, AssertionError) as error:  # tensors that its conversions cannot reshape
+        raise BadInput(f"{problem}: {hint}") from error
+    message = _match_heads(model, weights, path.name, adopt_head)
+    refuse_other_keys(weights, model, problem, hint)
+    load_finite(model, weights, path)
+    return message
+
+
+def _match_heads(model, weights, name, adopt_head):
+    """Give the weights of the file `name` the model's head, or the model theirs. Returns what to say."""
+    layers = model.default_cfg["classifier"]
+    layers = (layers,) if isinstance(layers, str) else layers
+
+    def head_of(state_dict):
+        return {key: value for key, value in state_dict.items() if key.rpartition(".")[0] in layers}
+
+    theirs = head_of(weights)
+    their_classes = next((len(value) for value in theirs.values() if value.dim()), None)
+    if adopt_head and their_classes:
+        model.reset_classifier(their_classes)
+    ours = head_of(model.state_dict())
+    if all(key in theirs and theirs[key].shape == value.shape for key, value in ours.items()):
+        return None
+    for key in theirs:
+        del weights[key]
+    weights.update(ours)
+    new = f"a new one ({len(next(iter(ours.values())))} classes)"
+    return (f"the head of {name} ({their_classes} classes) is replaced by {new}" if theirs
+            else f"{name} has no head: {new} takes its place")
 
 
 def fetch_pretrained(model, arch):
     """The file of timm's pretrained weights for a model, from the hub's cache or the hub itself.
 
-    Raises BadInput if the hub cannot be reached, within about 10 seconds, or has no such weights.
+    Raises BadInput if the hub has no such weights or cannot be reached. huggingface_hub waits as long as the
+    environment's HF_HUB_ETAG_TIMEOUT for the first answer, and HF_HUB_DOWNLOAD_TIMEOUT for more of a file.
     """
     import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
-    config = model.pretrained_cfg
-    repository = config.get("hf_hub_id")
+    repository, file = (model.pretrained_cfg.get(key) for key in ("hf_hub_id", "hf_hub_filename"))
     if not repository:
         raise BadInput(f"--arch {arch} has no pretrained weights on the hub: pass a file with --weights")
-    names = [config["hf_hub_filename"]] if config.get("hf_hub_filename") else ["model.safetensors", "pytorch_model.bin"]
+    names = [file] if file else ["model.safetensors", "pytorch_model.bin"]
     for name in names:
         cached = huggingface_hub.try_to_load_from_cache(repository, name)
         if isinstance(cached, str):
             return Path(cached)
     for name in names:
         try:
-            _within(HUB_PATIENCE, huggingface_hub.get_hf_file_metadata, huggingface_hub.hf_hub_url(repository, name),
-                    timeout=HUB_PATIENCE)
+            # asks once; hf_hub_download by itself would ask a silent hub six times, a minute each
+            huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, name))
             return Path(huggingface_hub.hf_hub_download(repository, name))
-        except EntryNotFoundError:
+        except RemoteEntryNotFoundError:
             continue
-        except Exception as error:  # no route, no name, a proxy's refusal, a 404: each client library has its own
-            raise BadInput(f"the weights {repository} cannot be fetched from the hub ({type(error).__name__}): get "
-                           f"{name} of them elsewhere and pass it with --weights") from error
-    raise BadInput(f"{repository} on the hub holds none of {', '.join(names)}: pass the weights with --weights FILE")
-
-
-def _within(seconds, function, *args, **kwargs):
-    """The function's result, or TimeoutError: its own time-outs may not cover name look-ups and retries."""
-    outcome = {}
-
-    def run():
-        try:
-            outcome["result"] = function(*args, **kwargs)
-        except Exception as error:
-            outcome["error"] = error
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if "error" in outcome:
-        raise outcome["error"]
-    if "result" not in outcome:
-        raise TimeoutError
-    return outcome["result"]
+        except Exception as error:  # no route, no name, a proxy's refusal: each client library has its own
+            raise BadInput(f"the weights {repository} cannot be fetched from the hub "
+                           f"({type(error).__name__}): get {name} elsewhere, pass --weights FILE") from error
+    raise BadInput(f"{repository} on the hub holds none of {', '.join(names)}: pass a file with --weights")

@@ -1,7 +1,8 @@
-"""CATR written a second time, to test models/catr.py against: with layers of torch and torchvision, without a cache.
+"""CATR written a second time, to test models/catr.py against: with layers of torch and torchvision, without a
+cache.
 
-As in the public project, the whole network, its ResNet included, runs again for every token. The key names are the
-same, so a state dict of either loads into the other.
+As in the public project, the whole network, its ResNet included, runs again for every token. The key names
+are the same, so a state dict of either loads into the other.
 """
 
 import math
@@ -27,14 +28,17 @@ class PlainLayer(nn.Module):
 
 
 class PlainCATR(nn.Module):
-    """`body` is a network from photos (1, 3, h, w) to features (1, channels, H, W); by default it is torchvision's."""
+    """`body` is a network from photos (1, 3, h, w) to features (1, channels, H, W); by default
+    torchvision's."""
 
-    def __init__(self, vocabulary=30522, width=256, heads=8, encoder_layers=6, decoder_layers=6, feedforward=2048,
-                 head_width=512, positions=128, body=None, channels=2048):
+    def __init__(self, vocabulary=30522, width=256, heads=8, encoder_layers=6, decoder_layers=6,
+                 feedforward=2048,
+                 head_width=512, positions=128, body=None, channels=2048, blocks=(3, 4, 23, 3)):
         super().__init__()
         if body is None:
-            body = torchvision.models.resnet101(weights=None, norm_layer=torchvision.ops.FrozenBatchNorm2d,
-                                                replace_stride_with_dilation=[False, False, True])
+            body = torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, blocks,
+                                             norm_layer=torchvision.ops.FrozenBatchNorm2d,
+                                             replace_stride_with_dilation=[False, False, True])
             body.avgpool = body.fc = nn.Identity()
             body.forward = self._features
         backbone = nn.Module()
@@ -64,7 +68,8 @@ class PlainCATR(nn.Module):
 
     @torch.no_grad()
     def forward(self, photo, tokens, length=None):
-        """What follows each of `tokens`, a list of ids, for a photo (3, h, w), padded to `length` positions if given.
+        """What follows each of `tokens`, a list of ids, for a photo (3, h, w), padded to `length` positions
+        if given.
 
         Returns the logits (T, vocabulary) and the cross-attention (layers, heads, T, H, W) of the T tokens.
         """
@@ -88,15 +93,24 @@ class PlainCATR(nn.Module):
         maps = []
         for layer in self.transformer.decoder.layers:
             normed = layer.norm1(x)
-            x = x + layer.self_attn(normed + order, normed + order, normed, key_padding_mask=empty, attn_mask=future)[0]
-            seen, weights = layer.multihead_attn(layer.norm2(x) + order, cells + where, cells, need_weights=True,
+            x = x + layer.self_attn(normed + order, normed + order, normed, key_padding_mask=empty,
+                                    attn_mask=future)[0]
+            attended, weights = layer.multihead_attn(layer.norm2(x) + order, cells + where, cells,
+                                                     need_weights=True,
                                                  average_attn_weights=False)
-            x = x + seen
+            x = x + attended
             x = x + layer.linear2(torch.relu(layer.linear1(layer.norm3(x))))
             maps.append(weights[0, :, :len(tokens)].unflatten(-1, (height, width)))
         x = self.transformer.decoder.norm(x)[0, :len(tokens)]
         first, second, last = self.mlp.layers
         return last(torch.relu(second(torch.relu(first(x))))), torch.stack(maps)
+
+
+def made_up(count, unknown=1, start=2, end=3):
+    """A vocabulary of `count` tokens."""
+    tokens = [f"word{i}" for i in range(count)]
+    tokens[0], tokens[unknown], tokens[start], tokens[end] = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
+    return tokens
 
 
 def photo_positions(height, width, channels):
@@ -122,10 +136,10 @@ def greedy(plain, photo, start, end, max_tokens, length=None):
     """
     ids, logits, maps = [], [], []
     while len(ids) < max_tokens and end not in ids:
-        step, seen = plain(photo, [start, *ids], length)
-        logits.append(step[-1])
-        maps.append(seen[:, :, -1])
-        ids.append(int(step[-1].argmax()))
+        step_logits, step_maps = plain(photo, [start, *ids], length)
+        logits.append(step_logits[-1])
+        maps.append(step_maps[:, :, -1])
+        ids.append(int(step_logits[-1].argmax()))
     return ids, torch.stack(logits), torch.stack(maps, 2)
 
 
@@ -134,18 +148,18 @@ def next_log_probs(plain, photo, start, ids, length=None):
 
 
 def beam_search(plain, photo, start, end, max_tokens, beam, length=None):
-    """The caption of the highest mean log-probability among the `beam` beginnings that are kept at each step."""
-    kept = [(0.0, [])]
+    """The caption of the highest mean log-probability among the `beam` best beginnings of each step."""
+    best = [(0.0, [])]
     for _ in range(max_tokens):
-        ended = [(total, ids) for total, ids in kept if end in ids]
+        ended = [(total, ids) for total, ids in best if end in ids]
         longer = []
-        for total, ids in kept:
+        for total, ids in best:
             if end not in ids:
                 for token, log_prob in enumerate(next_log_probs(plain, photo, start, ids, length)):
                     longer.append((total + log_prob, [*ids, token]))
         longer.sort(key=lambda hypothesis: -hypothesis[0])
-        kept = ended + longer[:beam - len(ended)]
-    return max(kept, key=lambda hypothesis: hypothesis[0] / len(hypothesis[1]))[1]
+        best = ended + longer[:beam - len(ended)]
+    return max(best, key=lambda hypothesis: hypothesis[0] / len(hypothesis[1]))[1]
 
 
 def best_of_all(plain, photo, start, end, max_tokens):
@@ -198,7 +212,8 @@ def expected_keys():
             entering = 4 * inner
     yield "input_proj.weight", (256, 2048, 1, 1)
     yield "input_proj.bias", (256,)
-    for stack, attentions, norms in (("encoder", ["self_attn"], 2), ("decoder", ["self_attn", "multihead_attn"], 3)):
+    for stack, attentions, norms in (("encoder", ["self_attn"], 2),
+                                     ("decoder", ["self_attn", "multihead_attn"], 3)):
         for layer in range(6):
             name = f"transformer.{stack}.layers.{layer}"
             for each in attentions:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import common.files
-from datasets import decode, images
+from datasets import decode
 from tests.helpers.training import TRAIN
 from tests.integration.test_command_line import SCRIPTS
 

@@ -63,7 +63,7 @@ def passes(checkpoint, photos, text=None):
         memory = decoding.encode(model, [Image.open(path)])
         ids = [[*tokenizer.encode(text), tokenizer.end]] if text else \
             decoding.search(model, memory, tokenizer, 5, 3)
-        yield path.stem, decoding.read(model, memory, ids, tokenizer)[0]
+        yield path.stem, decoding.teacher_force(model, memory, ids, tokenizer)[0]
 
 
 def test_each_photo_has_its_picture_its_json_and_its_arrays(draw, checkpoint, photos, tmp_path, capsys):

@@ -70,7 +70,7 @@ def test_the_brightest_spot_is_the_centre_of_the_hot_cell(drawn, tmp_path, size,
     maps[1, 0, 0] = 0.25
     width, height = size
     photo = np.full((height, width, 3), 128, np.uint8)
-    captions.draw_caption(photo, catr.seen_box(size, grid, config), maps, ["hot", "cool"], [0.5, 0.5], "", "",
+    captions.draw_caption(photo, catr.grid_box(size, grid, config), maps, ["hot", "cool"], [0.5, 0.5], "", "",
                           "", tmp_path / "f.png")
     picture = np.asarray(Image.open(tmp_path / "f.png").convert("RGB")).astype(int)
     small = catr.resized(size, config.longer_side)

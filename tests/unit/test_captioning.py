@@ -53,7 +53,7 @@ def test_each_photo_has_its_caption_whatever_the_batch(captioner, photos, given)
         assert np.array_equal(photo, Image.open(path))
         memory = decoding.encode(model, [Image.open(path)])
         expected = ids or decoding.search(model, memory, tokenizer, 4, 2)[0]
-        alone = decoding.read(model, memory, [expected], tokenizer)[0]
+        alone = decoding.teacher_force(model, memory, [expected], tokenizer)[0]
         assert forced.ids == expected
         np.testing.assert_allclose(forced.attention, alone.attention, atol=1e-5)
 
@@ -143,11 +143,11 @@ def test_the_pointing_game_compares_each_token_with_its_own_group(captioner, tmp
         "number", "colour", "shape", "plural", "relation", "article", "article of the second", "colour",
         "shape", "end", "article", "article of the first", "colour", "shape", "end"]
     ids = [tokenizer.caption(text, 40) for text in (TEXT, "a red star")]
-    passes = decoding.read(model, memory, ids, tokenizer)
+    passes = decoding.teacher_force(model, memory, ids, tokenizer)
     for i, token, group, (_, pointing) in ((0, 1, 1, pointings[1]), (0, 7, 2, pointings[8]),
                                            (1, 2, 1, pointings[13])):
         cells = passes[i].attention[1].mean(0)[token]
-        box = catr.seen_box(sizes[i], cells.shape, model.config)
+        box = catr.grid_box(sizes[i], cells.shape, model.config)
         mass, elsewhere = ((cells.numpy() * patch_cover(groups[i] == each, box, cells.shape)).sum()
                            for each in (group, 3 - group))
         assert pointing.mass == pytest.approx(mass) and pointing.elsewhere == pytest.approx(elsewhere)

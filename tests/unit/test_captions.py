@@ -8,7 +8,6 @@ from PIL import Image
 from common.errors import BadInput
 from datasets.captions import CaptionDataset, random_holdout, read_captions
 from models.decoding import collate, token_losses
-from models.tokenizer import Tokenizer
 
 
 def coco(folder, images, annotations, name="train2017"):
@@ -19,7 +18,8 @@ def coco(folder, images, annotations, name="train2017"):
         Image.new("RGB", (40, 30), "red").save(folder / name / file)
     (folder / "annotations" / f"captions_{name}.json").write_text(json.dumps({
         "info": {"year": 2017}, "images": [{"id": i, "file_name": file, "width": 40} for i, file in images],
-        "annotations": [{"id": k, "image_id": i, "caption": text} for k, (i, text) in enumerate(annotations)]}))
+        "annotations": [{"id": k, "image_id": i, "caption": text} for k,
+                        (i, text) in enumerate(annotations)]}))
     return folder
 
 
@@ -30,17 +30,24 @@ def test_cocos_own_layout_is_read(tmp_path):
     assert found.names == ["a.jpg", "b.jpg"] and found.root == folder / "train2017"
     assert found.captions == [["A dog.", "a brown dog"], ["Two cats"]]
     assert found.pairs() == (["a.jpg", "a.jpg", "b.jpg"], ["A dog.", "a brown dog", "Two cats"])
-    other = coco(tmp_path / "other", [(7, "b.jpg"), (9, "a.jpg")], [(9, "A dog."), (7, "Two cats"), (9, "a brown cat")])
-    assert read_captions(other, "train").fingerprint() != found.fingerprint() == found.keep([0, 1]).fingerprint()
+    other = coco(tmp_path / "other", [(7, "b.jpg"), (9, "a.jpg")], [(9, "A dog."), (7, "Two cats"),
+                                                                    (9, "a brown cat")])
+    assert read_captions(other, "train").fingerprint() != found.fingerprint() == found.keep([0,
+                                                                                             1]).fingerprint()
 
 
 @pytest.mark.parametrize("text, expected", [
-    ("{", "not a captions file in COCO's format"), ("[]", "not a captions file"), ('{"images": [], "annotations": []}', "no captions"),
+    ("{", "not a captions file in COCO's format"), ("[]", "not a captions file"),
+    ('{"images": [], "annotations": []}', "no captions"),
     ('{"images": [{"id": 1, "file_name": "x.jpg"}]}', "KeyError"),
-    ('{"images": [{"id": 1, "file_name": "x.jpg"}], "annotations": [{"image_id": 2, "caption": "a"}]}', "KeyError"),
-    ('{"images": [{"id": 1, "file_name": "x.jpg"}], "annotations": [{"image_id": 1, "caption": null}]}', "AttributeError"),
-    ('{"images": [{"id": 1, "file_name": "x.jpg"}], "annotations": [{"image_id": 1, "caption": "a"}]}', "1 of 1 photos"),
-    ('{"images": [{"id": 1, "file_name": 5}], "annotations": [{"image_id": 1, "caption": "a"}]}', "a file_name is no text"),
+    ('{"images": [{"id": 1, "file_name": "x.jpg"}], "annotations": [{"image_id": 2, "caption": "a"}]}',
+     "KeyError"),
+    ('{"images": [{"id": 1, "file_name": "x.jpg"}], "annotations": [{"image_id": 1, "caption": null}]}',
+     "AttributeError"),
+    ('{"images": [{"id": 1, "file_name": "x.jpg"}], "annotations": [{"image_id": 1, "caption": "a"}]}',
+     "1 of 1 photos"),
+    ('{"images": [{"id": 1, "file_name": 5}], "annotations": [{"image_id": 1, "caption": "a"}]}',
+     "a file_name is no text"),
 ])
 def test_a_bad_captions_file_is_an_error_that_says_so(tmp_path, text, expected):
     folder = coco(tmp_path / "coco", [], [])
@@ -51,7 +58,8 @@ def test_a_bad_captions_file_is_an_error_that_says_so(tmp_path, text, expected):
 
 def test_missing_and_ambiguous_parts_are_named(tmp_path):
     folder = coco(tmp_path / "coco", [(1, "a.jpg")], [(1, "a")])
-    for missing, expected in ((tmp_path / "nowhere", "does not exist"), (folder / "train2017" / "a.jpg", "is a file")):
+    for missing, expected in ((tmp_path / "nowhere", "does not exist"), (folder / "train2017" / "a.jpg",
+                                                                         "is a file")):
         with pytest.raises(BadInput, match=expected):
             read_captions(missing, "train")
     with pytest.raises(BadInput, match="no file captions_val"):
@@ -78,11 +86,6 @@ def test_items_are_the_transformed_photo_and_the_encoded_caption(tmp_path):
     assert len(items) == 2 and items[0] == items[3, 0] == ((40, 30), ["a", "dog"])
     assert items[4, 1] == ((40, 30), ["dog"])
 
-
-def test_a_long_caption_is_cut_and_ended():
-    tokenizer = Tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "dog"])
-    assert tokenizer.caption("a dog", 40) == [4, 5, 3]
-    assert tokenizer.caption("dog " * 100, 40) == [5] * 39 + [3], "as many tokens as positions"
 
 
 def test_captions_of_a_batch_are_padded_at_the_end():

@@ -25,7 +25,8 @@ def test_what_is_no_mask_is_said(tmp_path):
     save(tmp_path / "small.png", [[0, 1]])
     Image.new("RGB", (3, 2)).save(tmp_path / "colour.png")
     (tmp_path / "text.png").write_text("x")
-    for stem, message in (("small", "is 2x1 and its photo 3x2"), ("colour", "is not a mask"), ("text", "is not a whole image"),
+    for stem, message in (("small", "is 2x1 and its photo 3x2"), ("colour", "is not a mask"),
+                          ("text", "is not a whole image"),
                           ("missing", "missing.png does not exist")):
         with pytest.raises(BadInput, match=message):
             load_mask(find_mask(tmp_path, stem), (3, 2))

@@ -1,0 +1,62 @@
+"""Files from strangers, given to the scripts, and what the scripts must not do unasked."""
+
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import p1_eval
+import p1_report
+from tests.helpers.strangers import Trap
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_an_evaluation_of_a_changed_file_leaves_nothing(shapes, tmp_path, capsys):
+    torch.save({"weight": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "stranger.pt")
+    arguments = [shapes / "val", tmp_path / "new" / "pred.csv", "--checkpoint", tmp_path / "stranger.pt"]
+    assert p1_eval.main(list(map(str, arguments))) == 2
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1 and printed.out == "" and not (tmp_path / "new").exists()
+
+
+def test_the_arrays_of_a_run_are_read_without_pickle(run, shapes, tmp_path, capsys):
+    """NumPy's archives may hold pickles, too."""
+    shutil.copytree(run, tmp_path / "run")
+    arguments = [shapes / "val", "--checkpoint", tmp_path / "run" / "best.pt", "--workers", "0"]
+    assert p1_eval.main(list(map(str, arguments))) == 0
+    np.savez(tmp_path / "run" / "eval.npz", names=np.array([Trap(tmp_path)], dtype=object))
+    assert p1_report.main([str(tmp_path / "run"), "--output", str(tmp_path / "report")]) == 2
+    assert "none of the runs can be used" in capsys.readouterr().err and not (tmp_path / "ran").exists()
+
+
+def test_neither_help_nor_imports_use_the_network():
+    """Everything of ours is imported, and each script asked for its help, where connecting and looking up
+    names fail."""
+    code = """
+        import contextlib, importlib, io, pathlib, socket
+
+        def refuse(*args, **kwargs):
+            raise AssertionError("the network was used")
+
+        socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
+        for path in sorted(pathlib.Path().glob("*.py")):
+            script = importlib.import_module(path.stem)
+            if hasattr(script, "main"):
+                with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as text:
+                    script.main(["--help"])
+                assert text.getvalue().startswith("usage: "), path
+        packages = [path.parent for path in pathlib.Path().glob("*/__init__.py")]
+        assert len(packages) >= 8, packages
+        for package in packages:
+            for path in package.glob("*.py"):
+                if path.stem != "__main__":
+                    importlib.import_module(f"{package}.{path.stem}")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=REPOSITORY, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,175 @@
+import re
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from common.errors import BadInput
+from models import vit
+from models.weights import load_finite, load_weights, refuse_other_keys, state_dict_in
+from tests.helpers.checkpoints import write_checkpoint
+from tests.helpers.training import same
+
+TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Random test_vit weights with a head of 5 classes, as a safetensors file."""
+    torch.manual_seed(0)
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(timm.create_model("test_vit", num_classes=5).state_dict(), path)
+    return path
+
+
+def backbone(state):
+    return {key: value for key, value in state.items() if not key.startswith("head.")}
+
+
+# Into a model -----------------------------------------------------------------------------------------------
+
+
+def test_weights_of_every_container_load_alike(weights, tmp_path):
+    state = safetensors.torch.load_file(weights)
+    for name, content in (("plain.pth", state), ("wrapped.pt", {"state_dict": state, "epoch": 3}),
+                          ("model.bin", {"model": state}), ("both.pt", {"state_dict": {"model": state}}),
+                          ("parallel.pt", {f"module.{key}": value for key, value in state.items()})):
+        torch.save(content, tmp_path / name)
+        model, message = vit.create("test_vit", 5, tmp_path / name)
+        assert same(model.state_dict(), state) and message is None
+    model, message = vit.create("test_vit", 5, weights)
+    assert same(model.state_dict(), state) and message is None
+
+
+def test_a_head_of_another_size_is_replaced_and_said_so(weights):
+    model, message = vit.create("test_vit", 7, weights)
+    assert message == "the head of weights.safetensors (5 classes) is replaced by a new one (7 classes)"
+    assert model.head.weight.shape == (7, 64)
+    assert same(backbone(model.state_dict()), backbone(safetensors.torch.load_file(weights)))
+
+
+def test_a_file_without_a_head_gets_a_new_one(weights, tmp_path):
+    torch.save(backbone(safetensors.torch.load_file(weights)), tmp_path / "headless.pt")
+    model, message = vit.create("test_vit", 3, tmp_path / "headless.pt")
+    assert model.head.weight.shape == (3, 64)
+    assert message == "headless.pt has no head: a new one (3 classes) takes its place"
+
+
+def test_without_a_number_of_classes_the_model_takes_the_head_of_the_file(weights):
+    model, message = vit.create("test_vit", weights=weights)
+    assert same(model.state_dict(), safetensors.torch.load_file(weights)) and message is None
+
+
+def test_weights_in_the_layout_of_deit3_are_converted(tmp_path):
+    model = timm.create_model("deit3_small_patch16_224", num_classes=3, **TINY)
+    for parameter in model.parameters():
+        torch.nn.init.uniform_(parameter)
+    original = {key.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): value
+                for key, value in model.state_dict().items()}
+    torch.save({"model": original}, tmp_path / "deit3.pth")
+    other = timm.create_model("deit3_small_patch16_224", num_classes=3, **TINY)
+    assert load_weights(other, "deit3_small_patch16_224", tmp_path / "deit3.pth") is None
+    assert same(other.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize("arch", ["eva02_tiny_patch14_224", "beit_base_patch16_224"])
+def test_the_other_classes_load_their_weights_too(tmp_path, arch):
+    model, other = (timm.create_model(arch, num_classes=5, **TINY) for _ in range(2))
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    assert load_weights(other, arch, tmp_path / "weights.safetensors") is None
+    assert same(model.state_dict(), other.state_dict())
+
+
+def test_a_distilled_model_takes_both_heads_or_two_new_ones(tmp_path):
+    arch = "deit_tiny_distilled_patch16_224"
+    model = timm.create_model(arch, num_classes=5, **TINY)
+    torch.save(model.state_dict(), tmp_path / "distilled.pt")
+    other, third = (timm.create_model(arch, num_classes=classes, **TINY) for classes in (5, 2))
+    assert load_weights(other, arch, tmp_path / "distilled.pt") is None
+    assert same(model.state_dict(), other.state_dict())
+    assert load_weights(third, arch, tmp_path / "distilled.pt").endswith("by a new one (2 classes)")
+    assert len(third.head.weight) == len(third.head_dist.weight) == 2
+    assert torch.equal(third.cls_token, model.cls_token)
+
+
+@pytest.mark.real_data
+def test_real_weights_load_as_timm_loads_them(real_data):
+    name = "vit_tiny_patch16_224"
+    path = real_data / "weights" / f"{name}.augreg_in21k_ft_in1k.safetensors"
+    expected = timm.create_model(name, pretrained=True,
+                                 pretrained_cfg_overlay={"file": str(path)}).state_dict()
+    model, message = vit.create(name, weights=path)
+    assert same(model.state_dict(), expected) and message is None
+    model, message = vit.create(name, 37, path)
+    assert same(backbone(model.state_dict()), backbone(expected)) and "1000 classes" in message
+
+
+# What does not fit ------------------------------------------------------------------------------------------
+
+
+def test_files_that_do_not_fit_are_refused_by_name(weights, tmp_path):
+    with pytest.raises(BadInput, match="does not fit vit_tiny_patch16_224.*--arch that it was made for"):
+        vit.create("vit_tiny_patch16_224", 5, weights)
+    with pytest.raises(BadInput, match="it was made for test_vit"):
+        vit.create("deit_tiny_patch16_224", 5, write_checkpoint(tmp_path / "ours.pt"))
+    with pytest.raises(BadInput, match="does not exist"):
+        vit.create("test_vit", 5, tmp_path / "missing.pt")
+    (tmp_path / "cut.safetensors").write_bytes(weights.read_bytes()[:5000])
+    (tmp_path / "text.pt").write_text("hello")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    torch.save([1, 2], tmp_path / "list.pt")
+    torch.save({"state_dict": {"head.bias": torch.tensor(1.0)}}, tmp_path / "scalar.pt")
+    for name in ("cut.safetensors", "text.pt", "empty.pt", "list.pt", "scalar.pt"):
+        with pytest.raises(BadInput, match=name):
+            vit.create("test_vit", 5, tmp_path / name)
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda state: state.pop("bias"), "(bias is missing): "),
+    (lambda state: state.update(more=torch.zeros(1)), "(more is unknown): "),
+    (lambda state: state.update(weight=torch.zeros(2, 4)), "(weight is (2, 4), not (2, 3)): "),
+    (lambda state: state.update(weight=torch.zeros(()), more=torch.zeros(1)),
+     "(more is unknown and 1 more): "),
+    (lambda state: state.clear(), "(weight is missing and 1 more): "),
+])
+def test_the_first_key_that_does_not_fit_is_named(change, words):
+    model = torch.nn.Linear(3, 2)
+    state = model.state_dict()
+    refuse_other_keys(state, model, "it does not fit", "take another")
+    change(state)
+    with pytest.raises(BadInput, match=re.escape(f"it does not fit {words}take another")):
+        refuse_other_keys(state, model, "it does not fit", "take another")
+
+
+@pytest.mark.parametrize("content, words", [
+    ([1], ""), ({"state_dict": [1]}, " (state_dict is no plain tensor)"),
+    ({"model": {"a": 3}}, " (a is no plain tensor)"),
+    ({"a": torch.zeros(2, dtype=torch.complex64)}, " (a is no plain tensor)"),
+    ({3: torch.zeros(2)}, " (3 is no plain tensor)"),
+    ({"a": torch.quantize_per_tensor(torch.zeros(2), 1.0, 0, torch.qint8)}, " (a is no plain tensor)"),
+])
+def test_what_is_no_state_dict_is_said(content, words):
+    with pytest.raises(BadInput, match=re.escape(f"x.pt holds no state dict{words}: copy it again")):
+        state_dict_in(content, "x.pt", "copy it again")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float8_e5m2])
+def test_values_that_are_not_finite_are_refused(value, dtype):
+    """torch cannot ask numbers of eight bits whether they are finite."""
+    model = torch.nn.Linear(2, 1, bias=False)
+    load_finite(model, {"weight": torch.tensor([[1.0, 2.0]]).to(dtype)}, "w.pt")
+    assert model.weight.dtype == torch.float32 and model.weight.tolist() == [[1, 2]]
+    with pytest.raises(BadInput, match="w.pt is of no use: weight holds values that are not finite"):
+        load_finite(model, {"weight": torch.tensor([[1.0, value]]).to(dtype)}, "w.pt")
+
+
+def test_a_model_without_memory_takes_the_tensors_of_the_file():
+    weight = torch.tensor([[1.0, 2.0]])
+    model = torch.nn.Linear(2, 1, bias=False, device="meta")
+    load_finite(model, {"weight": weight}, "w.pt")
+    assert model.weight.data_ptr() == weight.data_ptr() and model.weight.requires_grad
+    model = torch.nn.Linear(2, 1, bias=False, device="meta")
+    load_finite(model, {"weight": weight.half()}, "w.pt")
+    assert model.weight.dtype == torch.float32 and torch.equal(model.weight, weight)
