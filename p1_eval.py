@@ -46,7 +46,7 @@ def get_args_parser():
 
 
 def known_labels(names, checkpoint, args):
-    """Each image's label, None where the checkpoint does not know it. BadInput if --expect has none at all."""
+    """Each image's label, None where the checkpoint knows none. BadInput if --expect has none at all."""
     from datasets.images import label_of
 
     labels = [label if label in checkpoint.labels else None for label in map(label_of, names)]

@@ -121,11 +121,12 @@ def start_from_probe(model, has_head, preprocessing, fit, run):
 
     loader = shard_loader(run, fit, preprocessing)
     facts = probe.start_from_probe(
-        model, lambda features: predict_shards(features, loader, run.device).numpy(), fit.targets, has_head, run.args.seed)
+        model, lambda features: predict_shards(features, loader, run.device).numpy(), fit.targets, has_head,
+        run.args.seed)
     if run.is_main:
         accuracy = f"accuracy {facts['accuracy']:.3f} in cross-validation, " if facts["accuracy"] else ""
-        print(f"head fitted to the frozen features: C {facts['C']:g}, prior weight {facts['trust']:g}, {accuracy}"
-              f"{facts['seconds']:.0f} s")
+        print(f"head fitted to the frozen features: C {facts['C']:g}, prior weight {facts['trust']:g}, "
+              f"{accuracy}{facts['seconds']:.0f} s")
     return facts
 
 

@@ -74,7 +74,7 @@ def point_tokens(tokens, attention, groups):
 
 
 def pointing_table(pointings):
-    """The number of tokens and the mean Pointing of each word class, in alphabetical order: a dict of dicts."""
+    """The number of tokens and the mean Pointing of each word class in alphabetical order, as dicts."""
     by_class = {}
     for word_class, pointing in pointings:
         by_class.setdefault(word_class, []).append(pointing)
