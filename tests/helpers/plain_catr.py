@@ -1,7 +1,7 @@
-"""CATR written a second time, to test models/catr.py against: with layers of torch and torchvision, without a cache.
+"""CATR written a second time, to test models/catr.py against: torch's and torchvision's layers, no cache.
 
-As in the public project, the whole network, its ResNet included, runs again for every token. The key names are the
-same, so a state dict of either loads into the other.
+As in the public project, the whole network, its ResNet included, runs again for every token. The key names
+are the same, so a state dict of either loads into the other.
 """
 
 import math
@@ -27,10 +27,10 @@ class PlainLayer(nn.Module):
 
 
 class PlainCATR(nn.Module):
-    """`body` is a network from photos (1, 3, h, w) to features (1, channels, H, W); by default it is torchvision's."""
+    """`body` is a network from photos (1, 3, h, w) to features (1, channels, H, W), or torchvision's."""
 
-    def __init__(self, vocabulary=30522, width=256, heads=8, encoder_layers=6, decoder_layers=6, feedforward=2048,
-                 head_width=512, positions=128, body=None, channels=2048):
+    def __init__(self, vocabulary=30522, width=256, heads=8, encoder_layers=6, decoder_layers=6,
+                 feedforward=2048, head_width=512, positions=128, body=None, channels=2048):
         super().__init__()
         if body is None:
             body = torchvision.models.resnet101(weights=None, norm_layer=torchvision.ops.FrozenBatchNorm2d,
@@ -64,7 +64,7 @@ class PlainCATR(nn.Module):
 
     @torch.no_grad()
     def forward(self, photo, tokens, length=None):
-        """What follows each of `tokens`, a list of ids, for a photo (3, h, w), padded to `length` positions if given.
+        """What follows each of `tokens`, a list of ids, for a photo (3, h, w), padded to `length` positions.
 
         Returns the logits (T, vocabulary) and the cross-attention (layers, heads, T, H, W) of the T tokens.
         """
@@ -88,10 +88,11 @@ class PlainCATR(nn.Module):
         maps = []
         for layer in self.transformer.decoder.layers:
             normed = layer.norm1(x)
-            x = x + layer.self_attn(normed + order, normed + order, normed, key_padding_mask=empty, attn_mask=future)[0]
-            seen, weights = layer.multihead_attn(layer.norm2(x) + order, cells + where, cells, need_weights=True,
-                                                 average_attn_weights=False)
-            x = x + seen
+            x = x + layer.self_attn(normed + order, normed + order, normed, key_padding_mask=empty,
+                                    attn_mask=future)[0]
+            context, weights = layer.multihead_attn(layer.norm2(x) + order, cells + where, cells,
+                                                    need_weights=True, average_attn_weights=False)
+            x = x + context
             x = x + layer.linear2(torch.relu(layer.linear1(layer.norm3(x))))
             maps.append(weights[0, :, :len(tokens)].unflatten(-1, (height, width)))
         x = self.transformer.decoder.norm(x)[0, :len(tokens)]
@@ -134,7 +135,7 @@ def next_log_probs(plain, photo, start, ids, length=None):
 
 
 def beam_search(plain, photo, start, end, max_tokens, beam, length=None):
-    """The caption of the highest mean log-probability among the `beam` beginnings that are kept at each step."""
+    """The caption of the highest mean log-probability among the `beam` beginnings kept at each step."""
     kept = [(0.0, [])]
     for _ in range(max_tokens):
         ended = [(total, ids) for total, ids in kept if end in ids]
@@ -198,7 +199,8 @@ def expected_keys():
             entering = 4 * inner
     yield "input_proj.weight", (256, 2048, 1, 1)
     yield "input_proj.bias", (256,)
-    for stack, attentions, norms in (("encoder", ["self_attn"], 2), ("decoder", ["self_attn", "multihead_attn"], 3)):
+    stacks = ("encoder", ["self_attn"], 2), ("decoder", ["self_attn", "multihead_attn"], 3)
+    for stack, attentions, norms in stacks:
         for layer in range(6):
             name = f"transformer.{stack}.layers.{layer}"
             for each in attentions:
