@@ -9,7 +9,8 @@ from tests.helpers.training import TRAIN
 
 
 def pytest_addoption(parser):
-    parser.addoption("--require-real-data", action="store_true", help="fail if a test on real data was skipped")
+    parser.addoption("--require-real-data", action="store_true",
+                     help="fail if a test on real data was skipped")
     parser.addoption("--require-browser", action="store_true", help="fail if a test in a browser was skipped")
 
 
@@ -38,7 +39,7 @@ def real_data():
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory):
-    """A drawn data set of 4 classes, 8 images each to train on and 4 to validate on; tests must not change it."""
+    """A drawn data set of 4 classes, each 8 images to train on and 4 to validate on: not to be changed."""
     return write_dataset(tmp_path_factory.mktemp("shapes") / "set", ["cross", "heart", "ring", "star"],
                          train_per_class=8, val_per_class=4, seed=7)
 
@@ -51,7 +52,8 @@ def run(shapes, tmp_path_factory):
     import p1_train
 
     output = tmp_path_factory.mktemp("run") / "output"
-    assert p1_train.main(["--data", str(shapes), "--output", str(output), "--epochs", "2", "--sam", *TRAIN]) == 0
+    arguments = ["--data", str(shapes), "--output", str(output), "--epochs", "2", "--sam", *TRAIN]
+    assert p1_train.main(arguments) == 0
     return output
 
 
@@ -88,8 +90,9 @@ def drawn(monkeypatch):
         if figure not in figures:
             figures.append(figure)
 
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: (noted(self), save(self, *args, **kwargs)))
+    monkeypatch.setattr(Figure, "savefig",
+                        lambda self, *args, **kwargs: (noted(self), save(self, *args, **kwargs)))
     monkeypatch.setattr(FigureCanvasAgg, "draw", lambda self: (noted(self.figure), draw(self)))
-    monkeypatch.setattr(drawing.Drawing, "draw", lambda self, path, function, *args, **kwargs: drawing.draw_whole(
-        path, function, args, kwargs))
+    monkeypatch.setattr(drawing.Drawing, "draw", lambda self, path, function, *args, **kwargs:
+                        drawing.draw_whole(path, function, args, kwargs))
     return figures

@@ -1,6 +1,7 @@
 """A script's main in forked processes, which need not import torch again.
 
-Threads do not survive a fork, so only a process in which torch has not computed anything may do this: not the tests'.
+Threads do not survive a fork, so only a process in which torch has not computed anything may do this:
+not the tests'.
 """
 
 import os

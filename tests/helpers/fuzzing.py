@@ -1,4 +1,7 @@
-"""How the tests that feed anything to a parser look: the same few examples each time, or many new ones with `FUZZ_EXAMPLES=20000`."""
+"""How the tests that feed anything to a parser look: the same few examples each time.
+
+`FUZZ_EXAMPLES=20000` makes that many new ones.
+"""
 
 import os
 

@@ -1,14 +1,15 @@
-"""Kill a small training run with SIGKILL at random moments, resume it each time, and compare it with one left alone.
+"""Kill a small training run with SIGKILL at random moments, resume it, compare it with one left alone.
 
     python -m tests.helpers.kill_training --kills 25 --optimizer adam
     python -m tests.helpers.kill_training --kills 25 --optimizer adam --sam --workers 2
 
     python -m tests.helpers.kill_training --kills 25 --captioner
 
-Unknown flags go to p1_train.py, or with --captioner to p2_train.py. The model has dropout and stochastic depth, so that random numbers count. Most kills
-come from outside, after a random time. Every third one is an ambush in the middle of a save: while last.pt or best.pt
-is written, or before, between or after the renames. A run that survives to its end is compared, weights, optimizer and
-all, bit for bit; then the next one begins, until there were enough kills and the last run was finished.
+Unknown flags go to p1_train.py, or with --captioner to p2_train.py. The model has dropout and stochastic
+depth, so that random numbers count. Most kills come from outside, after a random time. Every third one is an
+ambush in the middle of a save: while last.pt or best.pt is written, or before, between or after the renames.
+A run that survives to its end is compared, weights, optimizer and all, bit for bit; then the next one begins,
+until there were enough kills and the last run was finished.
 
 Exit code: 0 if all is equal, 1 otherwise.
 """
@@ -36,9 +37,10 @@ from datasets.shapes import write_dataset
 from engine import checkpointing
 from tests.helpers import forked
 
-SETTINGS = ["--arch", "test_vit", "--scratch", "--device", "cpu", "--epochs", "4", "--batch-size", "4", "--lr", "1e-3",
-            "--save-every", "1", "--holdout", "0.2", "--ema", "0.8"]
-CAPTIONER = ["--device", "cpu", "--epochs", "4", "--batch-size", "4", "--save-every", "1", "--holdout", "0.2", "--ema", "0.8"]
+SETTINGS = ["--arch", "test_vit", "--scratch", "--device", "cpu", "--epochs", "4", "--batch-size", "4",
+            "--lr", "1e-3", "--save-every", "1", "--holdout", "0.2", "--ema", "0.8"]
+CAPTIONER = ["--device", "cpu", "--epochs", "4", "--batch-size", "4", "--save-every", "1", "--holdout", "0.2",
+             "--ema", "0.8"]
 MEASURED = ("seconds", "images_per_second", "peak_memory_mib")  # what no two runs share
 
 
@@ -110,12 +112,13 @@ def rows(output):
 
 def differences(one, other):
     """The names of what differs between two such contents."""
-    return sorted(name for name in one.keys() | other.keys()
-                  if name not in one or name not in other or not np.array_equal(one[name], other[name], equal_nan=False))
+    return sorted(name for name in one.keys() | other.keys() if name not in one or name not in other
+                  or not np.array_equal(one[name], other[name], equal_nan=False))
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--seed", type=int, default=None, help="of the random moments")
     parser.add_argument("--captioner", action="store_true", help="train a captioner instead of a classifier")
@@ -126,18 +129,20 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         if args.captioner:
-            script, common, data = p2_train.main, CAPTIONER, write_scenes(scratch / "data", train=30, val=0, seed=7)
+            script, common = p2_train.main, CAPTIONER
+            data = write_scenes(scratch / "data", train=30, val=0, seed=7)
         else:
             script, common = p1_train.main, SETTINGS
-            data = write_dataset(scratch / "data", ["cross", "heart", "ring", "star"], train_per_class=8, val_per_class=0,
-                                 seed=7)
+            data = write_dataset(scratch / "data", ["cross", "heart", "ring", "star"], train_per_class=8,
+                                 val_per_class=0, seed=7)
 
         def arguments(output, *more):
             return ["--data", str(data), "--output", str(output), "--workers", "0", *common, *settings, *more]
 
         alone = scratch / "alone"
         began = time.monotonic()
-        assert forked.ended(start(script, arguments(alone), scratch / "log")) == 0, (scratch / "log").read_text()
+        code = forked.ended(start(script, arguments(alone), scratch / "log"))
+        assert code == 0, (scratch / "log").read_text()
         duration = time.monotonic() - began
         expected = content(alone)
         print(f"left alone: {duration:.1f} s, {len(expected)} values", flush=True)
@@ -163,17 +168,21 @@ def main(argv=None):
                     kills += 1
                     saving = any(path.name.startswith(".") for path in output.glob(".*"))
                     in_saves += saving
-                    epochs = [row["epoch"] for row in rows(output)] if (output / checkpointing.METRICS).exists() else []
+                    begun = (output / checkpointing.METRICS).exists()
+                    epochs = [row["epoch"] for row in rows(output)] if begun else []
                     assert epochs == [str(i + 1) for i in range(len(epochs))], epochs
                     print(f"kill {kills:2} of run {runs}: {'ambush' if ambush else 'random'}, "
-                          f"{'in a save' if saving else 'elsewhere'}, {len(epochs)} epochs in metrics.csv", flush=True)
+                          f"{'in a save' if saving else 'elsewhere'}, "
+                          f"{len(epochs)} epochs in metrics.csv", flush=True)
                 elif code != 0:
                     print((scratch / "log").read_text())
                     return 1
             wrong += differences(expected, content(output))
             wrong += [path.name for path in output.iterdir() if path.name.startswith(".")]
-            print(f"run {runs} is finished: {'equal' if not wrong else f'not equal: {wrong[:5]}'}", flush=True)
-        print(f"{kills} kills, {in_saves} of them in a save, {runs} runs: {len(wrong)} differences from the run left alone")
+            print(f"run {runs} is finished: {'equal' if not wrong else f'not equal: {wrong[:5]}'}",
+                  flush=True)
+        print(f"{kills} kills, {in_saves} of them in a save, {runs} runs: "
+              f"{len(wrong)} differences from the run left alone")
         return 1 if wrong else 0
 
 

@@ -1,4 +1,4 @@
-"""A training run of two linear layers on random numbers, with the engine's own parts: milliseconds an epoch."""
+"""A training run of two linear layers on random numbers, with the engine's parts: milliseconds an epoch."""
 
 import random
 from pathlib import Path
@@ -16,9 +16,9 @@ from engine.step import OptimizerStep, build_optimizer
 
 NAMES = [f"{i}.jpg" for i in range(22)]
 CLASSES, WIDTH = 3, 5
-ARGS = {"optimizer": "adam", "sam": False, "rho": 0.05, "adaptive": False, "sync_perturbation": False, "lr": 0.01,
-        "epochs": 2, "batch_size": 4, "accumulate": 1, "ema": None, "precision": "fp32", "on_nonfinite": "stop",
-        "seed": 0, "save_every": None}
+ARGS = {"optimizer": "adam", "sam": False, "rho": 0.05, "adaptive": False, "sync_perturbation": False,
+        "lr": 0.01, "epochs": 2, "batch_size": 4, "accumulate": 1, "ema": None, "precision": "fp32",
+        "on_nonfinite": "stop", "seed": 0, "save_every": None}
 
 
 class Numbers(torch.utils.data.Dataset):
@@ -67,8 +67,10 @@ class Training:
         self.dataset, self.model, self.held_out = Numbers(), network().train(), 0
         self.optimizer = build_optimizer(self.args, self.model.parameters(), self.model)
         scaler = torch.amp.GradScaler("cpu", enabled=self.args.precision == "fp16")
-        settings = {name: value for name, value in vars(self.args).items() if name not in ("output", "save_every")}
-        self.state = TrainingState(self.model, self.optimizer, scaler, settings, "fingerprint", {}, self.args.ema)
+        settings = {name: value for name, value in vars(self.args).items()
+                    if name not in ("output", "save_every")}
+        self.state = TrainingState(self.model, self.optimizer, scaler, settings, "fingerprint", {},
+                                   self.args.ema)
         if saved:
             self.state.load_state_dict(saved)
         self.saver = Saver(output, self.state, {"format": 1}, self.args.save_every)

@@ -1,8 +1,9 @@
-"""Runs of p1_train.py and p1_eval.py in two gloo processes, and the same in one, for test_distributed.py to compare.
+"""Runs of p1_train.py and p1_eval.py in two gloo processes, and the same in one, to be compared.
 
     python -m tests.helpers.train_in_pairs DATA OUTPUT
 
-Each run leaves a folder in OUTPUT and what it printed in a .log file; codes.json has the exit codes of its processes.
+Each run leaves a folder in OUTPUT and what it printed in a .log file; codes.json has the exit codes of its
+processes. test_distributed.py compares them.
 """
 
 import json
@@ -20,7 +21,8 @@ from datasets import decode, images
 from engine.state import TrainingState
 from tests.helpers import forked
 
-SETTINGS = ["--arch", "test_vit", "--scratch", "--device", "cpu", "--workers", "0", "--lr", "1e-2", "--epochs", "2"]
+SETTINGS = ["--arch", "test_vit", "--scratch", "--device", "cpu", "--workers", "0", "--lr", "1e-2",
+            "--epochs", "2"]
 ONE = ["--batch-size", "12"]
 TWO = ["--batch-size", "1", "--accumulate", "6"]
 
@@ -48,14 +50,16 @@ def signal_after_two_steps(number, ranks):
 
         TrainingState.count_step = counting
         save = torch.save
-        torch.save = lambda *args: (time.sleep(1), save(*args))  # process 1 must not end before process 0 has saved
+        # Process 1 must not end before process 0 has saved.
+        torch.save = lambda *args: (time.sleep(1), save(*args))
 
     return prepare
 
 
 def die_after_connecting(rank):
     if rank == 1:
-        torch.nn.parallel.DistributedDataParallel.__init__ = lambda self, model: os.kill(os.getpid(), signal.SIGKILL)
+        torch.nn.parallel.DistributedDataParallel.__init__ = \
+            lambda self, model: os.kill(os.getpid(), signal.SIGKILL)
 
 
 def fail_on_one_image(rank):
@@ -78,11 +82,12 @@ def main(data, output):
             processes = [forked.start(main, flags, log, lambda: prepare(0))]
         codes.setdefault(name, []).append(list(map(forked.ended, processes)))
 
-    for name, *flags in (("sgd", "--optimizer", "sgd"), ("sam", "--optimizer", "sgd", "--sam", "--rho", "0.2", "--sync-perturbation"),
-                         ("adam64", "--optimizer", "adam", "--lr", "1e-3")):
+    sgd = ["--optimizer", "sgd"]
+    for name, flags in (("sgd", sgd), ("sam", [*sgd, "--sam", "--rho", "0.2", "--sync-perturbation"]),
+                        ("adam64", ["--optimizer", "adam", "--lr", "1e-3"])):
         for pair in (True, False):
             run(f"{name} {'two' if pair else 'one'}", *flags, pair=pair,
-                prepare=lambda rank: in_float64() if name == "adam64" else None)
+                prepare=lambda rank, name=name: in_float64() if name == "adam64" else None)
 
     adam_sam = ["--optimizer", "adam", "--sam", "--ema", "0.8", "--workers", "1"]
     run("straight", *adam_sam)
@@ -100,8 +105,8 @@ def main(data, output):
         folder = data / "val" if name == "val" else output / "one image"
         for pair in (True, False):
             stem = f"{name} {'two' if pair else 'one'}"
-            run(f"eval {stem}", folder, output / f"{stem}.csv", "--json", output / f"{stem}.json", *checkpoint, *flags,
-                main=p1_eval.main, pair=pair)
+            run(f"eval {stem}", folder, output / f"{stem}.csv", "--json", output / f"{stem}.json",
+                *checkpoint, *flags, main=p1_eval.main, pair=pair)
     (output / "codes.json").write_text(json.dumps(codes))
 
 

@@ -6,7 +6,8 @@ import torch
 
 import p1_train
 
-TRAIN = ["--arch", "test_vit", "--scratch", "--device", "cpu", "--workers", "0", "--batch-size", "8", "--lr", "1e-3"]
+TRAIN = ["--arch", "test_vit", "--scratch", "--device", "cpu", "--workers", "0", "--batch-size", "8",
+         "--lr", "1e-3"]
 
 
 def train(data, output, *arguments, start=("--scratch",)):

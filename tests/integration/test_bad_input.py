@@ -1,6 +1,7 @@
-"""A catalogue of what people and disks do to input, over all the scripts: the right answer, or one line that says what to do.
+"""A catalogue of what people and disks do to input, over all the scripts.
 
-More cases, of single flags and files, are in test_command_line.py; files that mean harm are in test_unsafe_files.py.
+The answer is right, or one line that says what to do. More cases, of single flags and files, are in
+test_command_line.py; files that mean harm are in test_unsafe_files.py.
 """
 
 import csv
@@ -19,7 +20,8 @@ from datasets import decode
 from tests.helpers.training import TRAIN
 from tests.integration.test_command_line import SCRIPTS
 
-TWICE = np.random.default_rng(3).integers(0, 256, (12, 16, 3), dtype=np.uint8).repeat(6, 0).repeat(6, 1)  # 96 x 72 pixels
+# 96 x 72 pixels, each of them six times
+TWICE = np.random.default_rng(3).integers(0, 256, (12, 16, 3), dtype=np.uint8).repeat(6, 0).repeat(6, 1)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def best(run, tmp_path_factory):
 
 @pytest.fixture
 def call(run, best, photos, captioners, tmp_path, capsys):
-    """Run a script in this process, on cheap models: call(script, flags and paths) -> (exit code, lines on stderr).
+    """Run a script in this process, on cheap models: call(script, flags and paths) -> (exit code, stderr).
 
     What is not named is taken from data that is in order; `out` is where everything goes.
     """
@@ -52,15 +54,17 @@ def call(run, best, photos, captioners, tmp_path, capsys):
         arguments = [str(argument) for argument in arguments]
         arguments = {
             "p1_train.py": lambda: ["--data", data, "--output", out, *TRAIN, "--epochs", 1, "--holdout", 0],
-            "p1_eval.py": lambda: [images_in, out / "pred.csv", "--checkpoint", classifier, "--json", out / "result.json",
-                                   "--workers", 0],
+            "p1_eval.py": lambda: [images_in, out / "pred.csv", "--checkpoint", classifier,
+                                   "--json", out / "result.json", "--workers", 0],
             "p1_viz_posembed.py": lambda: ["--checkpoint", classifier, "--output", out / "posembed.png"],
             "p1_viz_attn.py": lambda: [images_in, "--checkpoint", classifier, "--output-dir", out],
-            "p1_viz_landscape.py": lambda: [classifier, "--data", data, "--output", out / "landscape.png", "--workers", 0],
+            "p1_viz_landscape.py": lambda: [classifier, "--data", data, "--output", out / "landscape.png",
+                                            "--workers", 0],
             "p1_report.py": lambda: [run, "--output", out],
             "p2_train.py": lambda: ["--data", data, "--output", out, "--epochs", 1, "--workers", 0],
             "p2_eval.py": lambda: ["--data", data, "--checkpoint", captioner, "--json", out / "result.json"],
-            "p2_caption_viz.py": lambda: [images_in, "--checkpoint", captioner, "--output-dir", out, "--max-tokens", 3],
+            "p2_caption_viz.py": lambda: [images_in, "--checkpoint", captioner, "--output-dir", out,
+                                          "--max-tokens", 3],
         }[script]() + arguments
         try:
             code = SCRIPTS[script].main([str(argument) for argument in arguments])
@@ -74,16 +78,17 @@ def call(run, best, photos, captioners, tmp_path, capsys):
 
 def is_refused(answer, *words, exit_code=2):
     """One `error:` line (a list of files may follow) that holds the words."""
-    code, said = answer
-    main = [line for line in said if not line.startswith(("  ", "note: "))]
-    return code == exit_code and len(main) == 1 and main[0].startswith("error: ") and all(word in main[0] for word in words)
+    code, lines = answer
+    main = [line for line in lines if not line.startswith(("  ", "note: "))]
+    return (code == exit_code and len(main) == 1 and main[0].startswith("error: ")
+            and all(word in main[0] for word in words))
 
 
 def leaves_nothing(call):
     return not call.out.exists() or not any(path.is_file() for path in call.out.rglob("*"))
 
 
-# Images ---------------------------------------------------------------------------------------------------------------
+# Images -----------------------------------------------------------------------------------------------
 
 
 def turned(path):
@@ -98,7 +103,8 @@ def deep(path):
 
 
 def moving(path):
-    Image.fromarray(TWICE).save(path, save_all=True, append_images=[Image.new("RGB", (96, 72), "red")], format="PNG")
+    Image.fromarray(TWICE).save(path, save_all=True, append_images=[Image.new("RGB", (96, 72), "red")],
+                                format="PNG")
 
 
 def in_few_colours(path, transparent=False):
@@ -107,7 +113,8 @@ def in_few_colours(path, transparent=False):
 
 
 def in_print_colours(path):
-    Image.merge("CMYK", [*Image.fromarray(255 - TWICE).split(), Image.new("L", (96, 72))]).save(path, format="TIFF")
+    bands = [*Image.fromarray(255 - TWICE).split(), Image.new("L", (96, 72))]
+    Image.merge("CMYK", bands).save(path, format="TIFF")
 
 
 def with_broken_exif(path):
@@ -122,7 +129,8 @@ USUAL = {  # how to write it, and the picture that it shows
     "a bmp with spaces.bmp": (lambda path: Image.fromarray(TWICE).save(path), TWICE),
     "grey.png": (lambda path: Image.fromarray(GREY[..., 0]).save(path), GREY),
     "sixteen_bits.png": (deep, GREY), "turned.png": (turned, TWICE), "moving.png": (moving, TWICE),
-    "palette.png": (in_few_colours, TWICE), "palette_and_alpha.png": (lambda path: in_few_colours(path, True), TWICE),
+    "palette.png": (in_few_colours, TWICE),
+    "palette_and_alpha.png": (lambda path: in_few_colours(path, True), TWICE),
     "alpha.png": (lambda path: Image.fromarray(TWICE).convert("RGBA").save(path), TWICE),
     "cmyk.tiff": (in_print_colours, TWICE), "broken_exif.png": (with_broken_exif, TWICE),
     "without_ending": (lambda path: Image.fromarray(TWICE).save(path, format="PNG"), TWICE),
@@ -131,7 +139,8 @@ USUAL = {  # how to write it, and the picture that it shows
     "-dash.png": (lambda path: Image.fromarray(TWICE).save(path), TWICE),
     'quo"te.png': (lambda path: Image.fromarray(TWICE).save(path), TWICE),
     "new\nline.png": (lambda path: Image.fromarray(TWICE).save(path), TWICE),
-    "one_pixel.png": (lambda path: Image.new("RGB", (1, 1), "white").save(path), np.full((1, 1, 3), 255, np.uint8)),
+    "one_pixel.png": (lambda path: Image.new("RGB", (1, 1), "white").save(path),
+                      np.full((1, 1, 3), 255, np.uint8)),
 }
 
 
@@ -145,9 +154,10 @@ def usual(tmp_path_factory):
 
 @pytest.mark.parametrize("name", USUAL)
 def test_unusual_files_that_are_fine_show_what_they_show(usual, name):
-    found = np.asarray(decode.load_image(usual / name))
+    pixels, expected = np.asarray(decode.load_image(usual / name)), USUAL[name][1]
     tolerance = 60 if "palette" in name else 1
-    assert found.shape == USUAL[name][1].shape and np.abs(found.astype(int) - USUAL[name][1]).max() <= tolerance
+    assert pixels.shape == expected.shape
+    assert np.abs(pixels.astype(int) - expected).max() <= tolerance
 
 
 @pytest.mark.parametrize("script", ["p1_eval.py", "p1_viz_attn.py"])
@@ -159,7 +169,8 @@ def test_scripts_take_them(call, usual, script):
             header, *rows = csv.reader(file)
         assert header == ["filename", "label"] and [name for name, _ in rows] == sorted(USUAL)
         answers = dict(rows)
-        assert len({answers[name] for name in USUAL if USUAL[name][1] is TWICE and "palette" not in name}) == 1, "one picture"
+        copies = [name for name in USUAL if USUAL[name][1] is TWICE and "palette" not in name]
+        assert len({answers[name] for name in copies}) == 1, "one picture"
         assert len({answers[name] for name in USUAL if USUAL[name][1] is GREY}) == 1
     else:
         assert {path.stem for path in call.out.glob("*.npz")} == {os.path.splitext(name)[0] for name in USUAL}
@@ -188,9 +199,11 @@ BAD = {  # how to write it, and what is said of it
     "0_cut.png": (cut, "truncated"),
     "0_cut.jpg": (cut, "truncated"),
     "0_gigapixel.bmp": (claiming_a_gigapixel, "exceeds limit"),
-    "0_line.png": (lambda path: Image.new("RGB", (1, 10000)).save(path), "1 x 10000 pixels: one side is more than 100 times"),
+    "0_line.png": (lambda path: Image.new("RGB", (1, 10000)).save(path),
+                   "1 x 10000 pixels: one side is more than 100 times"),
     "0_float.tiff": (lambda path: Image.new("F", (4, 4)).save(path), "floating-point"),
-    "0_32_bits.tiff": (lambda path: Image.fromarray(np.full((4, 4), 70000, np.int32)).save(path), "32-bit integer"),
+    "0_32_bits.tiff": (lambda path: Image.fromarray(np.full((4, 4), 70000, np.int32)).save(path),
+                       "32-bit integer"),
     "0_zip.jpg": (lambda path: path.write_bytes(b"PK\3\4" + bytes(100)), "not an image"),
 }
 
@@ -223,7 +236,7 @@ def test_bad_files_are_skipped_on_request(call, with_bad, script):
     assert code == 0 and f"note: left out 9 bad files: {', '.join(sorted(BAD))}" in said
 
 
-# Folders --------------------------------------------------------------------------------------------------------------
+# Folders ----------------------------------------------------------------------------------------------
 
 
 def picture(path):
@@ -271,7 +284,8 @@ def only_hidden(folder):
 
 
 @pytest.mark.parametrize(("make", "words"), [
-    (looping, "is nested too deep"), (pointing_to_itself, "symbolic links"), (dangling, "0_2.png"), (mixed, "mixes two layouts"),
+    (looping, "is nested too deep"), (pointing_to_itself, "symbolic links"), (dangling, "0_2.png"),
+    (mixed, "mixes two layouts"),
     (same_number, "are the same number"), (one_class, "holds one class, 0: training needs two"),
     (unlabelled, "1 file of 2"), (nested, "is nested too deep"), (only_hidden, "holds no images"),
 ])
@@ -298,7 +312,8 @@ def test_folders_that_cannot_be_read(call, tmp_path, script, make, words):
 def test_a_folder_that_may_not_be_read(call, tmp_path, script):
     picture(tmp_path / "data" / "train" / "0_1.png")
     (tmp_path / "data" / "train").chmod(0)
-    assert is_refused(call(script, images_in=tmp_path / "data" / "train", data=tmp_path / "data"), "Permission denied")
+    answer = call(script, images_in=tmp_path / "data" / "train", data=tmp_path / "data")
+    assert is_refused(answer, "Permission denied")
 
 
 def test_one_image_is_evaluated_and_drawn(call, tmp_path):
@@ -311,20 +326,22 @@ def test_a_hundred_thousand_bad_files_are_counted_and_not_listed(call, tmp_path)
     (tmp_path / "data" / "train").mkdir(parents=True)
     for i in range(10**5):
         os.close(os.open(tmp_path / "data" / "train" / f"{i % 37}_{i}.jpg", os.O_CREAT))
-    answer = call("p1_train.py", data=tmp_path / "data")
-    assert is_refused(answer, "100000 files of 100000") and len(answer[1]) == 52 and answer[1][-1] == "  and 99950 more"
+    code, lines = call("p1_train.py", data=tmp_path / "data")
+    assert is_refused((code, lines), "100000 files of 100000")
+    assert len(lines) == 52 and lines[-1] == "  and 99950 more"
 
 
-# Checkpoints ------------------------------------------------------------------------------------------------------------
+# Checkpoints ------------------------------------------------------------------------------------------
 
 
 def damaged(content, how):
     return {"empty": b"", "cut": content[: len(content) // 2], "without its end": content[:-20],
-            "altered": content[:3000] + bytes([content[3000] ^ 255]) + content[3001:], "text": b"weights"}[how]
+            "altered": content[:3000] + bytes([content[3000] ^ 255]) + content[3001:],
+            "text": b"weights"}[how]
 
 
-@pytest.mark.parametrize("script", ["p1_eval.py", "p1_viz_posembed.py", "p1_viz_attn.py", "p1_viz_landscape.py", "p2_eval.py",
-                                    "p2_caption_viz.py"])
+@pytest.mark.parametrize("script", ["p1_eval.py", "p1_viz_posembed.py", "p1_viz_attn.py",
+                                    "p1_viz_landscape.py", "p2_eval.py", "p2_caption_viz.py"])
 @pytest.mark.parametrize("how", ["empty", "cut", "without its end", "altered", "text"])
 def test_damaged_checkpoints(call, run, captioners, tmp_path, script, how):
     whole = (captioners / "captioner.pt") if script.startswith("p2") else run / "best.pt"
@@ -333,15 +350,17 @@ def test_damaged_checkpoints(call, run, captioners, tmp_path, script, how):
     assert leaves_nothing(call)
 
 
-@pytest.mark.parametrize("script", ["p1_eval.py", "p1_viz_posembed.py", "p1_viz_attn.py", "p1_viz_landscape.py"])
+@pytest.mark.parametrize("script", ["p1_eval.py", "p1_viz_posembed.py", "p1_viz_attn.py",
+                                    "p1_viz_landscape.py"])
 def test_weights_that_are_not_numbers(call, run, tmp_path, script):
     saved = torch.load(run / "best.pt", weights_only=True)
     weights = {key: value * float("nan") for key, value in saved["state_dict"].items()}
     torch.save({**saved, "state_dict": weights}, tmp_path / "nan.pt")
-    assert is_refused(call(script, checkpoint=tmp_path / "nan.pt"), "nan.pt", "not finite") and leaves_nothing(call)
+    assert is_refused(call(script, checkpoint=tmp_path / "nan.pt"), "nan.pt", "not finite")
+    assert leaves_nothing(call)
 
 
-# Flags ------------------------------------------------------------------------------------------------------------------
+# Flags ------------------------------------------------------------------------------------------------
 
 
 def numeric_flags():
@@ -357,11 +376,12 @@ def test_numbers_that_are_none(script, flag, capsys):
     for value in ("x", "", "nan", "inf", "-inf", "1e999", "1" + 5000 * "0", "0x10", "1,5", "½", *far_below):
         with pytest.raises(SystemExit) as exit:
             SCRIPTS[script].get_args_parser().parse_args([f"{flag}={value}"])
-        said = capsys.readouterr().err.splitlines()
-        assert exit.value.code == 2 and len(said) == 1 and said[0].startswith("error: ") and flag in said[0], said
+        lines = capsys.readouterr().err.splitlines()
+        assert exit.value.code == 2 and len(lines) == 1, lines
+        assert lines[0].startswith("error: ") and flag in lines[0], lines
 
 
-# Output ---------------------------------------------------------------------------------------------------------------
+# Output -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("script", sorted(set(SCRIPTS) - {"p1_report.py", "report_page.py"}))
@@ -370,7 +390,8 @@ def test_an_output_that_cannot_be_made(call, script):
     assert is_refused(call(script, out=Path("/proc/nowhere")), "/proc/nowhere")
 
 
-@pytest.mark.parametrize("script", sorted(set(SCRIPTS) - {"p1_report.py", "p1_viz_landscape.py", "report_page.py"}))
+@pytest.mark.parametrize("script", sorted(set(SCRIPTS) - {"p1_report.py", "p1_viz_landscape.py",
+                                                          "report_page.py"}))
 def test_a_full_disk_leaves_nothing_half_written(call, script, monkeypatch):
     def full(handle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -70,8 +70,8 @@ def test_a_stopped_run_resumes_to_the_same_bits(data, tmp_path, monkeypatch, fla
 
 
 def test_it_survives_kills():
-    done = subprocess.run([sys.executable, "-m", "tests.helpers.kill_training", "--kills", "3", "--captioner"], cwd=ROOT,
-                          capture_output=True, text=True)
+    command = [sys.executable, "-m", "tests.helpers.kill_training", "--kills", "3", "--captioner"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "0 differences" in done.stdout, done.stdout + done.stderr
 
 
@@ -82,10 +82,12 @@ def test_checkpoints_are_trained_further(captioner, data, tmp_path, monkeypatch)
     # CATR's format, at a size that a test can train: its config is the default one
     small = dataclasses.replace(catr.small_config(len(scenes.VOCABULARY)), dropout=0.1)
     whole = catr.Config
-    monkeypatch.setattr(catr, "Config", lambda *args, **fields: whole(*args, **fields) if args or fields else small)
+    monkeypatch.setattr(catr, "Config", lambda *args, **fields:
+                        whole(*args, **fields) if args or fields else small)
     torch.save({"model": weights(captioner, "best.pt"), "epoch": 9}, tmp_path / "catr.pth")
     vocab = data / "vocab.txt"
-    assert train(data, tmp_path / "catr", "--epochs", 1, "--checkpoint", tmp_path / "catr.pth", "--vocab", vocab) == 0
+    flags = "--epochs", 1, "--checkpoint", tmp_path / "catr.pth", "--vocab", vocab
+    assert train(data, tmp_path / "catr", *flags) == 0
     assert catr.open_captioner(tmp_path / "catr" / "best.pt")[0].config == small
 
 

@@ -22,8 +22,8 @@ import report_page
 from tests.helpers.training import TRAIN
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SCRIPTS = {"p1_train.py": p1_train, "p1_eval.py": p1_eval, "p1_viz_posembed.py": p1_viz_posembed, "p1_viz_attn.py": p1_viz_attn,
-           "p1_viz_landscape.py": p1_viz_landscape, "p1_report.py": p1_report,
+SCRIPTS = {"p1_train.py": p1_train, "p1_eval.py": p1_eval, "p1_viz_posembed.py": p1_viz_posembed,
+           "p1_viz_attn.py": p1_viz_attn, "p1_viz_landscape.py": p1_viz_landscape, "p1_report.py": p1_report,
            "p2_train.py": p2_train, "p2_eval.py": p2_eval, "p2_caption_viz.py": p2_caption_viz,
            "report_page.py": report_page}
 
@@ -32,7 +32,8 @@ SCRIPTS = {"p1_train.py": p1_train, "p1_eval.py": p1_eval, "p1_viz_posembed.py":
 def places(run, shapes, captioners, tmp_path_factory):
     """Paths that the cases below name in braces, most of them bad; `out` is each case's own."""
     folder = tmp_path_factory.mktemp("places")
-    for name in ("empty", "no_train", "untrained/train", "one_class/train", "text/train", "photos", "no_captions"):
+    for name in ("empty", "no_train", "untrained/train", "one_class/train", "text/train", "photos",
+                 "no_captions"):
         (folder / name).mkdir(parents=True)
     (folder / "file").write_text("x")
     for i in range(2):
@@ -207,11 +208,14 @@ def test_bad_input_is_one_error_line_and_exit_code_2(places, tmp_path, capsys, s
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_each_script_answers_as_a_process_of_its_own(script, tmp_path):
-    done = subprocess.run([sys.executable, REPOSITORY / script, "--help"], capture_output=True, text=True, cwd=tmp_path)
+    def call(*arguments):
+        return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=tmp_path)
+
+    done = call(REPOSITORY / script, "--help")
     assert done.returncode == 0 and "usage: " in done.stdout and script in done.stdout
-    done = subprocess.run([sys.executable, "-X", "importtime", REPOSITORY / script, "--help"], capture_output=True, text=True)
+    done = call("-X", "importtime", REPOSITORY / script, "--help")
     assert " torch" not in done.stderr, "--help must not wait for torch"
-    done = subprocess.run([sys.executable, REPOSITORY / script, "--nonsense"], capture_output=True, text=True, cwd=tmp_path)
+    done = call(REPOSITORY / script, "--nonsense")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
@@ -219,7 +223,8 @@ def commands(text):
     """The lines of a text that call one of the scripts, joined where they go on."""
     text = text.replace("\\\n", " ")
     start = r"^\s*(?:python|torchrun --nproc-per-node \d+)"
-    return [shlex.split(line) for line in re.findall(start + r" ((?:p[12]_|report_)\w+\.py .*|-m .*)$", text, re.MULTILINE)]
+    lines = re.findall(start + r" ((?:p[12]_|report_)\w+\.py .*|-m .*)$", text, re.MULTILINE)
+    return [shlex.split(line) for line in lines]
 
 
 @pytest.mark.parametrize("source", ["README.md", "demo.sh", *SCRIPTS])

@@ -39,17 +39,18 @@ def data(dtype=torch.float64):
 
 
 def train(rank, base, options, sync_perturbation, dtype):
-    """The recipe of sam.py's docstring. Returns (weights, the tops that this process climbed to, averaging passes)."""
+    """The recipe of sam.py's docstring. Returns (weights, the rank's perturbed weights, averaging passes)."""
     ddp = DistributedDataParallel(network(dtype))
     averaged, tops = [], []
     ddp.register_comm_hook(None, lambda state, bucket: averaged.append(None) or dist.all_reduce(
         bucket.buffer(), async_op=True).get_future().then(lambda future: future.value()[0] / 2))
-    optimizer = SAM(ddp.parameters(), base, rho=0.5, model=ddp, sync_perturbation=sync_perturbation, **options)
+    optimizer = SAM(ddp.parameters(), base, rho=0.5, model=ddp, sync_perturbation=sync_perturbation,
+                    **options)
     images, targets = data(dtype)
     for step in range(STEPS):
         batches = list(zip(images[step, rank], targets[step, rank]))
 
-        def closure():
+        def closure(batches=batches):
             optimizer.zero_grad()
             tops.append([p.detach().clone() for p in ddp.parameters()])
             for i, (x, y) in enumerate(batches):
@@ -68,7 +69,10 @@ CASES = {
 
 
 def overflow(rank):
-    """fp16 with an overflow in the first pass of process 1 alone: both must skip the step. Returns (weights, scale)."""
+    """fp16 with an overflow in the first pass of process 1 alone: both must skip the step.
+
+    Returns (weights, scale).
+    """
     ddp = DistributedDataParallel(network(torch.float32))
     optimizer = SAM(ddp.parameters(), torch.optim.SGD, lr=0.1, model=ddp)
     scaler, calls = torch.amp.GradScaler("cpu", init_scale=1024.0), []
@@ -108,7 +112,8 @@ def assert_close(one, other, tolerance):
 
 def gradients(weights, x, y):
     values = [value.clone().requires_grad_() for value in weights]
-    log_probabilities = torch.log_softmax(torch.tanh(x @ values[0].T + values[1]) @ values[2].T + values[3], 1)
+    hidden = torch.tanh(x @ values[0].T + values[1])
+    log_probabilities = torch.log_softmax(hidden @ values[2].T + values[3], 1)
     return torch.autograd.grad(-log_probabilities[torch.arange(len(y)), y].mean(), values)
 
 
@@ -137,7 +142,7 @@ def test_synchronised_processes_equal_one_with_the_joint_batch(results, case, to
     optimizer = SAM(model.parameters(), base, rho=0.5, model=model, **options)
     images, targets = data(dtype)
     for step in range(STEPS):
-        def closure():
+        def closure(step=step):
             optimizer.zero_grad()
             cross_entropy(model(images[step].flatten(0, 2)), targets[step].flatten()).backward()
 
@@ -147,32 +152,33 @@ def test_synchronised_processes_equal_one_with_the_joint_batch(results, case, to
 
 
 def test_gradients_are_averaged_no_more_often_than_needed(results):
-    """Once a step where each climbs along its own gradient, else once a pass, whatever the number of micro-batches."""
+    """Once a step where each perturbs along its own gradient, else once a pass, for any micro-batches."""
     for rank in (0, 1):
         assert results[rank]["own"][2] == STEPS
         assert results[rank]["joint, Adam"][2] == 2 * STEPS
 
 
 def test_an_overflow_in_one_process_is_skipped_in_all(results):
-    for weights, scale in (result["overflow"] for result in results):
-        assert_close(weights, [p.detach() for p in network(torch.float32).parameters()], 0)
+    for parameters, scale in (result["overflow"] for result in results):
+        assert_close(parameters, [p.detach() for p in network(torch.float32).parameters()], 0)
         assert scale == 512
 
 
-# p1_train.py and p1_eval.py ----------------------------------------------------------------------------------------
+# p1_train.py and p1_eval.py ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def pairs(shapes, tmp_path_factory):
-    """What tests/helpers/train_in_pairs.py leaves. 27 images to fit, 12 a step: in its last micro-batch, of a single image,
-    process 1 has no part."""
+    """What tests/helpers/train_in_pairs.py leaves. 27 images to fit, 12 a step: in its last micro-batch, of a
+    single image, process 1 has no part."""
     folder = tmp_path_factory.mktemp("pairs")
     shutil.copytree(shapes, folder / "data")
     for name in ("0_0.jpg", "1_0.jpg"):
         (folder / "data" / "train" / name).unlink()
     (folder / "one image").mkdir()
     shutil.copy(shapes / "val" / "0_0.jpg", folder / "one image")
-    subprocess.run([sys.executable, "-m", "tests.helpers.train_in_pairs", folder / "data", folder], cwd=ROOT, timeout=300, check=True)
+    command = [sys.executable, "-m", "tests.helpers.train_in_pairs", folder / "data", folder]
+    subprocess.run(command, cwd=ROOT, timeout=300, check=True)
     return folder
 
 
@@ -183,8 +189,9 @@ def codes(pairs, name):
 
 @pytest.mark.parametrize("case, tolerance", [("sgd", 1e-5), ("sam", 1e-5), ("adam64", 1e-8)])
 def test_two_processes_train_as_one_with_the_same_global_batch(pairs, case, tolerance):
-    said = codes(pairs, f"{case} two")[1]
-    assert said.count("27 images to train on, 3 held out") == said.count("epoch 1/2") == said.count("done:") == 1, said
+    printed = codes(pairs, f"{case} two")[1]
+    for line in ("27 images to train on, 3 held out", "epoch 1/2", "done:"):
+        assert printed.count(line) == 1, printed
     two, one = weights(pairs / f"{case} two"), weights(pairs / f"{case} one")
     assert one["head.weight"].dtype == (torch.float64 if case == "adam64" else torch.float32)
     assert largest_difference(two, one) < tolerance
@@ -197,17 +204,20 @@ def test_two_processes_train_as_one_with_the_same_global_batch(pairs, case, tole
             assert float(row[name]) == pytest.approx(float(other[name]))
 
 
-@pytest.mark.parametrize("name, ends, told", [
-    ("lost 1", [3, -signal.SIGKILL], "error: another process of this run has failed: --resume goes on after step 2 of epoch 1"),
-    ("lost 0", [-signal.SIGKILL, 3], "error: another process of this run has failed: --resume goes on after step 2 of epoch 1"),
+LOST = "error: another process of this run has failed"
+
+
+@pytest.mark.parametrize("name, ends, message", [
+    ("lost 1", [3, -signal.SIGKILL], f"{LOST}: --resume goes on after step 2 of epoch 1"),
+    ("lost 0", [-signal.SIGKILL, 3], f"{LOST}: --resume goes on after step 2 of epoch 1"),
     ("stopped 1", [143, 143], "stopped by SIGTERM after step 2 of epoch 1: --resume goes on from"),
     ("stopped both", [143, 143], "stopped by SIGTERM after step 2 of epoch 1: --resume goes on from"),
 ])
-def test_lost_and_stopped_processes_leave_a_state_from_which_both_resume_exactly(pairs, name, ends, told):
+def test_lost_and_stopped_processes_leave_a_state_from_which_both_resume_exactly(pairs, name, ends, message):
     """With SAM, averaged weights and loading processes."""
-    (ended, resumed), said = codes(pairs, name)
-    assert ended == ends and resumed == [0, 0], said
-    assert said.count(told) == 1 and "Traceback" not in said, said
+    (ended, resumed), printed = codes(pairs, name)
+    assert ended == ends and resumed == [0, 0], printed
+    assert printed.count(message) == 1 and "Traceback" not in printed, printed
     for file in ("last.pt", "best.pt"):
         assert same(weights(pairs / name, file), weights(pairs / "straight", file))
     assert torch.load(pairs / name / "previous.pt", weights_only=True)["resume"]["epoch"] == 1
@@ -215,8 +225,8 @@ def test_lost_and_stopped_processes_leave_a_state_from_which_both_resume_exactly
 
 
 def test_a_process_lost_before_the_first_step_is_one_line(pairs):
-    (ends,), said = codes(pairs, "lost early")
-    assert ends == [3, -signal.SIGKILL] and "error: another process of this run has failed" in said and "Traceback" not in said, said
+    (ends,), printed = codes(pairs, "lost early")
+    assert ends == [3, -signal.SIGKILL] and LOST in printed and "Traceback" not in printed, printed
 
 
 def test_another_number_of_processes_is_refused(pairs):
@@ -248,10 +258,11 @@ def environment(process):
 
 def test_under_torchrun_a_killed_process_ends_the_other(shapes, tmp_path):
     output = tmp_path / "run"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, ROOT / "p1_train.py",
-               "--data", shapes, "--output", output, *TRAIN, "--epochs", 1000, "--batch-size", 4]
-    torchrun = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                                env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2,
+               ROOT / "p1_train.py", "--data", shapes, "--output", output, *TRAIN, "--epochs", 1000,
+               "--batch-size", 4]
+    torchrun = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     while not (output / "last.pt").exists():
         assert torchrun.poll() is None, torchrun.stderr.read()
         time.sleep(0.05)

@@ -22,8 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_killed_runs_end_bit_for_bit_like_one_left_alone():
     """Six kills each, two of them in the middle of a save; the helper's docstring has the command for 25."""
     command = [sys.executable, "-m", "tests.helpers.kill_training", "--kills", "6", "--optimizer", "adam"]
-    processes = [subprocess.Popen([*command, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                  text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    processes = [subprocess.Popen([*command, *flags], cwd=ROOT, stdout=subprocess.PIPE,
+                                  stderr=subprocess.STDOUT, text=True,
+                                  env={**os.environ, "OMP_NUM_THREADS": "1"})
                  for flags in ([], ["--sam", "--workers", "2"])]
     for process in processes:
         output, _ = process.communicate(timeout=300)
@@ -79,9 +80,10 @@ def as_written_by_the_older_version(folder, climb):
     saved = torch.load(folder / "last.pt", weights_only=True)
     assert saved["settings"].pop("sync_perturbation") is True and saved["resume"]["step"] == 1
     saved["settings"].update(climb=climb, cache=0)
-    assert set(saved) == {"format", "arch", "labels", "class_names", "preprocessing", "settings", "state_dict", "resume"}
-    assert set(saved["resume"]) == {"images", "about", "epoch", "step", "totals", "history", "best", "best_epoch",
-                                    "optimizer", "scaler", "average"}
+    assert set(saved) == {"format", "arch", "labels", "class_names", "preprocessing", "settings",
+                          "state_dict", "resume"}
+    assert set(saved["resume"]) == {"images", "about", "epoch", "step", "totals", "history", "best",
+                                    "best_epoch", "optimizer", "scaler", "average"}
     torch.save(saved, folder / "last.pt")
 
 
@@ -100,7 +102,8 @@ def test_a_run_folder_of_the_older_version_resumes_bit_for_bit(shapes, run, stop
 def test_a_setting_that_can_no_longer_be_had_is_refused_by_name(shapes, stopped, capsys):
     as_written_by_the_older_version(stopped, "micro-batch")
     assert train(shapes, stopped, "--epochs", 2, "--sam", "--resume") == 2
-    assert "error: --resume: --climb was micro-batch before, which this version does not have" in capsys.readouterr().err
+    message = "error: --resume: --climb was micro-batch before, which this version does not have"
+    assert message in capsys.readouterr().err
 
 
 def test_an_image_that_cannot_be_read_for_a_while_costs_nothing(run, shapes, tmp_path, capsys, monkeypatch):
@@ -127,7 +130,8 @@ def test_an_image_that_cannot_be_read_for_a_while_costs_nothing(run, shapes, tmp
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
-@pytest.mark.parametrize("free", [6_000, 1_000, 0])  # bytes: enough for a part of last.pt, for config.json, for nothing
+# In bytes: enough for a part of last.pt, for config.json, for nothing.
+@pytest.mark.parametrize("free", [6_000, 1_000, 0])
 def test_a_disk_that_is_really_full(tmp_path, free):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -148,13 +152,14 @@ def test_a_disk_that_is_really_full(tmp_path, free):
         subprocess.run(["umount", disk], check=True)
 
 
-# Signals -----------------------------------------------------------------------------------------------------
+# Signals ----------------------------------------------------------------------------------------------
 
 
 def training_process(data, output, *arguments):
-    command = [sys.executable, ROOT / "p1_train.py", "--data", data, "--output", output, *TRAIN, "--epochs", 1000,
-               *arguments]
-    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    command = [sys.executable, ROOT / "p1_train.py", "--data", data, "--output", output, *TRAIN,
+               "--epochs", 1000, *arguments]
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)
     while not (output / "last.pt").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
@@ -171,13 +176,15 @@ def test_a_signal_to_the_whole_group_of_processes_leaves_the_loaders_alive_until
     assert len(workers) >= 2
     os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130 and "stopped by SIGINT after" in error and "Traceback" not in error, error
+    assert process.returncode == 130, error
+    assert "stopped by SIGINT after" in error and "Traceback" not in error, error
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
 def test_a_second_signal_stops_at_once(shapes, tmp_path):
     """The step in work is made to last for minutes."""
-    code = ("import sys, time, p1_train, engine.state as s; s.TrainingState.count_step = lambda *a: time.sleep(600)\n"
+    code = ("import sys, time, p1_train, engine.state as s\n"
+            "s.TrainingState.count_step = lambda *a: time.sleep(600)\n"
             f"sys.exit(p1_train.main({[*TRAIN, '--data', str(shapes), '--output', str(tmp_path / 'run')]}))")
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)

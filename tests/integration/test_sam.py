@@ -17,7 +17,8 @@ def test_the_recipe_of_the_readme_runs_with_sam_py_alone(tmp_path):
     assert len(recipe.splitlines()) <= 20
     (tmp_path / "recipe.py").write_text(recipe)
     shutil.copy(ROOT / "sam.py", tmp_path)
-    result = subprocess.run([sys.executable, "recipe.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "recipe.py"], cwd=tmp_path, capture_output=True, text=True,
+                            check=True)
     assert float(result.stdout.split("accuracy ")[1]) > 0.95
 
 

@@ -41,7 +41,7 @@ def test_the_headline_setting_is_the_default():
     assert (args.sam, args.optimizer) == (True, "adam")
 
 
-def test_the_same_seed_gives_the_same_weights_with_any_number_of_workers_and_val_is_never_read(run, shapes, tmp_path):
+def test_a_seed_gives_the_same_weights_for_any_number_of_workers_and_val_is_never_read(run, shapes, tmp_path):
     data = shutil.copytree(shapes, tmp_path / "data")
     for path in (data / "val").iterdir():
         path.write_bytes(b"not an image")
@@ -52,13 +52,14 @@ def test_the_same_seed_gives_the_same_weights_with_any_number_of_workers_and_val
     assert not same(weights(run, "previous.pt"), weights(tmp_path / "other"))
 
 
-EVERYTHING = ["--epochs", 2, "--sam", "--accumulate", 2, "--batch-size", 4, "--head-init", "probe", "--layer-decay", 0.7,
-              "--label-smoothing", 0.1, "--mixup", 0.5, "--cutmix", 1, "--rand-augment", 7, "--random-erasing", 0.5,
-              "--ema", 0.5, "--crop-pct", 1.0, "--save-every", 1]
+EVERYTHING = ["--epochs", 2, "--sam", "--accumulate", 2, "--batch-size", 4, "--head-init", "probe",
+              "--layer-decay", 0.7, "--label-smoothing", 0.1, "--mixup", 0.5, "--cutmix", 1,
+              "--rand-augment", 7, "--random-erasing", 0.5, "--ema", 0.5, "--crop-pct", 1.0,
+              "--save-every", 1]
 
 
 def test_a_run_with_everything_resumes_in_the_middle_of_an_epoch(shapes, tmp_path, monkeypatch):
-    """The model draws from all three random streams, and each of three parts is of another process, so to speak."""
+    """The model draws from all three random streams; each of three parts is of another process."""
     forward = torch.nn.Linear.forward
 
     def noisy(self, x):
@@ -103,7 +104,8 @@ def test_bad_files_in_the_training_set(shapes, tmp_path, capsys):
         (data / "train" / name).write_bytes((data / "train" / name).read_bytes()[:500])
     assert train(data, tmp_path / "run", "--epochs", 1) == 2
     message = capsys.readouterr().err
-    assert "2 files of 32" in message and all(name in message for name in names[3:5]) and "--skip-bad" in message
+    assert "2 files of 32" in message and "--skip-bad" in message
+    assert all(name in message for name in names[3:5])
     assert not (tmp_path / "run" / "last.pt").exists()
     assert train(data, tmp_path / "run", "--epochs", 1, "--skip-bad") == 0
     assert f"left out 2 bad files: {names[3]}, {names[4]}" in capsys.readouterr().err
@@ -123,19 +125,22 @@ def test_the_real_model_learns_real_photos(real_data, tmp_path):
         for path in sorted((real_data / "pets" / "train").glob(f"{label}_*.jpg"))[:6]:
             (data / "train").mkdir(parents=True, exist_ok=True)
             shutil.copy(path, data / "train")
-    assert p1_train.main(["--data", str(data), "--output", str(tmp_path / "run"), "--arch", "vit_tiny_patch16_224",
-                          "--weights", str(weights_file), "--sam", "--epochs", "3", "--lr", "2e-4",
-                          "--batch-size", "8", "--holdout", "0", "--workers", "0", "--device", "cpu"]) == 0
+    assert p1_train.main(["--data", str(data), "--output", str(tmp_path / "run"), "--device", "cpu",
+                          "--arch", "vit_tiny_patch16_224", "--weights", str(weights_file), "--sam",
+                          "--epochs", "3", "--lr", "2e-4", "--batch-size", "8", "--holdout", "0",
+                          "--workers", "0"]) == 0
     rows = metrics(tmp_path / "run")
     assert float(rows[-1]["train_accuracy"]) > 0.9 > float(rows[0]["train_accuracy"])
 
 
 def test_freed_memory_is_used_again():
-    """Pages that the system must clear for ten tensors of 64 MiB, one after the other and not the first ones."""
+    """Pages that the system must clear for ten tensors of 64 MiB, one after the other, not the first ones."""
     code = "\n".join([
         "import resource, torch", "from engine.device import keep_freed_memory", "def faults():",
-        "    for _ in range(10): torch.ones(2**24)", "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt",
-        "print(-faults() + faults())", "keep_freed_memory(torch.device('cpu'))", "faults()", "print(-faults() + faults())"])
+        "    for _ in range(10): torch.ones(2**24)",
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt",
+        "print(-faults() + faults())", "keep_freed_memory(torch.device('cpu'))", "faults()",
+        "print(-faults() + faults())"])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     without, reused = map(int, done.stdout.split())
     assert reused < without / 10

@@ -23,7 +23,7 @@ def folder(tmp_path):
     return Training(tmp_path / "run").run().args.output
 
 
-# Damaged and unwritable files --------------------------------------------------------------------------------
+# Damaged and unwritable files -------------------------------------------------------------------------
 
 
 def cut(path):
@@ -82,8 +82,10 @@ def test_a_folder_with_a_checkpoint_is_a_run_and_others_are_not(folder, tmp_path
             find_run(tmp_path / name[:4], resume=False)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "metrics.csv").write_text("epoch\n")
-    assert find_run(tmp_path / "other", resume=False) is None and find_run(tmp_path / "new", resume=True) is None
-    assert find_run(tmp_path / "prev", resume=True)["resume"]["epoch"] == 1, "a kill between two renames left it alone"
+    assert find_run(tmp_path / "other", resume=False) is None
+    assert find_run(tmp_path / "new", resume=True) is None
+    epoch = find_run(tmp_path / "prev", resume=True)["resume"]["epoch"]
+    assert epoch == 1, "a kill between two renames left it alone"
     torch.save({"state_dict": {}}, tmp_path / "prev" / "previous.pt")
     with pytest.raises(BadInput, match="is not a checkpoint that training can go on from"):
         find_run(tmp_path / "prev", resume=True)
@@ -100,8 +102,9 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(folder, monkeyp
 
     training = Training(folder, epochs=3)
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(BadInput, match=f"^{folder}/last.pt cannot be saved: No space left on device; {folder}/last.pt"
-                                       " is whole: make room, and --resume goes on from there$"):
+    with pytest.raises(BadInput, match=f"^{folder}/last.pt cannot be saved: No space left on device; "
+                                       f"{folder}/last.pt is whole: make room, and --resume goes on from "
+                                       "there$"):
         training.run()
     assert (folder / "last.pt").read_bytes() == before
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
@@ -116,7 +119,7 @@ def test_half_written_files_are_removed_and_the_users_are_not(folder):
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == [".notes"]
 
 
-# Settings ----------------------------------------------------------------------------------------------------
+# Settings ---------------------------------------------------------------------------------------------
 
 
 def default(name):
@@ -129,11 +132,14 @@ NOW = {"rho": 0.05, "epochs": 3, "head_init": "random", "sync_perturbation": Fal
 
 @pytest.mark.parametrize("before, refused", [
     ({}, None), ({"epochs": 2}, None), ({"workers": 8}, None), ({"cache": 1.0}, None),
-    ({"epochs": 4}, "--epochs is 3 now and was 4 before"), ({"rho": 0.1}, "--rho is 0.05 now and was 0.1 before"),
+    ({"epochs": 4}, "--epochs is 3 now and was 4 before"),
+    ({"rho": 0.1}, "--rho is 0.05 now and was 0.1 before"),
     ({"seed": 1}, "--seed is 0 now and was 1 before"),
     ({"processes": 4}, "the number of processes is 1 now and was 4 before"),
-    ({"climb": "process"}, None), ({"climb": "joint"}, "--sync-perturbation is False now and was True before"),
-    ({"climb": "micro-batch"}, "--climb was micro-batch before, which this version does not have: start a new run"),
+    ({"climb": "process"}, None),
+    ({"climb": "joint"}, "--sync-perturbation is False now and was True before"),
+    ({"climb": "micro-batch"},
+     "--climb was micro-batch before, which this version does not have: start a new run"),
     ({"head_init": "probe"}, "--head-init is random now and was probe before")])
 def test_a_run_goes_on_with_the_settings_it_began_with(before, refused):
     saved = {**NOW, **before}

@@ -35,14 +35,18 @@ def test_predictions_are_those_of_evaluation_mode_in_order(model, dataset):
 def test_scores_are_sums_and_an_empty_shard_counts_for_nothing(model, dataset):
     images, targets = dataset.tensors
     logits = F.linear(images, model[0].weight, model[0].bias)
-    expected = [F.cross_entropy(logits, targets, reduction="sum").item(), (logits.argmax(1) == targets).sum().item()]
+    correct = (logits.argmax(1) == targets).sum().item()
+    expected = [F.cross_entropy(logits, targets, reduction="sum").item(), correct]
     assert score(model, DataLoader(dataset, 2), CPU, "fp32", iter) == pytest.approx(expected)
-    assert score(model, DataLoader(TensorDataset(images[:0], targets[:0]), 2), CPU, "fp32", iter) == (0.0, 0.0)
+    nothing = TensorDataset(images[:0], targets[:0])
+    assert score(model, DataLoader(nothing, 2), CPU, "fp32", iter) == (0.0, 0.0)
 
     def loss(model, batch):
-        return F.cross_entropy(model(batch[0]), batch[1], reduction="sum"), (model(batch[0]).argmax(1) == batch[1]).sum()
+        logits, targets = model(batch[0]), batch[1]
+        return F.cross_entropy(logits, targets, reduction="sum"), (logits.argmax(1) == targets).sum()
 
-    assert sum_losses(model, DataLoader(dataset, 2), loss, CPU, "fp32") == pytest.approx(expected) and model.training
+    assert sum_losses(model, DataLoader(dataset, 2), loss, CPU, "fp32") == pytest.approx(expected)
+    assert model.training
 
 
 def test_an_error_leaves_the_model_in_training_mode(dataset):

@@ -21,7 +21,7 @@ def test_the_loss_is_the_sum_over_images_and_no_image_counts_for_nothing():
 
 
 def test_mixed_targets_are_shares_of_classes_and_the_largest_is_the_answer():
-    shares = torch.tensor([[0.6, 0.4, 0.0], [0.7, 0.3, 0.0], [0.0, 0.0, 0.0]])  # the last one stands for no image
+    shares = torch.tensor([[0.6, 0.4, 0.0], [0.7, 0.3, 0.0], [0.0, 0.0, 0.0]])  # the last one for no image
     loss, correct = ClassificationLoss()(model, (torch.tensor([0, 1, 2]), shares))
     torch.testing.assert_close(loss, -(LOGITS.log_softmax(1) * shares).sum())
     assert correct == 1

@@ -67,7 +67,8 @@ def test_a_finished_run_is_completed_and_says_so(folder, capsys):
     assert run.finished and not (folder / "metrics.csv").exists()
     run.finish()
     assert "is finished: 1 epochs. Raise --epochs to train on." in capsys.readouterr().out
-    assert {"metrics.csv", "curves.png"} <= set(files(folder)) and not (folder / ".last.pt-abcd_123.pt").exists()
+    assert {"metrics.csv", "curves.png"} <= set(files(folder))
+    assert not (folder / ".last.pt-abcd_123.pt").exists()
 
 
 def test_a_new_run_starts_anew_and_says_so_where_a_resume_was_asked_for(tmp_path, capsys):
@@ -88,12 +89,15 @@ def test_a_run_is_not_overwritten_and_other_settings_or_images_are_refused(folde
         open_run(folder, *FLAGS, "--lr", "0.2")
     run = open_run(folder, *FLAGS)
     run.check_images("fingerprint", folder)
-    with pytest.raises(BadInput, match="holds other images, or captions, than when the run began: start a new run"):
+    with pytest.raises(BadInput,
+                       match="holds other images, or captions, than when the run began: start a new run"):
         run.check_images("another", folder)
 
 
-def test_half_precision_is_called_slow_where_the_processor_has_no_instructions_for_it(tmp_path, capsys, monkeypatch):
+def test_half_precision_is_called_slow_where_the_processor_has_no_instructions_for_it(
+        tmp_path, capsys, monkeypatch):
     for capability, slow in (("AVX2", True), ("AVX512", False)):
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability",
+                            lambda capability=capability: capability)
         open_run(tmp_path / "run", "--precision", "bf16").start()
         assert ("fp32 is many times faster here" in capsys.readouterr().err) is slow

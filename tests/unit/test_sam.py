@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import functools
 import math
 import warnings
 from pathlib import Path
@@ -15,7 +16,8 @@ from torch.nn.functional import cross_entropy
 from sam import SAM
 
 ROOT = Path(__file__).resolve().parents[2]
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=NO_GPU)]
 BASES = [(torch.optim.Adam, {"lr": 1e-2}), (torch.optim.AdamW, {"lr": 1e-2}),
          (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9})]
 
@@ -103,7 +105,8 @@ def test_fifty_steps_agree_with_the_equations_written_out(adaptive, base):
     model = network()
     expected = snapshot(model)
     base_class = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[base]
-    update = {"sgd": lambda weights, g: [w - 0.01 * x for w, x in zip(weights, g)], "adam": WrittenOutAdam(0.01)}[base]
+    update = {"sgd": lambda weights, g: [w - 0.01 * x for w, x in zip(weights, g)],
+              "adam": WrittenOutAdam(0.01)}[base]
     optimizer = SAM(model.parameters(), base_class, rho=0.3, adaptive=adaptive, lr=0.01)
     for batch in batches(50):
         optimizer.step(closure_for(model, optimizer, batch))
@@ -137,7 +140,8 @@ def test_maximising_goes_down():
 def test_rho_zero_is_the_base_optimizer_bit_for_bit(base, options):
     ours, images = noisy_vit()
     plain = copy.deepcopy(ours)
-    sam, alone = SAM(ours.parameters(), base, rho=0, model=ours, **options), base(plain.parameters(), **options)
+    sam = SAM(ours.parameters(), base, rho=0, model=ours, **options)
+    alone = base(plain.parameters(), **options)
     torch.manual_seed(5)
     for step in range(20):
         sam.step(closure_for(ours, sam, images[step % 2]))
@@ -160,7 +164,8 @@ def train_from(folder, base, options, steps, save):
         torch.set_rng_state(saved["random"])
     for step in range(steps):
         optimizer.step(closure_for(model, optimizer, images[step % 2]))
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
+             "random": torch.get_rng_state()}
     torch.save(state, folder / save)
 
 
@@ -206,7 +211,10 @@ def test_the_perturbation_has_norm_rho_and_its_way_back_exact(adaptive, device, 
 
 
 def test_adaptive_sharpness_does_not_change_under_a_rescaling_of_layers():
-    """Layers scaled by 3 and 1/3 around a ReLU, biases too, are the same function (Kwon et al. 2021, section 3)."""
+    """Layers scaled by 3 and 1/3 around a ReLU, biases too, are the same function.
+
+    Kwon et al. 2021, section 3.
+    """
     losses = {}
     x, y = batches(1)[0]
     for adaptive in (False, True):
@@ -324,7 +332,7 @@ def test_an_exception_in_the_second_pass_leaves_everything_as_it_was(written_out
 @pytest.mark.parametrize("form", ["closure", "written out", "m-sharpness"])
 @pytest.mark.parametrize("linear", [False, True])
 def test_what_is_not_finite_is_skipped(device, bad_pass, value, form, linear):
-    """`linear`: the second gradient does not depend on the weights, so it alone could not tell of the first."""
+    """`linear`: the second gradient does not depend on the weights: it alone could not tell of the first."""
     model = network(torch.float32, device)
     x, y = batches(1, torch.float32, device)[0]
     optimizer = SAM(model.parameters(), torch.optim.Adam, lr=1e-2, model=model)
@@ -370,7 +378,7 @@ def test_the_perturbation_does_not_depend_on_the_scale_of_the_loss(device, adapt
         scaler = torch.amp.GradScaler(device, init_scale=scale) if scale else None
         tops = []
         for x, y in batches(steps, torch.float32, device):
-            def closure():
+            def closure(x=x, y=y):
                 optimizer.zero_grad()
                 tops.append(snapshot(model))
                 loss = cross_entropy(model(x), y)
@@ -399,7 +407,7 @@ def test_one_autocast_around_both_passes_does_not_hide_the_perturbation(dtype, d
         optimizer = SAM(model.parameters(), torch.optim.SGD, rho=1.0, lr=0.1)
         losses = []
 
-        def closure():
+        def closure(x, y, model=model, optimizer=optimizer, losses=losses):
             optimizer.zero_grad()
             with torch.autocast(device, dtype):
                 loss = cross_entropy(model(x).float(), y)
@@ -409,7 +417,7 @@ def test_one_autocast_around_both_passes_does_not_hide_the_perturbation(dtype, d
 
         with torch.autocast(device, dtype, enabled=around):
             for x, y in batches(3, torch.float32, device):
-                optimizer.step(closure)
+                optimizer.step(functools.partial(closure, x, y))
                 optimizer.restore()
         ends.append(losses)
     assert ends[0][0] < ends[0][1]  # the perturbation is seen
@@ -417,15 +425,16 @@ def test_one_autocast_around_both_passes_does_not_hide_the_perturbation(dtype, d
 
 
 def test_micro_batches_add_up_to_one_batch():
-    """With Adam in float64; in fp32 its steps along gradients that are truly zero are noise, so there with SGD."""
-    for dtype, base, tolerance in ((torch.float64, torch.optim.Adam, 1e-10), (torch.float32, torch.optim.SGD, 1e-6)):
+    """With Adam in float64; in fp32 its steps along gradients that are truly zero are noise: so SGD there."""
+    for dtype, base, tolerance in ((torch.float64, torch.optim.Adam, 1e-10),
+                                   (torch.float32, torch.optim.SGD, 1e-6)):
         torch.manual_seed(0)
         big = timm.create_model("test_vit", num_classes=3, img_size=64).to(dtype)
         small = copy.deepcopy(big)
         images, targets = torch.randn(6, 3, 64, 64, dtype=dtype), torch.randint(0, 3, (6,))
         one, many = (SAM(m.parameters(), base, rho=0.1, lr=1e-2, model=m) for m in (big, small))
 
-        def closure():
+        def closure(many=many, small=small, images=images, targets=targets):
             many.zero_grad()
             for part in (slice(0, 2), slice(2, 4), slice(4, 6)):
                 (cross_entropy(small(images[part]), targets[part]) / 3).backward()
@@ -443,7 +452,8 @@ def test_m_sharpness_perturbs_for_each_micro_batch():
     data = batches(9)
     for step in range(3):
         parts = data[step * 3:step * 3 + 3]
-        losses = optimizer.m_sharpness_step([closure_for(model, optimizer, part, share=1 / 3) for part in parts])
+        losses = optimizer.m_sharpness_step([closure_for(model, optimizer, part, share=1 / 3)
+                                             for part in parts])
         assert len(losses) == 3
         each = [sam_gradient(expected, part, 0.5) for part in parts]
         expected = [w - 0.1 * sum(g) / 3 for w, g in zip(expected, zip(*each))]
@@ -479,7 +489,7 @@ def test_both_passes_see_the_same_random_numbers_and_the_stream_advances_once(de
 
 
 class Counter(nn.Module):
-    """Counts its calls in a buffer that is replaced rather than changed, and in a copy that no checkpoint holds."""
+    """Counts its calls in a buffer that is replaced, not changed, and in a copy that no checkpoint holds."""
 
     def __init__(self):
         super().__init__()
@@ -498,7 +508,8 @@ def test_buffers_follow_the_first_pass_alone_and_modules_come_back_as_they_were(
     model = nn.Sequential(
         nn.Linear(5, 4), nn.BatchNorm1d(4, momentum=0.1), nn.BatchNorm1d(4, momentum=0.0),
         nn.BatchNorm1d(4, momentum=None),
-        nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)), nn.BatchNorm1d(4).eval(), Counter(), nn.Linear(4, 3))
+        nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)), nn.BatchNorm1d(4).eval(), Counter(),
+        nn.Linear(4, 3))
     plain = copy.deepcopy(model)
     optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.5, lr=0.0, model=model)
     settings = [(m.training, getattr(m, "momentum", "none")) for m in model]
@@ -521,7 +532,8 @@ def test_buffers_follow_the_first_pass_alone_and_modules_come_back_as_they_were(
 def test_the_second_pass_begins_with_the_buffers_of_the_first():
     model = nn.Sequential(nn.Linear(5, 3), Counter())
     optimizer, scales = SAM(model.parameters(), torch.optim.SGD, lr=0.1, model=model), []
-    model[1].register_forward_hook(lambda module, inputs, output: scales.append((output / inputs[0]).mean().item()))
+    model[1].register_forward_hook(lambda module, inputs, output:
+                                   scales.append((output / inputs[0]).mean().item()))
     for batch in batches(3, torch.float32):
         optimizer.step(closure_for(model, optimizer, batch))
     assert scales == pytest.approx([1, 1, 2, 2, 3, 3])
@@ -555,7 +567,8 @@ def test_group_settings_and_schedulers_reach_the_base_optimizer_after_a_load_too
     loaded.load_state_dict(optimizer.state_dict())
     for sam in (optimizer, loaded):
         assert [group["lr"] for group in sam.base_optimizer.param_groups] == [0.1, 0.01]
-        assert [(group["rho"], group["adaptive"]) for group in sam.param_groups] == [(0.5, False), (0.0, True)]
+        settings = [(group["rho"], group["adaptive"]) for group in sam.param_groups]
+        assert settings == [(0.5, False), (0.0, True)]
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # torch warns where it believes that the scheduler came first
             scheduler = torch.optim.lr_scheduler.LambdaLR(sam, lambda step: 0.5**step)
@@ -665,7 +678,8 @@ def test_the_perturbation_never_waits_for_a_gpu():
 
 def peak_memory(work):
     """Bytes allocated at the most while `work` ran, over those at its start."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    cpu = torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
         work()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     peak = now = 0
@@ -700,5 +714,6 @@ def test_the_extra_memory_is_one_copy_of_the_parameters(adaptive):
 def test_sam_py_is_one_short_file_that_imports_torch_alone():
     source = (ROOT / "sam.py").read_text()
     assert len(source.splitlines()) < 310
-    modules = {name.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import) for name in node.names}
+    modules = {name.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import)
+               for name in node.names}
     assert modules == {"contextlib", "torch"} and "from " not in [line[:5] for line in source.splitlines()]

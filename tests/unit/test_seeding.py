@@ -9,7 +9,7 @@ def test_batches_are_a_permutation_that_depends_on_seed_and_epoch():
     assert list(batches) == first and list(ShuffledBatches(10, 4, seed=1)) != first
     batches.epoch = 1
     second = list(batches)
-    assert [index for batch in second for _, index in batch] != [index for batch in first for _, index in batch]
+    assert [i for batch in second for _, i in batch] != [i for batch in first for _, i in batch]
     batches.start = 2
     assert list(batches) == second[2:]
 

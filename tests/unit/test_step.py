@@ -29,8 +29,8 @@ def plain_loss(model, batch):
 
 def batches(*sizes):
     generator = torch.Generator().manual_seed(2)
-    return [(torch.randn(size, WIDTH, generator=generator), torch.randint(CLASSES, (size,), generator=generator))
-            for size in sizes]
+    return [(torch.randn(size, WIDTH, generator=generator),
+             torch.randint(CLASSES, (size,), generator=generator)) for size in sizes]
 
 
 def step(model, loss=plain_loss, precision="fp32", scale=2.0**16, **args):
@@ -76,7 +76,8 @@ def test_a_step_over_batches_of_different_sizes_is_that_of_the_mean_loss(sam, pr
 
 
 @pytest.mark.parametrize("flags, optimizer, sam", [
-    ([], "adam", True), (["--optimizer", "adam"], "adam", False), (["--optimizer", "sgd", "--sam"], "sgd", True),
+    ([], "adam", True), (["--optimizer", "adam"], "adam", False),
+    (["--optimizer", "sgd", "--sam"], "sgd", True),
     (["--sam"], "adam", True), (["--no-sam"], "adam", False), (["--optimizer", "adamw"], "adamw", False)])
 def test_the_optimizer_is_what_is_named_and_sam_around_adam_otherwise(flags, optimizer, sam):
     args = p1_train.parse_args(["--data", "d", "--output", "o", *flags])
@@ -85,25 +86,30 @@ def test_the_optimizer_is_what_is_named_and_sam_around_adam_otherwise(flags, opt
     built = build_optimizer(args, model.parameters(), model)
     assert isinstance(built, SAM) is sam
     base = built.base_optimizer if sam else built
-    assert type(base) is {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[optimizer]
+    assert type(base) is {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW,
+                          "sgd": torch.optim.SGD}[optimizer]
     assert base.param_groups[0].get("momentum") == (0.9 if optimizer == "sgd" else None)
-    assert base.param_groups[0]["lr"] == args.lr and built.param_groups[0].get("rho") == (0.05 if sam else None)
+    assert base.param_groups[0]["lr"] == args.lr
+    assert built.param_groups[0].get("rho") == (0.05 if sam else None)
 
 
 def test_the_captioner_is_trained_with_adamw_or_sam_around_adam():
-    for flags, optimizer, sam in (([], "adamw", False), (["--sam"], "adam", True), (["--optimizer", "sgd"], "sgd", False)):
+    for flags, optimizer, sam in (([], "adamw", False), (["--sam"], "adam", True),
+                                  (["--optimizer", "sgd"], "sgd", False)):
         args = p2_train.parse_args(["--data", "d", "--output", "o", *flags])
         assert (args.optimizer, args.sam) == (optimizer, sam)
 
 
 def test_sam_takes_its_flags():
     model = network()
-    built = build_optimizer(Args(sam=True, rho=0.3, adaptive=True, sync_perturbation=True), model.parameters(), model)
+    args = Args(sam=True, rho=0.3, adaptive=True, sync_perturbation=True)
+    built = build_optimizer(args, model.parameters(), model)
     assert built.param_groups[0]["rho"] == 0.3 and built.param_groups[0]["adaptive"] is True
     assert built.sync_perturbation is True and built.model is model
 
 
-@pytest.mark.parametrize("precision, dtype", [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+@pytest.mark.parametrize("precision, dtype", [
+    ("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
 @pytest.mark.parametrize("sam", [False, True])
 def test_the_model_computes_in_the_precision_asked_for_and_its_weights_stay_fp32(precision, dtype, sam):
     formats = []
@@ -146,8 +152,8 @@ def test_a_loss_that_is_not_finite_takes_no_step(sam, bad_pass, precision):
 def test_in_fp16_a_gradient_that_overflows_skips_the_step_and_halves_the_scale(sam):
     model = network()
     before = weights(model)
-    take_step = step(model, lambda model, batch: (plain_loss(model, batch)[0] * 1e30, torch.tensor(0)), "fp16",
-                     scale=2.0**40, optimizer="sgd", sam=sam)
+    take_step = step(model, lambda model, batch: (plain_loss(model, batch)[0] * 1e30, torch.tensor(0)),
+                     "fp16", scale=2.0**40, optimizer="sgd", sam=sam)
     assert math.isfinite(take_step(batches(4), 4)[0])
     assert all(torch.equal(value, w) for value, w in zip(weights(model), before, strict=True))
     assert take_step.scaler.get_scale() == 2.0**39
