@@ -7,4 +7,6 @@ if [ -n "${REAL_DATA:-}" ]; then
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . common/setup.sh
-exec .venv/bin/python -m pytest "$@"
+# A process a core, each with one thread; tests that share what takes long to make stay together.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec .venv/bin/python -m pytest -n auto --dist loadgroup "$@"

@@ -21,12 +21,19 @@ def pytest_runtest_setup(item):
         pytest.skip("there is no Chromium: install the package chromium")
 
 
+skipped_reports = []
+
+
+def pytest_runtest_logreport(report):
+    if report.skipped:
+        skipped_reports.append(report)  # under xdist those of all workers come to the process that waits for them
+
+
 def pytest_sessionfinish(session):
-    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     for marker, option in (("real_data", "--require-real-data"), ("browser", "--require-browser")):
-        skipped = [report for report in reporter.stats.get("skipped", []) if marker in report.keywords]
+        skipped = [report.nodeid for report in skipped_reports if marker in report.keywords]
         if skipped and session.config.getoption(option):
-            reporter.write_line(f"{len(skipped)} tests were skipped that {option} wants")
+            print(f"\n{len(skipped)} tests were skipped that {option} wants, such as {skipped[0]}")
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -42,8 +49,6 @@ def shapes(tmp_path_factory):
     """A drawn data set of 4 classes, each 8 images to train on and 4 to validate on: not to be changed."""
     return write_dataset(tmp_path_factory.mktemp("shapes") / "set", ["cross", "heart", "ring", "star"],
                          train_per_class=8, val_per_class=4, seed=7)
-
-
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ REFERENCES = ["a red star above two blue rings", "a red star above two blue ring
 
 
 def bleu4(captions, references):
-    """Papineni et al. 2002, over a corpus with one reference each: brevity times the mean of the precisions."""
+    """Papineni et al. 2002, with one reference each: brevity times the mean of the precisions."""
     precisions = []
     for n in (1, 2, 3, 4):
         matched = total = 0
