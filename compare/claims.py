@@ -1,6 +1,6 @@
 """What may be claimed of settings, a row a claim."""
 
-from dataclasses import dataclass
+from collections import namedtuple
 
 import numpy as np
 
@@ -14,26 +14,13 @@ HEADER = ["claim", "verdict", "first setting", "second setting", "first value", 
 MORE_SEEDS = "ranges over seeds overlap: needs more seeds"
 ALIKE = "beside one without, equal in all else but lr and epochs, on the same images"
 
-
-@dataclass
-class Claim:
-    """A statement about two settings, a verdict, and the numbers behind it; empty where there are none."""
-
-    statement: str
-    verdict: str
-    first: str = ""
-    second: str = ""
-    first_value: str = ""
-    second_value: str = ""
-    margin: str = ""
-    note: str = ""
+# Texts all, in the order of HEADER; empty where there are none.
+Claim = namedtuple("Claim", "statement verdict first second first_value second_value margin note",
+                   defaults=[""] * 6)
 
 
 def claims(settings, comparisons):
-    """The claims that a report like this one is asked about, for all settings that can speak to them.
-
-    A list of Claims, the supported ones first.
-    """
+    """A list of Claims, the supported ones first, about all settings that can speak to them."""
     pairs, between = sam_pairs(settings), comparisons.between
     needs_sam, rows = f"needs a setting with --sam {ALIKE}", []
     for statement, needs, answers in (

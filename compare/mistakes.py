@@ -1,25 +1,22 @@
 """Which classes a setting takes for each other, and which photos no setting gets right."""
 
-from dataclasses import dataclass
+from collections import namedtuple
 
 import numpy as np
 
 from common.errors import BadImage
-from compare.statistics import confusion_counts, most_confused
+from compare.statistics import most_confused
 from datasets.decode import load_image
 
 MOST_CLASSES = 60  # of a confusion matrix whose names can still be read
 PHOTOS_A_PAIR = 3
 THUMBNAIL = (400, 400)
 
-
-@dataclass
-class Mistake:
-    """A photo, the index of an image, that was taken for the class `predicted`, with which probability."""
-
-    image: int
-    predicted: int
-    probability: float
+# A photo, the index of an image, that was taken for the class `predicted`, with which probability.
+Mistake = namedtuple("Mistake", "image predicted probability")
+# Two classes, `name` of both: of their `images`, `count` (a text) are confused, mean over seeds; `mistakes`
+# are of up to PHOTOS_A_PAIR photos, each of the most confident seed.
+ConfusedPair = namedtuple("ConfusedPair", "name count images mistakes")
 
 
 def by_confidence(mistake):
@@ -28,9 +25,11 @@ def by_confidence(mistake):
 
 
 def confusion(setting):
-    """The confusion counts of a setting, mean over seeds: (classes, classes), a row a true class."""
-    targets, classes = setting.images.targets, len(setting.images.labels)
-    return np.mean([confusion_counts(targets, run.predicted, classes) for run in setting.runs], 0)
+    """How many images of each class are taken for which, mean over seeds: (true classes, predicted ones)."""
+    counts = np.zeros(2 * [len(setting.images.labels)])
+    for run in setting.runs:
+        np.add.at(counts, (setting.images.targets, run.predicted), 1)
+    return counts / len(setting.runs)
 
 
 def most_mistaken(counts):
@@ -44,26 +43,13 @@ def answers(setting):
 
     A dict to lists of Mistakes, the most confident first; a photo's is that of the most confident seed.
     """
+    of_seeds = [Mistake(*answer) for run in setting.runs
+                for answer in zip(range(len(run.predicted)), run.predicted.tolist(), run.confidence.tolist())]
     cells = {}
-    for run in setting.runs:
-        answered = map(Mistake, range(len(run.predicted)), run.predicted.tolist(), run.confidence.tolist())
-        for target, answer in zip(setting.images.targets, answered):
-            cell = cells.setdefault((target, answer.predicted), {})
-            cell[answer.image] = min(cell.get(answer.image, answer), answer, key=by_confidence)
-    return {key: sorted(cell.values(), key=by_confidence) for key, cell in cells.items()}
-
-
-@dataclass
-class ConfusedPair:
-    """Two classes, `name` of both: of their `images`, `count` (a text) are confused, mean over seeds.
-
-    `mistakes` are of up to `PHOTOS_A_PAIR` photos, each of the most confident seed.
-    """
-
-    name: str
-    count: str
-    images: int
-    mistakes: list
+    for answer in sorted(of_seeds, key=by_confidence):
+        cell = cells.setdefault((setting.images.targets[answer.image], answer.predicted), {})
+        cell.setdefault(answer.image, answer)
+    return {key: list(cell.values()) for key, cell in cells.items()}
 
 
 def confused_pairs(setting):

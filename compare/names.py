@@ -1,5 +1,6 @@
 """Names of settings, of sets of images and of files, made of what tells them apart."""
 
+import json
 import re
 from itertools import chain, count
 from pathlib import Path
@@ -10,6 +11,14 @@ from engine.flags import HARMLESS, optimizer_name
 
 # What may differ between the runs of one setting.
 BETWEEN_SEEDS = HARMLESS | {"seed", "deterministic"}
+
+
+def key(settings, without=()):
+    """What is equal for settings that are the same but for those named in `without`, a text."""
+    # a flag that an older version did not have counts as one that was not given
+    given = {name: value for name, value in settings.items() if value is not None and value is not False}
+    return json.dumps({name: given[name] for name in given.keys() - BETWEEN_SEEDS - set(without)},
+                      sort_keys=True)
 
 
 def base_name(settings):

@@ -14,7 +14,7 @@ import numpy as np
 from common.errors import BadInput
 from common.files import sha256
 from compare.comparisons import Comparisons, group_by
-from compare.names import BETWEEN_SEEDS, base_name, distinct_names, image_set_names, slugs
+from compare.names import base_name, distinct_names, image_set_names, key, slugs
 from compare.statistics import expected_calibration_error, reliability
 from engine.flags import current_settings
 
@@ -25,10 +25,9 @@ COLUMNS = ("epoch", "train_loss", "train_accuracy", "holdout_accuracy", "images_
 class Study:
     """Run folders side by side: `runs`, and their `settings`, in the order of the first runs.
 
-    `left_out` has a line for each other folder, why and what to do: those not finished, or not evaluated with
-    the best.pt that is there now. Raises BadInput for a folder that is no run of p1_train.py, for damaged
-    files, if no run is left, and where two runs of one setting have the same seed, or were evaluated on
-    different images.
+    `left_out` has a line, with what to do, for each folder that is not finished, or not evaluated with the
+    best.pt that is there now. Raises BadInput for other and damaged folders, if no run is left, and for two
+    runs of one setting with the same seed, or on different images.
     """
 
     def __init__(self, folders):
@@ -46,34 +45,26 @@ class Study:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The labelled images of an evaluation: `targets[i]` is the index in `labels` of the image `names[i]`.
-
-    `folder` is where they were. It does not count when two sets are compared: a data set may have been moved.
-    """
+    """The labelled images of an evaluation: `targets[i]` is the index in `labels` of the image `names[i]`."""
 
     names: tuple
     targets: tuple
     labels: tuple
     class_names: tuple = field(compare=False)
-    folder: Path = field(compare=False)
+    folder: Path = field(compare=False)  # a data set may have been moved
 
 
 @dataclass(eq=False)
 class EvaluatedRun:
-    """A finished and evaluated run.
-
-    `settings` and `model` (parameters, width, heads, depth) are those of config.json, `probe_seconds` is what
-    fitting the head to frozen features took, or 0; `history` has the columns of metrics.csv, (epochs,) each,
-    NaN where a field is empty; `probabilities` are float (images, classes), of the ImageSet `images`.
-    """
+    """A finished and evaluated run."""
 
     folder: Path
-    settings: dict
+    settings: dict  # of config.json, as is `model`: parameters, width, heads, depth
     model: dict
-    probe_seconds: float
-    history: dict
+    probe_seconds: float  # of fitting the head to frozen features
+    history: dict  # the columns of metrics.csv, (epochs,) each, NaN where a field is empty
     images: ImageSet
-    probabilities: np.ndarray
+    probabilities: np.ndarray  # (images, classes)
 
     def __post_init__(self):
         # (images,)
@@ -99,14 +90,14 @@ class EvaluatedRun:
         """
         history, accuracy = self.history, self.correct.mean()
         seconds = history["seconds"]
-        images = (history["images_per_second"] * seconds).sum()
         return {"accuracy": accuracy,
                 "ece": expected_calibration_error(self.confidence, self.correct),
                 "gap": history["train_accuracy"][-1] - accuracy,
                 "held_out_accuracy": history["holdout_accuracy"].max(),
                 "epochs_to_95": self.time_to(0.95 * self.learning_curve[-1], "epochs"),
                 "passes": history["passes"].sum(),
-                "images_per_second": images / seconds.sum() if seconds.sum() else np.nan,
+                "images_per_second": (np.average(history["images_per_second"], weights=seconds)
+                                      if seconds.sum() else np.nan),
                 "minutes": (self.probe_seconds + seconds.sum()) / 60,
                 "peak_memory_mib": history["peak_memory_mib"].max()}
 
@@ -137,21 +128,10 @@ class Setting:
         values = self.values(quantity)
         return values.min(), values.max()
 
-    def key(self, without=()):
-        """What is equal for settings that are the same but for those named in `without`."""
-        return _key(self.settings, without)
-
-
-def _key(settings, without=()):
-    # a flag that an older version did not have counts as one that was not given
-    given = {name: value for name, value in settings.items() if value is not None and value is not False}
-    return json.dumps({name: given[name] for name in given.keys() - BETWEEN_SEEDS - set(without)},
-                      sort_keys=True)
-
 
 def _group(runs):
     """The settings of runs, named, in the order of their first runs."""
-    groups = group_by(runs, lambda run: _key(run.settings)).values()
+    groups = group_by(runs, lambda run: key(run.settings)).values()
     for one, other in (pair for group in groups for pair in combinations(group, 2)):
         both, seed = f"{one.folder} and {other.folder} are runs of one setting", one.settings.get("seed")
         if seed == other.settings.get("seed"):
@@ -169,17 +149,27 @@ def _group(runs):
 
 
 class LeftOut(Exception):
-    """Why a run folder is left out, and what to do about it: what follows its name in a line."""
+    """Why a run folder is left out, and what to do: what follows its name in a line."""
 
 
 def _read_run(folder):
-    settings, content = _read_config(folder)
-    metrics = folder / "metrics.csv"
-    history = _read_metrics(metrics) if metrics.exists() else {"epoch": ()}
-    epochs = len(history["epoch"])
-    if epochs < settings["epochs"]:
+    file = config = folder / "config.json"
+    if not config.is_file():
+        problem = "is not a run folder" if folder.exists() else "does not exist"
+        raise BadInput(f"{folder} {problem}: name output folders of p1_train.py")
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+        settings, planned = content["settings"], int(content["settings"]["epochs"])
+        if "arch" not in settings:
+            raise BadInput(f"{folder} is no run of p1_train.py: leave it out")
+        file = folder / "metrics.csv"
+        history = _read_metrics(file) if file.exists() else {"epoch": ()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{file} is damaged: leave {folder} out or train it again") from error
+    settings, epochs = current_settings(settings), len(history["epoch"])
+    if epochs < planned:
         command = _resume_command(content.get("command"), settings, folder)
-        raise LeftOut(f"is not finished ({epochs} of {settings['epochs']} epochs): {command}")
+        raise LeftOut(f"is not finished ({epochs} of {planned} epochs): {command}")
     if not (folder / "best.pt").is_file():
         raise LeftOut("has no best.pt to check its evaluation against: put it back, or train again")
     try:
@@ -192,31 +182,11 @@ def _read_run(folder):
     return EvaluatedRun(folder, settings, model, probe.get("seconds", 0.0), history, images, probabilities)
 
 
-def _read_config(folder):
-    """(settings under today's names, all of config.json)"""
-    config = folder / "config.json"
-    if not config.is_file():
-        problem = "is not a run folder" if folder.exists() else "does not exist"
-        raise BadInput(f"{folder} {problem}: name output folders of p1_train.py")
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-        settings = content["settings"]
-        settings["epochs"] = int(settings["epochs"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{config} is damaged: leave {folder} out or train it again") from error
-    if "arch" not in settings:
-        raise BadInput(f"{folder} is no run of p1_train.py: leave it out")
-    return current_settings(settings), content
-
-
 def _read_metrics(path):
     """The columns of metrics.csv that are used here, float (epochs,) each."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in COLUMNS}
-    except (KeyError, ValueError, TypeError) as error:
-        raise BadInput(f"{path} is damaged: leave {path.parent} out or train it again") from error
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {name: np.array([float(row[name] or "nan") for row in rows]) for name in COLUMNS}
 
 
 def _resume_command(command, settings, folder):
@@ -236,7 +206,7 @@ def _read_evaluation(folder):
         counts = scores["images"], scores["labelled"], scores["correct"]
         with np.load(folder / "eval.npz", allow_pickle=False) as arrays:
             targets, probabilities = arrays["targets"], arrays["probabilities"].astype(np.float64)
-            names, labels, class_names = (arrays[key] for key in ("names", "labels", "class_names"))
+            names, labels, class_names = (arrays[name] for name in ("names", "labels", "class_names"))
             source = Path(str(arrays["folder"]))
         if probabilities.shape != (len(names), len(labels)):
             raise ValueError("not a probability for each class")

@@ -12,16 +12,16 @@ from compare.names import as_text
 from compare.statistics import wilson_interval
 
 MOST_LISTED = 40  # photos
-# Of the settings table: a column's name in the CSV file, its heading for people, and the form of its numbers.
+# Of the settings table: a column's heading, the form of its numbers, and its columns in the CSV file.
 COLUMNS = [
-    ("setting", "setting", "{}"), ("image_set", "images", "{}"), ("width", "width", "{:.0f}"),
-    ("heads", "heads", "{:.0f}"), ("depth", "depth", "{:.0f}"), ("parameters", "parameters", "{:,.0f}"),
-    ("seeds", "seeds", "{}"), ("accuracy", "accuracy on val", "{:.3f}"),
-    ("accuracy_low", "range over seeds", "{:.3f}"), ("accuracy_high", "", "{:.3f}"),
-    ("ci95_low", "95 % interval", "{:.3f}"), ("ci95_high", "", "{:.3f}"), ("ece", "ECE", "{:.3f}"),
-    ("gap", "train minus val", "{:+.3f}"), ("epochs_to_95", "epochs to 95 %", "{:.3g}"),
-    ("passes", "passes", "{:,.0f}"), ("images_per_second", "images/s", "{:,.3g}"),
-    ("minutes", "minutes", "{:.3g}"), ("peak_memory_mib", "peak memory (MiB)", "{:,.0f}"),
+    ("setting", "{}", "setting"), ("images", "{}", "image_set"), ("width", "{:.0f}", "width"),
+    ("heads", "{:.0f}", "heads"), ("depth", "{:.0f}", "depth"), ("parameters", "{:,.0f}", "parameters"),
+    ("seeds", "{}", "seeds"), ("accuracy on val", "{:.3f}", "accuracy"),
+    ("range over seeds", "{:.3f}", "accuracy_low", "accuracy_high"),
+    ("95 % interval", "{:.3f}", "ci95_low", "ci95_high"), ("ECE", "{:.3f}", "ece"),
+    ("train minus val", "{:+.3f}", "gap"), ("epochs to 95 %", "{:.3g}", "epochs_to_95"),
+    ("passes", "{:,.0f}", "passes"), ("images/s", "{:,.3g}", "images_per_second"),
+    ("minutes", "{:.3g}", "minutes"), ("peak memory (MiB)", "{:,.0f}", "peak_memory_mib"),
 ]
 SETTINGS_NOTES = """\
 - Accuracy is the mean over seeds, its range from the worst seed to the best: what another seed would change.
@@ -61,19 +61,12 @@ def table_row(setting):
 
 def settings_cells(rows):
     """The settings table for people, (header, rows of texts): two columns of a range become one."""
-    table = []
+    header, table = [heading for heading, *_ in COLUMNS], []
     for row in rows:
-        cells = []
-        for name, heading, form in COLUMNS:
-            text = _cell(row[name], form)
-            if heading:
-                cells.append(text)
-            else:
-                cells[-1] += f" to {text}"
-            if name == "accuracy_high" and " " not in row["seeds"]:
-                cells[-1] = "one run"
-        table.append(cells)
-    return [heading for _, heading, _ in COLUMNS if heading], table
+        table.append([" to ".join(_cell(row[name], form) for name in names) for _, form, *names in COLUMNS])
+        if " " not in row["seeds"]:
+            table[-1][header.index("range over seeds")] = "one run"
+    return header, table
 
 
 def _cell(value, form):
@@ -91,8 +84,15 @@ def settings_section(settings, rows):
 
 
 def difference_cells(comparisons):
-    """The differences between settings for people, (header, rows of texts)."""
-    return ["first", "second", *DIFFERENCE], list(map(_difference_row, comparisons))
+    """The differences between settings for people, (header, rows of texts and numbers)."""
+    rows = []
+    for one in comparisons:
+        names, difference = (one.first.name, one.second.name), 100 * one.difference
+        p_values = ("< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+                    for p in (one.p, one.adjusted))
+        rows.append([*names, f"{difference:+.1f} ± {100 * one.margin:.1f}", one.wins, one.losses, *p_values,
+                     one.verdict])
+    return ["first", "second", *DIFFERENCE], rows
 
 
 def noise_section(comparisons):
@@ -102,21 +102,13 @@ def noise_section(comparisons):
     return markdown_table(*difference_cells(comparisons)) + DIFFERENCE_NOTES
 
 
-def _difference_row(comparison):
-    difference = f"{100 * comparison.difference:+.1f} ± {100 * comparison.margin:.1f}"
-    p, adjusted = ("< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
-                   for p in (comparison.p, comparison.adjusted))
-    return [comparison.first.name, comparison.second.name, difference, comparison.wins, comparison.losses, p,
-            adjusted, comparison.verdict]
-
-
 def sam_section(pairs, comparisons):
     """SAM against the optimizer without it, a row a pair, and how their learning rates were chosen."""
     if not pairs:
         return "No two settings differ in nothing but SAM, lr and epochs, at equal epochs or passes.\n"
+    _, differences = difference_cells(comparisons.between(pair.sam, pair.plain) for pair in pairs)
+    rows = [[pair.equal, *difference, pair.choice] for pair, difference in zip(pairs, differences)]
     header = ["at equal", "with SAM", "without SAM", *DIFFERENCE, "learning rates"]
-    rows = [[pair.equal, *_difference_row(comparisons.between(pair.sam, pair.plain)), pair.choice]
-            for pair in pairs]
     return markdown_table(header, rows) + SAM_NOTES
 
 
@@ -133,9 +125,9 @@ def sweep_section(sweeps):
     return markdown_table(header, rows)
 
 
-def hard_photos_section(images, hard, settings):
+def hard_photos_section(hard, settings):
     """The photos that every run gets wrong, a row each."""
-    runs = sum(len(setting.runs) for setting in settings)
+    images, runs = settings[0].images, sum(len(setting.runs) for setting in settings)
     text = f"{len(hard)} of {len(images.names)} photos are wrong in every one of {runs} runs"
     if not hard:
         return f"{text}.\n"
@@ -150,8 +142,7 @@ def confused_section(pairs):
     """The pairs of classes that are most often confused, a row each."""
     if not pairs:
         return "No mistake on these images.\n"
-    rows = [[pair.name, pair.count, pair.images] for pair in pairs]
-    return markdown_table(["most confused", "images, mean over seeds", "of"], rows)
+    return markdown_table(["most confused", "images, mean over seeds", "of"], [pair[:3] for pair in pairs])
 
 
 def per_class_csv(settings):
@@ -163,16 +154,16 @@ def per_class_csv(settings):
             accuracies = [setting.correct[:, of_class].mean() if setting.images == images and of_class.any()
                           else None for setting in settings]
             rows.append([image_set, label, name, of_class.sum(), *accuracies])
-    return as_csv(["image_set", "label", "name", "images", *(setting.name for setting in settings)], rows)
+    return _csv(["image_set", "label", "name", "images", *(setting.name for setting in settings)], rows)
 
 
 def settings_csv(rows):
-    names = [name for name, _, _ in COLUMNS]
-    return as_csv(names, [[row[name] for name in names] for row in rows])
+    columns = [name for _, _, *names in COLUMNS for name in names]
+    return _csv(columns, [[row[name] for name in columns] for row in rows])
 
 
-def as_csv(header, rows):
-    """CSV text; None becomes an empty field."""
+def _csv(header, rows):
+    # None becomes an empty field
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     return text.getvalue()

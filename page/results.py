@@ -22,7 +22,7 @@ def section(study, image_folders):
     names = [(images.folder, images.names[image]) for images, image in indices]
     photos = [open_photo(folder / name, image_folders, name) for folder, name in names]
     data = {"photos": [jpeg(photo, THUMBNAIL, quality=80) for photo in photos], "cells": cells}
-    rows = [list(vars(claim).values()) for claim in claims(settings, study.comparisons)]
+    rows = claims(settings, study.comparisons)
     return Section("results", "Results", summary(settings), data, context={
         "settings": Table("Settings", *settings_cells([table_row(setting) for setting in settings])),
         "differences": Table("Differences in accuracy", *difference_cells(study.comparisons)),

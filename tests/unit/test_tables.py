@@ -106,13 +106,13 @@ def test_learning_rates_have_a_row_each(tmp_path):
 def test_hard_photos_and_confused_classes_have_a_row_each(tmp_path, monkeypatch):
     write_mistakes(tmp_path)
     settings = study(tmp_path).settings
-    images, hard = settings[0].images, mistakes.hard_photos(settings)
-    section = tables.hard_photos_section(images, hard, settings)
+    hard = mistakes.hard_photos(settings)
+    section = tables.hard_photos_section(hard, settings)
     assert section.startswith("3 of 12 photos are wrong in every one of 3 runs.\n")
     assert "| 1_4.jpg | pug | beagle | 0.67 |\n" in section and section.count(".jpg") == 3
     assert "| beagle and pug | 3 | 8 |\n" in tables.confused_section(mistakes.confused_pairs(settings[0]))
     monkeypatch.setattr(tables, "MOST_LISTED", 2)
-    section = tables.hard_photos_section(images, hard, settings)
+    section = tables.hard_photos_section(hard, settings)
     assert "; the 2 most confident are listed.\n" in section and section.count(".jpg") == 2
 
 
@@ -120,7 +120,7 @@ def test_a_setting_without_mistakes_has_none(tmp_path):
     write_run(tmp_path / "run0", right_of(total=9))
     settings = study(tmp_path).settings
     assert tables.confused_section(mistakes.confused_pairs(settings[0])) == "No mistake on these images.\n"
-    assert tables.hard_photos_section(settings[0].images, mistakes.hard_photos(settings), settings) == (
+    assert tables.hard_photos_section(mistakes.hard_photos(settings), settings) == (
         "0 of 9 photos are wrong in every one of 1 runs.\n")
 
 
