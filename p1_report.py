@@ -39,7 +39,7 @@ def get_args_parser():
 
 
 def refuse(args):
-    """BadInput for folders that are none, or not for a report."""
+    """Raise BadInput for folders that are none, or not for a report."""
     if args.output.exists() and not args.output.is_dir():
         raise BadInput(f"--output {args.output} is a file: name a folder")
     if (args.output / "config.json").exists():
@@ -64,8 +64,7 @@ def main(argv=None):
     study = runs.Study(args.runs)
     for line in study.left_out:
         note(f"left out: {line}")
-    settings, rows = study.settings, [tables.table_row(setting) for setting in study.settings]
-    settings_table = tables.settings_section(settings, rows)
+    settings, settings_table = study.settings, tables.settings_section(study.settings)
     claim_rows = claims.claims(settings, study.comparisons)
 
     report = tables.Report("What the runs say")
@@ -90,7 +89,7 @@ def main(argv=None):
         with written_whole(args.output / name) as temporary:
             save(figure, temporary)
     write_text(args.output / "table.md", settings_table)
-    write_text(args.output / "table.csv", tables.settings_csv(rows))
+    write_text(args.output / "table.csv", tables.settings_csv(settings))
     write_text(args.output / "per_class.csv", tables.per_class_csv(settings))
     write_text(args.output / "report.md", str(report))
     print(f"{len(study.runs)} runs of {len(settings)} settings: see {args.output / 'report.md'}")

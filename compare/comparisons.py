@@ -1,7 +1,6 @@
 """Which settings are compared with which, and by how much they differ."""
 
 from collections import namedtuple
-from dataclasses import dataclass, replace
 from itertools import combinations
 
 from compare.names import BETWEEN_SEEDS, describe, distinct_names, key
@@ -20,21 +19,15 @@ SamPair = namedtuple("SamPair", "equal plain sam choice")
 EXCEEDS, OVERLAP, WITHIN = "exceeds the noise", "ranges over seeds overlap", "within the noise"
 
 
-@dataclass
 class Comparison:
-    """Two settings on the same images."""
+    """Two settings on the same images. `p` is McNemar's, `adjusted` by Holm's method for all comparisons."""
 
-    first: object
-    second: object
-    wins: int  # images on which the first does better
-    losses: int
-    p: float  # McNemar's
-    adjusted: float  # by Holm's method for all comparisons
-    margin: float  # 95 %, of the difference
-
-    @property
-    def difference(self):
-        return self.first.mean("accuracy") - self.second.mean("accuracy")
+    def __init__(self, first, second, adjusted=None):
+        self.first, self.second, self.adjusted = first, second, adjusted
+        self.wins, self.losses = wins_and_losses(first.correct, second.correct)
+        self.p = mcnemar(self.wins, self.losses)
+        self.difference = first.mean("accuracy") - second.mean("accuracy")
+        self.margin = paired_margin(first.correct, second.correct)  # of the difference, 95 %
 
     @property
     def verdict(self):
@@ -48,22 +41,16 @@ class Comparisons(list):
     """All comparisons of settings on the same images, in the order of the settings."""
 
     def __init__(self, settings):
-        for one, other in combinations(settings, 2):
-            if one.images == other.images:
-                both = one.correct, other.correct
-                wins, losses = wins_and_losses(*both)
-                p = mcnemar(wins, losses)
-                self.append(Comparison(one, other, wins, losses, p, p, paired_margin(*both)))
+        pairs = combinations(settings, 2)
+        super().__init__(Comparison(*pair) for pair in pairs if pair[0].images == pair[1].images)
         for comparison, adjusted in zip(self, holm([comparison.p for comparison in self])):
             comparison.adjusted = adjusted
 
     def between(self, first, second):
         """The comparison of two settings, the first one first."""
-        for one in self:
-            if (one.first, one.second) == (first, second):
-                return one
-            if (one.first, one.second) == (second, first):
-                return replace(one, first=first, second=second, wins=one.losses, losses=one.wins)
+        for comparison in self:
+            if {comparison.first, comparison.second} == {first, second}:
+                return Comparison(first, second, comparison.adjusted)
         raise KeyError(f"{first.name} and {second.name} were evaluated on different images")
 
 
@@ -108,7 +95,7 @@ def sam_pairs(settings):
 
 
 def _chosen(equal, plain, sam):
-    """The SamPairs out of the learning rates of both sides, which are chosen by held-out images, never by val."""
+    """The SamPairs out of the learning rates of both sides: chosen by held-out images, never by val."""
     if len(plain) == len(sam) == 1:
         return [SamPair(equal, plain[0], sam[0], "only one")]
     if plain and all(setting.held_out for setting in plain + sam):

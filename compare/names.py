@@ -3,7 +3,6 @@
 import json
 import re
 from itertools import chain, count
-from pathlib import Path
 
 import numpy as np
 
@@ -19,11 +18,6 @@ def key(settings, without=()):
     given = {name: value for name, value in settings.items() if value is not None and value is not False}
     return json.dumps({name: given[name] for name in given.keys() - BETWEEN_SEEDS - set(without)},
                       sort_keys=True)
-
-
-def base_name(settings):
-    """The stem of the recipe, or else what `describe` says."""
-    return Path(settings["recipe"]).stem if settings.get("recipe") else describe(settings)
 
 
 def describe(settings):
@@ -53,23 +47,16 @@ def as_text(value):
     return "none" if value is None else str(value)
 
 
-def image_set_names(image_sets):
-    """A name for each ImageSet, a dict: the last two parts of its folder's path."""
-    image_sets = list(dict.fromkeys(image_sets))
-    names = ["/".join(images.folder.parts[-2:]).lstrip("/") for images in image_sets]
-    return dict(zip(image_sets, _numbered(names, "{} ({})")))
-
-
 def slugs(names):
     """Distinct parts of file names: the letters, digits, `_` and `-` of names."""
     parts = [re.sub(r"[^\w-]+", "_", name).strip("_")[:80] or "setting" for name in names]
-    return _numbered(parts, "{}__{}")
+    return numbered(parts, "{}__{}")
 
 
-def _numbered(names, form):
+def numbered(names, form):
     """The names, those that were there before with a number."""
     distinct = []
     for name in names:
-        numbered = (form.format(name, number) for number in count(2))
-        distinct.append(next(one for one in chain([name], numbered) if one not in distinct))
+        candidates = chain([name], (form.format(name, number) for number in count(2)))
+        distinct.append(next(candidate for candidate in candidates if candidate not in distinct))
     return distinct

@@ -14,7 +14,7 @@ import numpy as np
 from common.errors import BadInput
 from common.files import sha256
 from compare.comparisons import Comparisons, group_by
-from compare.names import base_name, distinct_names, image_set_names, key, slugs
+from compare.names import describe, distinct_names, key, numbered, slugs
 from compare.statistics import expected_calibration_error, reliability
 from engine.flags import current_settings
 
@@ -39,7 +39,14 @@ class Study:
                 self.left_out.append(f"{folder} {reason}")
         if not self.runs:
             raise BadInput("none of the runs can be used: do what stands below", self.left_out)
-        self.settings = _group(self.runs)
+        groups = group_by(self.runs, lambda run: key(run.settings)).values()
+        for one, other in (pair for group in groups for pair in combinations(group, 2)):
+            both, seed = f"{one.folder} and {other.folder} are runs of one setting", one.settings.get("seed")
+            if seed == other.settings.get("seed"):
+                raise BadInput(f"{both} with the same seed, {seed}: leave one out")
+            if one.images != other.images:
+                raise BadInput(f"{both}, evaluated on different images: evaluate both on the same ones")
+        self.settings = _named(groups)
         self.comparisons = Comparisons(self.settings)
 
 
@@ -102,20 +109,14 @@ class EvaluatedRun:
                 "peak_memory_mib": history["peak_memory_mib"].max()}
 
 
-@dataclass(eq=False)
 class Setting:
     """Runs that differ in their seeds alone; `slug` is for files' names, `image_set` names the `images`."""
 
-    name: str
-    slug: str
-    image_set: str
-    runs: list
-
-    def __post_init__(self):
-        first = self.runs[0]
-        self.settings, self.model = first.settings, first.model
-        self.images, self.held_out = first.images, first.held_out
-        self.correct = np.stack([run.correct for run in self.runs])  # bool (runs, images)
+    def __init__(self, name, slug, image_set, runs):
+        self.name, self.slug, self.image_set, self.runs = name, slug, image_set, runs
+        self.settings, self.model = runs[0].settings, runs[0].model
+        self.images, self.held_out = runs[0].images, runs[0].held_out
+        self.correct = np.stack([run.correct for run in runs])  # bool (runs, images)
 
     def values(self, quantity):
         """One of the runs' `quantities`, float (runs,)."""
@@ -129,20 +130,16 @@ class Setting:
         return values.min(), values.max()
 
 
-def _group(runs):
-    """The settings of runs, named, in the order of their first runs."""
-    groups = group_by(runs, lambda run: key(run.settings)).values()
-    for one, other in (pair for group in groups for pair in combinations(group, 2)):
-        both, seed = f"{one.folder} and {other.folder} are runs of one setting", one.settings.get("seed")
-        if seed == other.settings.get("seed"):
-            raise BadInput(f"{both} with the same seed, {seed}: leave one out")
-        if one.images != other.images:
-            raise BadInput(f"{both}, evaluated on different images: evaluate both on the same ones")
-    settings = [group[0].settings for group in groups]
-    names = distinct_names([base_name(values) for values in settings], settings)
-    image_sets = image_set_names(run.images for run in runs)
-    return [Setting(name, slug, image_sets[group[0].images], group)
-            for name, slug, group in zip(names, slugs(names), groups)]
+def _named(groups):
+    """Settings of groups of runs, and their names."""
+    settings = [runs[0].settings for runs in groups]
+    names = distinct_names([Path(values["recipe"]).stem if values.get("recipe") else describe(values)
+                            for values in settings], settings)
+    image_sets = list(dict.fromkeys(runs[0].images for runs in groups))
+    folders = ["/".join(images.folder.parts[-2:]).lstrip("/") for images in image_sets]
+    set_names = dict(zip(image_sets, numbered(folders, "{} ({})")))
+    return [Setting(name, slug, set_names[runs[0].images], runs)
+            for name, slug, runs in zip(names, slugs(names), groups)]
 
 
 # Reading ---------------------------------------------------------------------------------------------------

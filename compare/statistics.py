@@ -17,7 +17,7 @@ def wilson_interval(correct, total):
 
 
 def wins_and_losses(first, second):
-    """On how many images a larger share of the first setting's runs is right than of the second's, and a smaller.
+    """On how many images a larger share of the first one's runs is right than of the second's, and a smaller.
 
     `first` and `second` are bool (runs, images). With one run each these are McNemar's two counts.
     """

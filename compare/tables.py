@@ -12,12 +12,14 @@ from compare.names import as_text
 from compare.statistics import wilson_interval
 
 MOST_LISTED = 40  # photos
-# Of the settings table: a column's heading, the form of its numbers, and its columns in the CSV file.
+# Of a table of settings: a column's heading, the form of its numbers, and its names in `table_row`.
+ACCURACY_COLUMNS = [("accuracy on val", "{:.3f}", "accuracy"),
+                    ("range over seeds", "{:.3f}", "accuracy_low", "accuracy_high")]
+SWEEP_COLUMNS = [("held-out accuracy, best epoch", "{:.3f}", "held_out_accuracy"), *ACCURACY_COLUMNS]
 COLUMNS = [
     ("setting", "{}", "setting"), ("images", "{}", "image_set"), ("width", "{:.0f}", "width"),
     ("heads", "{:.0f}", "heads"), ("depth", "{:.0f}", "depth"), ("parameters", "{:,.0f}", "parameters"),
-    ("seeds", "{}", "seeds"), ("accuracy on val", "{:.3f}", "accuracy"),
-    ("range over seeds", "{:.3f}", "accuracy_low", "accuracy_high"),
+    ("seeds", "{}", "seeds"), *ACCURACY_COLUMNS,
     ("95 % interval", "{:.3f}", "ci95_low", "ci95_high"), ("ECE", "{:.3f}", "ece"),
     ("train minus val", "{:+.3f}", "gap"), ("epochs to 95 %", "{:.3g}", "epochs_to_95"),
     ("passes", "{:,.0f}", "passes"), ("images/s", "{:,.3g}", "images_per_second"),
@@ -59,28 +61,32 @@ def table_row(setting):
             "accuracy_low": low, "accuracy_high": high, "ci95_low": ci95_low, "ci95_high": ci95_high}
 
 
-def settings_cells(rows):
-    """The settings table for people, (header, rows of texts): two columns of a range become one."""
-    header, table = [heading for heading, *_ in COLUMNS], []
-    for row in rows:
-        table.append([" to ".join(_cell(row[name], form) for name in names) for _, form, *names in COLUMNS])
-        if " " not in row["seeds"]:
-            table[-1][header.index("range over seeds")] = "one run"
-    return header, table
+def setting_cells(setting, columns):
+    """The texts of a row for people; what is not known is a dash."""
+    row, cells = table_row(setting), {}
+    for heading, form, *names in columns:
+        cells[heading] = " to ".join(_cell(row[name], form) for name in names)
+    if len(setting.runs) == 1:
+        cells["range over seeds"] = "one run"
+    return list(cells.values())
 
 
 def _cell(value, form):
-    """A number or text for people; what is not known is a dash."""
     unknown = value is None or isinstance(value, float) and not np.isfinite(value)
     return "–" if unknown else form.format(value)
 
 
-def settings_section(settings, rows):
+def settings_cells(settings):
+    """The settings table for people, (header, rows of texts)."""
+    return [heading for heading, *_ in COLUMNS], [setting_cells(setting, COLUMNS) for setting in settings]
+
+
+def settings_section(settings):
     """The settings table, and what its columns mean."""
     sets = {setting.image_set: setting.images for setting in settings}
     sizes = [f"- {name}: {len(images.names)} labelled images of {len(set(images.targets))} classes.\n"
              for name, images in sets.items()]
-    return "".join([markdown_table(*settings_cells(rows)), "\n", *sizes, SETTINGS_NOTES])
+    return "".join([markdown_table(*settings_cells(settings)), "\n", *sizes, SETTINGS_NOTES])
 
 
 def difference_cells(comparisons):
@@ -114,15 +120,9 @@ def sam_section(pairs, comparisons):
 
 def sweep_section(sweeps):
     """The accuracies over the learning rates, a row a setting."""
-    rows = []
-    for name, sweep in sweeps:
-        for setting in sweep:
-            accuracies = [_cell(setting.mean(each), "{:.3f}") for each in ("held_out_accuracy", "accuracy")]
-            low, high = setting.range("accuracy")
-            over = f"{low:.3f} to {high:.3f}" if len(setting.runs) > 1 else "one run"
-            rows.append([name, as_text(setting.settings["lr"]), *accuracies, over])
-    header = ["settings", "lr", "held-out accuracy, best epoch", "accuracy on val", "range over seeds"]
-    return markdown_table(header, rows)
+    rows = [[name, as_text(setting.settings["lr"]), *setting_cells(setting, SWEEP_COLUMNS)]
+            for name, sweep in sweeps for setting in sweep]
+    return markdown_table(["settings", "lr", *(heading for heading, *_ in SWEEP_COLUMNS)], rows)
 
 
 def hard_photos_section(hard, settings):
@@ -157,9 +157,9 @@ def per_class_csv(settings):
     return _csv(["image_set", "label", "name", "images", *(setting.name for setting in settings)], rows)
 
 
-def settings_csv(rows):
+def settings_csv(settings):
     columns = [name for _, _, *names in COLUMNS for name in names]
-    return _csv(columns, [[row[name] for name in columns] for row in rows])
+    return _csv(columns, [[row[name] for name in columns] for row in map(table_row, settings)])
 
 
 def _csv(header, rows):
@@ -177,13 +177,11 @@ def markdown_table(header, rows):
 
 
 class Report:
-    """A Markdown document, written from top to bottom.
-
-    `figures` has its figures by the names of their files, `missing` the names of those whose photos are gone.
-    """
+    """A Markdown document, written from top to bottom."""
 
     def __init__(self, title):
-        self.parts, self.figures, self.missing = [f"# {title}\n"], {}, []
+        self.parts = [f"# {title}\n"]
+        self.figures, self.missing = {}, []  # by the names of their files; the names of those without photos
 
     def section(self, title, *texts, level=2):
         self.parts += [f"{'#' * level} {title}\n", *filter(None, texts)]

@@ -3,24 +3,20 @@
 import numpy as np
 import torch
 
-from common.errors import BadInput
 from interpret.positions import position_statistics
 from page.packing import as_bytes, deflated
-from page.section import BY_CHANCE, Section, Table, percent, read_npz
+from page.section import BY_CHANCE, Section, Table, percent, read_npz, refusing
 
 
 def section(file):
     """The Section of what p1_viz_posembed.py wrote. Raises BadInput for a file that does not hold that."""
-    try:
+    with refusing(f"{file} holds no similarities with their titles: draw it again with p1_viz_posembed.py"):
         arrays = read_npz(file)
         titles = arrays["titles"].tolist()
         similarities = [arrays[f"similarity_{i}" if i else "similarity"] for i in range(len(titles))]
         shapes = [similarity.shape for similarity in similarities]
         if not titles or any(len(shape) != 4 or shape[:2] != shape[2:] for shape in shapes):
             raise ValueError("not square")
-    except (ValueError, KeyError) as error:
-        raise BadInput(f"{file} holds no similarities with their titles: draw it again with "
-                       "p1_viz_posembed.py") from error
     models, blobs = [], {}
     for i, (title, similarity) in enumerate(zip(titles, similarities)):
         grid, low = similarity.shape[:2], float(similarity.min())

@@ -6,7 +6,7 @@ from compare.claims import HEADER, claims
 from compare.mistakes import answers, confused_pairs, confusion, most_mistaken
 from compare.runs import reliability_curves, settings_curves
 from compare.statistics import wilson_interval
-from compare.tables import difference_cells, settings_cells, table_row
+from compare.tables import difference_cells, settings_cells
 from page.packing import jpeg, svg
 from page.section import BY_CHANCE, Section, Table, open_photo, percent
 from plots import calibration, curves
@@ -24,7 +24,7 @@ def section(study, image_folders):
     data = {"photos": [jpeg(photo, THUMBNAIL, quality=80) for photo in photos], "cells": cells}
     rows = claims(settings, study.comparisons)
     return Section("results", "Results", summary(settings), data, context={
-        "settings": Table("Settings", *settings_cells([table_row(setting) for setting in settings])),
+        "settings": Table("Settings", *settings_cells(settings)),
         "differences": Table("Differences in accuracy", *difference_cells(study.comparisons)),
         "claims": Table("Those that the runs support come first", HEADER, rows), "matrices": matrices,
         "curves": svg(curves.draw_settings_curves(*settings_curves(settings))),

@@ -13,10 +13,7 @@ CAPTION = ("Line: mean over seeds. Band: range over seeds. "
 
 
 def draw_curves(history, path):
-    """Draw `history` (one dict an epoch, as in metrics.csv) to a picture file, written whole or not at all.
-
-    Nothing is written for no epoch.
-    """
+    """Draw `history` (one dict an epoch, as in metrics.csv) to a picture file, unless it is empty."""
     if not history:
         return
     figure = Figure(figsize=(8, 3.2), layout="constrained")
@@ -50,20 +47,17 @@ def drawing_curves(history, path):
 def draw_settings_curves(curves, accuracy_label):
     """Training loss and accuracy of several settings. Returns the Figure.
 
-    `curves` has a dict a setting: `name`, `epochs` and `passes` (epochs,), `loss` and `accuracy` (runs,
-    epochs).
+    `curves` has a dict a setting: `name`, `epochs`, `passes` (epochs,), `loss`, `accuracy` (runs, epochs).
     """
     figure = Figure(figsize=(10, 6.6), layout="constrained")
     panels = figure.subplots(2, 2, sharey="col")
     labels = {"epochs": "epoch", "passes": "forward-backward passes over a batch"}
-    for row, (x, label) in zip(panels, labels.items()):
+    for row, (unit, label) in zip(panels, labels.items()):
         for axes, quantity in zip(row, ("loss", "accuracy")):
             for i, curve in enumerate(curves):
-                values, style = curve[quantity], line_style(i)
-                axes.plot(curve[x], values.mean(0), label=curve["name"], markevery=max(1, len(curve[x]) // 8),
-                          **style)
-                axes.fill_between(curve[x], values.min(0), values.max(0), color=style["color"], alpha=0.15,
-                                  linewidth=0)
+                x, values, style = curve[unit], curve[quantity], line_style(i)
+                axes.plot(x, values.mean(0), label=curve["name"], markevery=max(1, len(x) // 8), **style)
+                axes.fill_between(x, values.min(0), values.max(0), color=style["color"], alpha=0.15, lw=0)
             axes.set_xlabel(label)
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             axes.grid(alpha=0.3)
@@ -74,7 +68,7 @@ def draw_settings_curves(curves, accuracy_label):
 
 
 def add_legend_below(figure, axes):
-    """Put the legend of some axes below a figure, in as many columns as fit, and make room for it."""
+    """Put the legend of some axes below a figure, in as many columns as fit."""
     handles, names = axes.get_legend_handles_labels()
     width, height = figure.get_size_inches()
     columns = max(1, min(4, len(names), int(12 * width / (max(map(len, names)) + 8))))

@@ -13,8 +13,7 @@ PANELS = {"val": "accuracy on val", "held_out": "accuracy on the held-out part"}
 def draw_learning_rates(sweeps):
     """A panel for the accuracy on val and, where there is one, for the held-out accuracy. Returns the Figure.
 
-    `sweeps` has a dict a line: `name`, `rates`, and for each rate the accuracies of its runs as `val` and
-    `held_out`, which is None where nothing was held out.
+    `sweeps` has a dict a line: `name`, `rates`, and as `val` and `held_out` (or None) the runs of each rate.
     """
     panels = [part for part in PANELS if any(sweep[part] is not None for sweep in sweeps)]
     figure = Figure(figsize=(1.5 + 4.25 * len(panels), 3.6), layout="constrained")
