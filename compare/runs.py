@@ -61,26 +61,24 @@ class ImageSet:
     folder: Path = field(compare=False)  # a data set may have been moved
 
 
-@dataclass(eq=False)
 class EvaluatedRun:
-    """A finished and evaluated run."""
+    """A finished and evaluated run, of what config.json, metrics.csv and the evaluation say.
 
-    folder: Path
-    settings: dict  # of config.json, as is `model`: parameters, width, heads, depth
-    model: dict
-    probe_seconds: float  # of fitting the head to frozen features
-    history: dict  # the columns of metrics.csv, (epochs,) each, NaN where a field is empty
-    images: ImageSet
-    probabilities: np.ndarray  # (images, classes)
+    `history` has arrays (epochs,), NaN where a field is empty; `probabilities` are (images, classes).
+    """
 
-    def __post_init__(self):
+    def __init__(self, folder, config, history, images, probabilities):
+        self.folder, self.history, self.images, self.probabilities = folder, history, images, probabilities
+        self.settings = current_settings(config["settings"])
+        self.model = config.get("model") or {}  # parameters, width, heads, depth
+        self.probe_seconds = (config.get("probe") or {}).get("seconds", 0.0)
         # (images,)
-        self.predicted, self.confidence = self.probabilities.argmax(1), self.probabilities.max(1)
-        self.correct = self.predicted == np.array(self.images.targets)
+        self.predicted, self.confidence = probabilities.argmax(1), probabilities.max(1)
+        self.correct = self.predicted == np.array(images.targets)
         # (epochs,): the accuracy held out, or in training where nothing was; the passes up to an epoch's end
-        self.held_out = bool(np.isfinite(self.history["holdout_accuracy"]).all())
-        self.learning_curve = self.history["holdout_accuracy" if self.held_out else "train_accuracy"]
-        self.cumulative_passes = self.history["passes"].cumsum()
+        self.held_out = bool(np.isfinite(history["holdout_accuracy"]).all())
+        self.learning_curve = history["holdout_accuracy" if self.held_out else "train_accuracy"]
+        self.cumulative_passes = history["passes"].cumsum()
 
     def time_to(self, accuracy, unit):
         """When the learning curve first reaches an accuracy, in `epochs` or `passes`; infinite if never."""
@@ -150,33 +148,31 @@ class LeftOut(Exception):
 
 
 def _read_run(folder):
-    file = config = folder / "config.json"
-    if not config.is_file():
+    file = folder / "config.json"
+    if not file.is_file():
         problem = "is not a run folder" if folder.exists() else "does not exist"
         raise BadInput(f"{folder} {problem}: name output folders of p1_train.py")
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-        settings, planned = content["settings"], int(content["settings"]["epochs"])
+        config = json.loads(file.read_text(encoding="utf-8"))
+        settings, planned = config["settings"], int(config["settings"]["epochs"])
         if "arch" not in settings:
             raise BadInput(f"{folder} is no run of p1_train.py: leave it out")
         file = folder / "metrics.csv"
         history = _read_metrics(file) if file.exists() else {"epoch": ()}
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{file} is damaged: leave {folder} out or train it again") from error
-    settings, epochs = current_settings(settings), len(history["epoch"])
+    epochs = len(history["epoch"])
     if epochs < planned:
-        command = _resume_command(content.get("command"), settings, folder)
+        command = _resume_command(config.get("command"), settings, folder)
         raise LeftOut(f"is not finished ({epochs} of {planned} epochs): {command}")
     if not (folder / "best.pt").is_file():
         raise LeftOut("has no best.pt to check its evaluation against: put it back, or train again")
     try:
-        images, probabilities = _read_evaluation(folder)
+        return EvaluatedRun(folder, config, history, *_read_evaluation(folder))
     except LeftOut as reason:
         data = "data/demo" if settings.get("data") == "demo" else settings.get("data", "DATA")
         command = ["python", "p1_eval.py", f"{Path(data) / 'val'}", "--checkpoint", f"{folder / 'best.pt'}"]
         raise LeftOut(f"{reason}: {shlex.join(command)}") from None
-    model, probe = content.get("model") or {}, content.get("probe") or {}
-    return EvaluatedRun(folder, settings, model, probe.get("seconds", 0.0), history, images, probabilities)
 
 
 def _read_metrics(path):

@@ -2,6 +2,7 @@
 
 import zipfile
 import zlib
+from collections import namedtuple
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +14,8 @@ from datasets.decode import load_image
 
 BY_CHANCE = "by chance"  # the title of a column
 
-
-@dataclass
-class Table:
-    caption: str
-    header: list
-    rows: list
+# A table of texts: its caption, the titles of its columns, and its rows.
+Table = namedtuple("Table", "caption header rows")
 
 
 @dataclass
