@@ -58,7 +58,7 @@ def main(argv=None):
     # After the arguments, so that --help and typing errors answer at once.
     from common.files import write_text, written_whole
     from compare import claims, comparisons, runs, tables
-    from plots import calibration, curves, learning_rates
+    from plots import calibration, curves
     from plots.style import save
 
     study = runs.Study(args.runs)
@@ -76,9 +76,9 @@ def main(argv=None):
     figure = curves.draw_settings_curves(*runs.settings_curves(settings))
     report.section("Curves", report.figure("curves.png", figure, curves.CAPTION))
     if sweeps := comparisons.sweeps(settings):
-        figure = learning_rates.draw_learning_rates(comparisons.sweep_curves(sweeps))
+        figure = curves.draw_learning_rates(comparisons.sweep_curves(sweeps))
         report.section("Learning rates", tables.sweep_section(sweeps),
-                       report.figure("learning_rates.png", figure, learning_rates.CAPTION))
+                       report.figure("learning_rates.png", figure, curves.LEARNING_RATES_CAPTION))
     figure = calibration.draw_reliability(runs.reliability_curves(settings))
     report.section("Calibration", report.figure("calibration.png", figure, calibration.CAPTION))
     add_mistakes(report, settings, args.images)
@@ -118,8 +118,7 @@ def add_mistakes_of(settings, report, folder, suffix):
     from plots.confusion import CAPTION, draw_confusion
 
     images, hard = settings[0].images, mistakes.hard_photos(settings)
-    listed = hard[:MOST_HARD_PHOTOS]
-    rows = [("", listed[i:i + PHOTOS_A_ROW]) for i in range(0, len(listed), PHOTOS_A_ROW)]
+    rows = [("", hard[i:i + PHOTOS_A_ROW]) for i in range(0, MOST_HARD_PHOTOS, PHOTOS_A_ROW) if i < len(hard)]
     title = f"Wrong in every run: {len(hard)} of {len(images.names)} photos"
     report.section(f"Mistakes on {settings[0].image_set}", tables.hard_photos_section(hard, settings),
                    photos(report, f"hard_photos{suffix}.png", title, rows, images, folder))

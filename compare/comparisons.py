@@ -133,7 +133,7 @@ def sweeps(settings):
 
 
 def sweep_curves(sweeps):
-    """The argument of plots.learning_rates.draw_learning_rates."""
+    """The argument of plots.curves.draw_learning_rates."""
     return [{"name": name, "rates": [setting.settings["lr"] for setting in sweep],
              "val": [setting.values("accuracy") for setting in sweep],
              "held_out": [one.values("held_out_accuracy") for one in sweep if one.held_out] or None}

@@ -39,12 +39,12 @@ def most_mistaken(counts):
 
 
 def answers(setting):
-    """The photos behind each cell (true class, predicted one) of a setting's confusion matrix.
+    """Lists of Mistakes by cell (true class, predicted one) of the confusion matrix.
 
-    A dict to lists of Mistakes, the most confident first; a photo's is that of the most confident seed.
+    The most confident ones come first; a photo's is that of the most confident seed.
     """
-    of_seeds = [Mistake(*answer) for run in setting.runs
-                for answer in zip(range(len(run.predicted)), run.predicted.tolist(), run.confidence.tolist())]
+    of_seeds = [Mistake(image, *answer) for run in setting.runs
+                for image, answer in enumerate(zip(run.predicted.tolist(), run.confidence.tolist()))]
     cells = {}
     for answer in sorted(of_seeds, key=by_confidence):
         cell = cells.setdefault((setting.images.targets[answer.image], answer.predicted), {})
@@ -78,16 +78,16 @@ def hard_photos(settings):
     return sorted(mistakes, key=by_confidence)
 
 
-def caption(images, mistake):
-    """A Mistake in a line: `1_7.jpg: beagle -> basset hound (0.83)`."""
-    true, predicted = (images.class_names[i] for i in (images.targets[mistake.image], mistake.predicted))
-    return f"{images.names[mistake.image]}: {true} -> {predicted} ({mistake.probability:.2f})"
+def as_texts(images, mistake):
+    """A Mistake as the photo's name, its true class, the predicted one, and the probability."""
+    return (images.names[mistake.image], images.class_names[images.targets[mistake.image]],
+            images.class_names[mistake.predicted], f"{mistake.probability:.2f}")
 
 
 def load_photos(images, mistakes, folder=None):
-    """The photos of mistakes as thumbnails, with their captions: [(uint8 (height, width, 3), caption), ...].
+    """The thumbnails of mistakes, uint8 (height, width, 3), and their captions, as a list of pairs.
 
-    They are looked for in a folder, then where they were evaluated; None where not all are there any more.
+    They are of photos in a folder, or else where they were evaluated; None where not all are there any more.
     """
     for place in (folder or images.folder, images.folder):
         try:
@@ -96,5 +96,6 @@ def load_photos(images, mistakes, folder=None):
             continue
         for photo in photos:
             photo.thumbnail(THUMBNAIL)
-        return [(np.asarray(photo), caption(images, mistake)) for photo, mistake in zip(photos, mistakes)]
+        return [(np.asarray(photo), "{}: {} -> {} ({})".format(*as_texts(images, mistake)))
+                for photo, mistake in zip(photos, mistakes)]
     return None

@@ -140,9 +140,6 @@ def _named(groups):
             for name, slug, runs in zip(names, slugs(names), groups)]
 
 
-# Reading ---------------------------------------------------------------------------------------------------
-
-
 class LeftOut(Exception):
     """Why a run folder is left out, and what to do: what follows its name in a line."""
 
@@ -195,32 +192,27 @@ def _read_evaluation(folder):
         raise LeftOut("was not evaluated")
     try:
         scores = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
-        checkpoint, flipped = scores["checkpoint_sha256"], scores.get("flip")  # flip: of an older version
-        counts = scores["images"], scores["labelled"], scores["correct"]
         with np.load(folder / "eval.npz", allow_pickle=False) as arrays:
-            targets, probabilities = arrays["targets"], arrays["probabilities"].astype(np.float64)
-            names, labels, class_names = (arrays[name] for name in ("names", "labels", "class_names"))
-            source = Path(str(arrays["folder"]))
+            names, targets, probabilities, labels, class_names, source = (arrays[name] for name in (
+                "names", "targets", "probabilities", "labels", "class_names", "folder"))
         if probabilities.shape != (len(names), len(labels)):
             raise ValueError("not a probability for each class")
         labelled = targets >= 0
         columns = names[labelled], targets[labelled], labels, class_names
-        images = ImageSet(*(tuple(column.tolist()) for column in columns), source)
-        correct = int((probabilities.argmax(1) == targets).sum())
+        images = ImageSet(*(tuple(column.tolist()) for column in columns), Path(str(source)))
+        counts = len(targets), len(images.names), int((probabilities.argmax(1) == targets).sum())
+        problems = {
+            "was evaluated with an older best.pt": scores["checkpoint_sha256"] != sha256(folder / "best.pt"),
+            "was evaluated with --flip, which is no more": scores.get("flip"),
+            "has an eval.json and an eval.npz of different evaluations":
+                counts != (scores["images"], scores["labelled"], scores["correct"]),
+            "was evaluated on images without labels": not images.names}
     except (ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile):
         raise LeftOut("has a damaged evaluation") from None
-    for problem, holds in (
-            ("was evaluated with an older best.pt", checkpoint != sha256(folder / "best.pt")),
-            ("was evaluated with --flip, which is no more", flipped),
-            ("has an eval.json and an eval.npz of different evaluations",
-             counts != (len(targets), len(images.names), correct)),
-            ("was evaluated on images without labels", not images.names)):
+    for problem, holds in problems.items():
         if holds:
             raise LeftOut(problem)
-    return images, probabilities[labelled]
-
-
-# What p1_report.py and report_page.py both draw ------------------------------------------------------------
+    return images, probabilities[labelled].astype(np.float64)
 
 
 def settings_curves(settings):

@@ -8,6 +8,7 @@ from urllib.parse import quote
 import numpy as np
 
 from compare.comparisons import LEVEL
+from compare.mistakes import as_texts
 from compare.names import as_text
 from compare.statistics import wilson_interval
 
@@ -132,9 +133,8 @@ def hard_photos_section(hard, settings):
     if not hard:
         return f"{text}.\n"
     text += f"; the {MOST_LISTED} most confident are listed" * (len(hard) > MOST_LISTED)
-    rows = [[images.names[one.image], images.class_names[images.targets[one.image]],
-             images.class_names[one.predicted], f"{one.probability:.2f}"] for one in hard[:MOST_LISTED]]
     header = ["photo", "true", "predicted by most runs", "mean probability"]
+    rows = [as_texts(images, mistake) for mistake in hard[:MOST_LISTED]]
     return f"{text}.\n\n{markdown_table(header, rows)}"
 
 

@@ -14,7 +14,7 @@ KEYS = {"attention_all", "attention_all_scale", "photo", "box", "model", "predic
 
 
 def section(folders, image_folders):
-    """The Section of what p1_viz_attn.py --all wrote into folders; BadInput for none, or without a photo."""
+    """The Section of what p1_viz_attn.py --all wrote into folders; BadInput where it is not there."""
     files = [file for folder in folders for file in sorted(folder.glob("*.npz"))]
     photos = {file: arrays for file in files if (arrays := read_arrays(file))}
     if not photos:

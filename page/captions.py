@@ -16,10 +16,7 @@ POINTING_GAME = {"hit": "peak on the object", "chance": BY_CHANCE, "mass": "atte
 
 
 def section(folders, image_folders, pointing_game=None):
-    """The Section of what p2_caption_viz.py --all wrote into folders, and p2_eval.py --json into a file.
-
-    Raises BadInput for folders without captions, damaged ones, and photos that are gone.
-    """
+    """The Section of what p2_caption_viz.py --all wrote into folders; BadInput where it is not there."""
     captions = {file: read_caption(file) for folder in folders for file in sorted(folder.glob("*.json"))
                 if file.with_suffix(".npz").exists()}
     if not captions:

@@ -1,6 +1,5 @@
 """Position embeddings: the similarity of each patch to all others, for one model or several."""
 
-import numpy as np
 import torch
 
 from interpret.positions import position_statistics
@@ -46,7 +45,6 @@ def summary(titles, similarities):
 
 
 def adjacent_by_chance(height, width):
-    """The mean share of a patch's neighbours, at most 8, among all other patches."""
-    rows, columns = (np.minimum(np.arange(side) + 1, side - 1) - np.maximum(np.arange(side) - 1, 0) + 1
-                     for side in (height, width))
-    return (np.outer(rows, columns) - 1).mean() / (height * width - 1)
+    """The share of ordered pairs of different patches that are neighbours, a patch having 8 at most."""
+    patches = height * width
+    return ((3 * height - 2) * (3 * width - 2) - patches) / (patches * (patches - 1))
