@@ -155,13 +155,13 @@ def _read_run(folder):
         if "arch" not in settings:
             raise BadInput(f"{folder} is no run of p1_train.py: leave it out")
         file = folder / "metrics.csv"
-        history = _read_metrics(file) if file.exists() else {"epoch": ()}
+        rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines())) if file.exists() else []
+        history = {name: np.array([float(row[name] or "nan") for row in rows]) for name in COLUMNS}
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{file} is damaged: leave {folder} out or train it again") from error
-    epochs = len(history["epoch"])
-    if epochs < planned:
+    if len(rows) < planned:
         command = _resume_command(config.get("command"), settings, folder)
-        raise LeftOut(f"is not finished ({epochs} of {planned} epochs): {command}")
+        raise LeftOut(f"is not finished ({len(rows)} of {planned} epochs): {command}")
     if not (folder / "best.pt").is_file():
         raise LeftOut("has no best.pt to check its evaluation against: put it back, or train again")
     try:
@@ -170,13 +170,6 @@ def _read_run(folder):
         data = "data/demo" if settings.get("data") == "demo" else settings.get("data", "DATA")
         command = ["python", "p1_eval.py", f"{Path(data) / 'val'}", "--checkpoint", f"{folder / 'best.pt'}"]
         raise LeftOut(f"{reason}: {shlex.join(command)}") from None
-
-
-def _read_metrics(path):
-    """The columns of metrics.csv that are used here, float (epochs,) each."""
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return {name: np.array([float(row[name] or "nan") for row in rows]) for name in COLUMNS}
 
 
 def _resume_command(command, settings, folder):
