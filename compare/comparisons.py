@@ -56,8 +56,8 @@ class Comparisons(list):
 
 def ranges_overlap(first, second, quantity):
     """Whether the ranges over seeds of a quantity overlap. Two single runs have none: False."""
-    (low, high), (other_low, other_high) = first.range(quantity), second.range(quantity)
-    return len(first.runs + second.runs) > 2 and bool(max(low, other_low) <= min(high, other_high))
+    one, other = first.values(quantity), second.values(quantity)
+    return len(one) + len(other) > 2 and bool(max(one.min(), other.min()) <= min(one.max(), other.max()))
 
 
 def differing(first, second):

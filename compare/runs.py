@@ -123,10 +123,6 @@ class Setting:
     def mean(self, quantity):
         return self.values(quantity).mean()
 
-    def range(self, quantity):
-        values = self.values(quantity)
-        return values.min(), values.max()
-
 
 def _named(groups):
     """Settings of groups of runs, and their names."""

@@ -53,13 +53,14 @@ chosen by the held-out part of the training images, never by val; without one, e
 
 def table_row(setting):
     """The numbers of a setting by column: floats, texts, and None where config.json says nothing."""
-    (low, high), images = setting.range("accuracy"), len(setting.images.names)
+    accuracies, images = setting.values("accuracy"), len(setting.images.names)
     ci95_low, ci95_high = wilson_interval(setting.mean("accuracy") * images, images)
     return {"setting": setting.name, "image_set": setting.image_set,
             "seeds": " ".join(as_text(run.settings.get("seed")) for run in setting.runs),
             **{name: setting.model.get(name) for name in ("width", "heads", "depth", "parameters")},
             **{name: setting.mean(name) for name in setting.runs[0].quantities},
-            "accuracy_low": low, "accuracy_high": high, "ci95_low": ci95_low, "ci95_high": ci95_high}
+            "accuracy_low": accuracies.min(), "accuracy_high": accuracies.max(),
+            "ci95_low": ci95_low, "ci95_high": ci95_high}
 
 
 def setting_cells(setting, columns):

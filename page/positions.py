@@ -13,8 +13,7 @@ def section(file):
         arrays = read_npz(file)
         titles = arrays["titles"].tolist()
         similarities = [arrays[f"similarity_{i}" if i else "similarity"] for i in range(len(titles))]
-        shapes = [similarity.shape for similarity in similarities]
-        if not titles or any(len(shape) != 4 or shape[:2] != shape[2:] for shape in shapes):
+        if not titles or any(one.ndim != 4 or one.shape[:2] != one.shape[2:] for one in similarities):
             raise ValueError("not square")
     models, blobs = [], {}
     for i, (title, similarity) in enumerate(zip(titles, similarities)):
