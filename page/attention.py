@@ -24,7 +24,7 @@ def section(folders, image_folders):
         blobs[f"attention-{i}"] = deflated(arrays["attention_all"])
         photo = open_photo(str(arrays["photo"]), image_folders)
         layers, heads, tokens, _ = arrays["attention_all"].shape
-        covers = {part: as_base64(np.rint(255 * arrays[f"{part}_cover"].clip(0, 1)).astype(np.uint8))
+        covers = {part: as_base64(np.rint(255 * arrays[f"{part}_cover"].clip(0, 1)).astype(np.uint8).tobytes())
                   for part in ("object", "background") if f"{part}_cover" in arrays}
         items.append({
             "name": file.stem, "blob": f"attention-{i}", "layers": layers, "heads": heads, "tokens": tokens,

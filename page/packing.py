@@ -8,7 +8,7 @@ import numpy as np
 
 
 def as_base64(data):
-    """Bytes, or an array in C order, as text."""
+    """Bytes as text."""
     return base64.b64encode(data).decode()
 
 
