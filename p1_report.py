@@ -39,7 +39,7 @@ def get_args_parser():
 
 
 def refuse(args):
-    """BadInput for folders that are none, or not for a report."""
+    """Raise BadInput for folders that are none, or not for a report."""
     if args.output.exists() and not args.output.is_dir():
         raise BadInput(f"--output {args.output} is a file: name a folder")
     if (args.output / "config.json").exists():
@@ -58,15 +58,14 @@ def main(argv=None):
     # After the arguments, so that --help and typing errors answer at once.
     from common.files import write_text, written_whole
     from compare import claims, comparisons, runs, tables
-    from plots import calibration, curves, learning_rates
+    from plots import calibration, curves
     from plots.style import save
 
     study = runs.Study(args.runs)
     for line in study.left_out:
         note(f"left out: {line}")
-    settings, rows = study.settings, [tables.table_row(setting) for setting in study.settings]
-    settings_table = tables.settings_section(settings, rows)
-    claim_rows = [vars(claim).values() for claim in claims.claims(settings, study.comparisons)]
+    settings, settings_table = study.settings, tables.settings_section(study.settings)
+    claim_rows = claims.claims(settings, study.comparisons)
 
     report = tables.Report("What the runs say")
     report.section("Settings", settings_table)
@@ -77,9 +76,9 @@ def main(argv=None):
     figure = curves.draw_settings_curves(*runs.settings_curves(settings))
     report.section("Curves", report.figure("curves.png", figure, curves.CAPTION))
     if sweeps := comparisons.sweeps(settings):
-        figure = learning_rates.draw_learning_rates(comparisons.sweep_curves(sweeps))
+        figure = curves.draw_learning_rates(comparisons.sweep_curves(sweeps))
         report.section("Learning rates", tables.sweep_section(sweeps),
-                       report.figure("learning_rates.png", figure, learning_rates.CAPTION))
+                       report.figure("learning_rates.png", figure, curves.LEARNING_RATES_CAPTION))
     figure = calibration.draw_reliability(runs.reliability_curves(settings))
     report.section("Calibration", report.figure("calibration.png", figure, calibration.CAPTION))
     add_mistakes(report, settings, args.images)
@@ -90,7 +89,7 @@ def main(argv=None):
         with written_whole(args.output / name) as temporary:
             save(figure, temporary)
     write_text(args.output / "table.md", settings_table)
-    write_text(args.output / "table.csv", tables.settings_csv(rows))
+    write_text(args.output / "table.csv", tables.settings_csv(settings))
     write_text(args.output / "per_class.csv", tables.per_class_csv(settings))
     write_text(args.output / "report.md", str(report))
     print(f"{len(study.runs)} runs of {len(settings)} settings: see {args.output / 'report.md'}")
@@ -104,8 +103,8 @@ def add_mistakes(report, settings, folder):
 
     by_images = group_by(settings, lambda setting: setting.images)
     suffixes = [f"_{slug}" for slug in slugs([same[0].image_set for same in by_images.values()])]
-    for suffix, (images, same) in zip(suffixes if len(by_images) > 1 else [""], by_images.items()):
-        add_mistakes_on(images, report, same, folder, suffix)
+    for suffix, same in zip(suffixes if len(by_images) > 1 else [""], by_images.values()):
+        add_mistakes_of(same, report, folder, suffix)
     if report.missing:
         others = " and others" * (len(report.missing) > 3)
         folders = " or ".join(map(str, filter(None, [folder, *(images.folder for images in by_images)])))
@@ -113,21 +112,20 @@ def add_mistakes(report, settings, folder):
              "; name their folder with --images")
 
 
-def add_mistakes_on(images, report, settings, folder, suffix):
-    """The photos that every run gets wrong, and what each setting confuses."""
+def add_mistakes_of(settings, report, folder, suffix):
+    """The photos that every run of settings on the same images gets wrong, and what each setting confuses."""
     from compare import mistakes, tables
     from plots.confusion import CAPTION, draw_confusion
 
-    hard = mistakes.hard_photos(settings)
-    listed = hard[:MOST_HARD_PHOTOS]
-    rows = [("", listed[i:i + PHOTOS_A_ROW]) for i in range(0, len(listed), PHOTOS_A_ROW)]
+    images, hard = settings[0].images, mistakes.hard_photos(settings)
+    rows = [("", hard[i:i + PHOTOS_A_ROW]) for i in range(0, MOST_HARD_PHOTOS, PHOTOS_A_ROW) if i < len(hard)]
     title = f"Wrong in every run: {len(hard)} of {len(images.names)} photos"
-    report.section(f"Mistakes on {settings[0].image_set}", tables.hard_photos_section(images, hard, settings),
+    report.section(f"Mistakes on {settings[0].image_set}", tables.hard_photos_section(hard, settings),
                    photos(report, f"hard_photos{suffix}.png", title, rows, images, folder))
     for setting in settings:
         counts, pairs = mistakes.confusion(setting), mistakes.confused_pairs(setting)
-        accuracy, runs = setting.mean("accuracy"), len(setting.runs)
-        title = f"{setting.name}: accuracy {accuracy:.3f} on {len(images.names)} images, runs: {runs}"
+        title = (f"{setting.name}: accuracy {setting.mean('accuracy'):.3f} on {len(images.names)} images, "
+                 f"runs: {len(setting.runs)}")
         matrix = draw_confusion(counts, mistakes.most_mistaken(counts), images.class_names, title)
         rows = [(f"{pair.name}: {pair.count} of {pair.images} images", pair.mistakes) for pair in pairs]
         report.section(setting.name, report.figure(f"confusion_{setting.slug}.png", matrix, CAPTION),

@@ -1,6 +1,6 @@
 """What may be claimed of settings, a row a claim."""
 
-from dataclasses import dataclass
+from collections import namedtuple
 
 import numpy as np
 
@@ -14,26 +14,13 @@ HEADER = ["claim", "verdict", "first setting", "second setting", "first value", 
 MORE_SEEDS = "ranges over seeds overlap: needs more seeds"
 ALIKE = "beside one without, equal in all else but lr and epochs, on the same images"
 
-
-@dataclass
-class Claim:
-    """A statement about two settings, a verdict, and the numbers behind it; empty where there are none."""
-
-    statement: str
-    verdict: str
-    first: str = ""
-    second: str = ""
-    first_value: str = ""
-    second_value: str = ""
-    margin: str = ""
-    note: str = ""
+# Texts all, in the order of HEADER; empty where there are none.
+Claim = namedtuple("Claim", "statement verdict first second first_value second_value margin note",
+                   defaults=[""] * 6)
 
 
 def claims(settings, comparisons):
-    """The claims that a report like this one is asked about, for all settings that can speak to them.
-
-    A list of Claims, the supported ones first.
-    """
+    """A list of Claims, the supported ones first, about all settings that can speak to them."""
     pairs, between = sam_pairs(settings), comparisons.between
     needs_sam, rows = f"needs a setting with --sam {ALIKE}", []
     for statement, needs, answers in (
@@ -52,7 +39,7 @@ def claims(settings, comparisons):
 
 
 def _answer(verdict, first, second, values, margin, *notes):
-    """The fields of a Claim after its statement, from two settings, and texts."""
+    """The fields of a Claim after its statement, from two settings, and texts; empty notes are left out."""
     if len(first.runs) == len(second.runs) == 1:
         notes = [*notes, "one run each: another seed may change it"]
     return verdict, first.name, second.name, *values, margin, "; ".join(filter(None, notes))
@@ -61,9 +48,8 @@ def _answer(verdict, first, second, values, margin, *notes):
 def _faster(first, second, unit):
     """Whether the first setting needs fewer epochs or passes for what both reach.
 
-    What both reach is 95 % of the lower of their final accuracies: measured by its own end, a run that learns
-    little would be done at once. A setting that after its first epoch is beyond all that the other one ever
-    reaches is the faster one too, however soon the other one has reached its own little.
+    That is 95 % of the lower of their final accuracies: measured by its own end, a run that learns little
+    would be done at once. A setting that begins beyond all that the other one reaches is faster, too.
     """
     both = first, second
     finals = [np.mean([run.learning_curve[-1] for run in setting.runs]) for setting in both]
@@ -75,23 +61,20 @@ def _faster(first, second, unit):
         verdict = SUPPORTED
     else:
         verdict = NOT_SUPPORTED if min(times) >= max(others) else OPEN
-    values = [_over_seeds(several, *{"epochs": (".3g", "epoch {}"), "passes": (",.0f", "{} passes")}[unit])
-              for several in (times, others)]
-    kind = "held-out" if first.held_out else "training"
-    notes = [f"to {kind} accuracy {target:.3f}, 95 % of the lower of {finals[0]:.3f} and {finals[1]:.3f}"]
-    if at_once > best:
-        notes.append(f"first at {at_once:.3f} after one epoch, second never above {best:.3f}")
-    if verdict == OPEN:
-        notes.append(MORE_SEEDS)
-    for name in differing(first, second):
-        if name in {"lr", "epochs", "rho", "head_init", "layer_decay"}:
-            different = " and ".join(as_text(setting.settings.get(name)) for setting in both)
-            notes.append(f"also differ in {name.replace('_', ' ')}: {different}")
-    return _answer(verdict, *both, values, "", *notes)
+    spec, form = {"epochs": (".3g", "epoch {}"), "passes": (",.0f", "{} passes")}[unit]
+    different = {name: " and ".join(as_text(setting.settings.get(name)) for setting in both)
+                 for name in differing(*both) if name in ("lr", "epochs", "rho", "head_init", "layer_decay")}
+    return _answer(
+        verdict, *both, [_over_seeds(several, spec, form) for several in (times, others)], "",
+        f"to {'held-out' if first.held_out else 'training'} accuracy {target:.3f}, "
+        f"95 % of the lower of {finals[0]:.3f} and {finals[1]:.3f}",
+        at_once > best and f"first at {at_once:.3f} after one epoch, second never above {best:.3f}",
+        verdict == OPEN and MORE_SEEDS,
+        *(f"also differ in {name.replace('_', ' ')}: {values}" for name, values in different.items()))
 
 
 def _over_seeds(values, spec, form):
-    """Mean and range over seeds, `epoch 3.5 (3 to 4)`; infinite values were not reached, and have no mean."""
+    """Mean and range over seeds, `epoch 3.5 (3 to 4)`; what is infinite was never reached."""
     low, mean, high = (format(value, spec) for value in (min(values), np.mean(values), max(values)))
     if np.isinf(max(values)):
         return "never" if low == high else f"{form.format(low)} to never"

@@ -1,10 +1,9 @@
 """Which settings are compared with which, and by how much they differ."""
 
 from collections import namedtuple
-from dataclasses import dataclass
 from itertools import combinations
 
-from compare.names import BETWEEN_SEEDS, describe, distinct_names
+from compare.names import BETWEEN_SEEDS, describe, distinct_names, key
 from compare.statistics import holm, mcnemar, paired_margin, wins_and_losses
 
 LEVEL = 0.05  # a p-value below it exceeds the noise
@@ -20,25 +19,15 @@ SamPair = namedtuple("SamPair", "equal plain sam choice")
 EXCEEDS, OVERLAP, WITHIN = "exceeds the noise", "ranges over seeds overlap", "within the noise"
 
 
-@dataclass
 class Comparison:
-    """Two settings on the same images: on how many the first does better (`wins`), and worse (`losses`).
+    """Two settings on the same images. `p` is McNemar's, `adjusted` by Holm's method for all comparisons."""
 
-    `p` is McNemar's, `adjusted` by Holm's method for all comparisons; `margin` is that of `difference`, 95 %.
-    """
-
-    first: object
-    second: object
-    wins: int
-    losses: int
-    p: float
-    adjusted: float
-    margin: float
-
-    @property
-    def difference(self):
-        """The first one's accuracy minus the second one's."""
-        return self.first.mean("accuracy") - self.second.mean("accuracy")
+    def __init__(self, first, second, adjusted=None):
+        self.first, self.second, self.adjusted = first, second, adjusted
+        self.wins, self.losses = wins_and_losses(first.correct, second.correct)
+        self.p = mcnemar(self.wins, self.losses)
+        self.difference = first.mean("accuracy") - second.mean("accuracy")
+        self.margin = paired_margin(first.correct, second.correct)  # of the difference, 95 %
 
     @property
     def verdict(self):
@@ -52,26 +41,23 @@ class Comparisons(list):
     """All comparisons of settings on the same images, in the order of the settings."""
 
     def __init__(self, settings):
-        pairs = [(one, other) for one, other in combinations(settings, 2) if one.images == other.images]
-        counts = [wins_and_losses(one.correct, other.correct) for one, other in pairs]
-        p_values = [mcnemar(*count) for count in counts]
-        super().__init__(Comparison(*pair, *count, p, adjusted, paired_margin(*(one.correct for one in pair)))
-                         for pair, count, p, adjusted in zip(pairs, counts, p_values, holm(p_values)))
+        pairs = combinations(settings, 2)
+        super().__init__(Comparison(*pair) for pair in pairs if pair[0].images == pair[1].images)
+        for comparison, adjusted in zip(self, holm([comparison.p for comparison in self])):
+            comparison.adjusted = adjusted
 
     def between(self, first, second):
         """The comparison of two settings, the first one first."""
-        for one in self:
-            if (one.first, one.second) == (first, second):
-                return one
-            if (one.first, one.second) == (second, first):
-                return Comparison(first, second, one.losses, one.wins, one.p, one.adjusted, one.margin)
+        for comparison in self:
+            if {comparison.first, comparison.second} == {first, second}:
+                return Comparison(first, second, comparison.adjusted)
         raise KeyError(f"{first.name} and {second.name} were evaluated on different images")
 
 
 def ranges_overlap(first, second, quantity):
     """Whether the ranges over seeds of a quantity overlap. Two single runs have none: False."""
-    (low, high), (other_low, other_high) = first.range(quantity), second.range(quantity)
-    return len(first.runs + second.runs) > 2 and bool(max(low, other_low) <= min(high, other_high))
+    one, other = first.values(quantity), second.values(quantity)
+    return len(one) + len(other) > 2 and bool(max(one.min(), other.min()) <= min(one.max(), other.max()))
 
 
 def differing(first, second):
@@ -82,29 +68,25 @@ def differing(first, second):
 
 def families(settings, free):
     """Settings on the same images that are equal in all but `free`, as lists of at least two."""
-    groups = group_by(settings, lambda setting: (setting.key(free), setting.images))
+    groups = group_by(settings, lambda setting: (key(setting.settings, free), setting.images))
     return [family for family in groups.values() if len(family) > 1]
 
 
-def group_by(items, key):
-    """Lists of items by key(item), a dict in the order of the first ones."""
+def group_by(items, property_of):
+    """Lists of items by property_of(item), a dict."""
     groups = {}
     for item in items:
-        groups.setdefault(key(item), []).append(item)
+        groups.setdefault(property_of(item), []).append(item)
     return groups
 
 
 def sam_pairs(settings):
-    """Every setting with SAM beside one without, a SamPair for equal `epochs` and one for equal `passes`.
-
-    `choice` says how their learning rates were chosen: by the highest mean held-out accuracy, never by that
-    on val; where nothing was held out, the pairs of the same learning rate are taken.
-    """
+    """Every setting with SAM beside one without, a SamPair for `equal` epochs and one for equal passes."""
     pairs = []
     for family in families(settings, SAM):
         plain = [setting for setting in family if not setting.settings.get("sam")]
         with_sam = [setting for setting in family if setting.settings.get("sam")]
-        for variant in group_by(with_sam, lambda setting: setting.key({"lr"})).values():
+        for variant in group_by(with_sam, lambda setting: key(setting.settings, {"lr"})).values():
             epochs, passes = variant[0].settings["epochs"], variant[0].mean("passes")
             pairs += _chosen("epochs", [one for one in plain if one.settings["epochs"] == epochs], variant)
             near = [one for one in plain if abs(one.mean("passes") - passes) <= EQUAL_PASSES * passes]
@@ -113,7 +95,7 @@ def sam_pairs(settings):
 
 
 def _chosen(equal, plain, sam):
-    """The SamPairs out of the learning rates of both sides."""
+    """The SamPairs out of the learning rates of both sides: chosen by held-out images, never by val."""
     if len(plain) == len(sam) == 1:
         return [SamPair(equal, plain[0], sam[0], "only one")]
     if plain and all(setting.held_out for setting in plain + sam):
@@ -151,7 +133,7 @@ def sweeps(settings):
 
 
 def sweep_curves(sweeps):
-    """What plots.learning_rates.draw_learning_rates takes."""
+    """The argument of plots.curves.draw_learning_rates."""
     return [{"name": name, "rates": [setting.settings["lr"] for setting in sweep],
              "val": [setting.values("accuracy") for setting in sweep],
              "held_out": [one.values("held_out_accuracy") for one in sweep if one.held_out] or None}

@@ -1,25 +1,22 @@
 """Which classes a setting takes for each other, and which photos no setting gets right."""
 
-from dataclasses import dataclass
+from collections import namedtuple
 
 import numpy as np
 
 from common.errors import BadImage
-from compare.statistics import confusion_counts, most_confused
+from compare.statistics import most_confused
 from datasets.decode import load_image
 
 MOST_CLASSES = 60  # of a confusion matrix whose names can still be read
 PHOTOS_A_PAIR = 3
 THUMBNAIL = (400, 400)
 
-
-@dataclass
-class Mistake:
-    """A photo, the index of an image, that was taken for the class `predicted`, with which probability."""
-
-    image: int
-    predicted: int
-    probability: float
+# A photo, the index of an image, that was taken for the class `predicted`, with which probability.
+Mistake = namedtuple("Mistake", "image predicted probability")
+# Two classes, `name` of both: of their `images`, `count` (a text) are confused, mean over seeds; `mistakes`
+# are of up to PHOTOS_A_PAIR photos, each of the most confident seed.
+ConfusedPair = namedtuple("ConfusedPair", "name count images mistakes")
 
 
 def by_confidence(mistake):
@@ -28,9 +25,11 @@ def by_confidence(mistake):
 
 
 def confusion(setting):
-    """The confusion counts of a setting, mean over seeds: (classes, classes), a row a true class."""
-    targets, classes = setting.images.targets, len(setting.images.labels)
-    return np.mean([confusion_counts(targets, run.predicted, classes) for run in setting.runs], 0)
+    """How many images of each class are taken for which, mean over seeds: (true classes, predicted ones)."""
+    counts = np.zeros(2 * [len(setting.images.labels)])
+    for run in setting.runs:
+        np.add.at(counts, (setting.images.targets, run.predicted), 1)
+    return counts / len(setting.runs)
 
 
 def most_mistaken(counts):
@@ -40,30 +39,17 @@ def most_mistaken(counts):
 
 
 def answers(setting):
-    """The photos behind each cell (true class, predicted one) of a setting's confusion matrix.
+    """Lists of Mistakes by cell (true class, predicted one) of the confusion matrix.
 
-    A dict to lists of Mistakes, the most confident first; a photo's is that of the most confident seed.
+    The most confident ones come first; a photo's is that of the most confident seed.
     """
+    of_seeds = [Mistake(image, *answer) for run in setting.runs
+                for image, answer in enumerate(zip(run.predicted.tolist(), run.confidence.tolist()))]
     cells = {}
-    for run in setting.runs:
-        answered = map(Mistake, range(len(run.predicted)), run.predicted.tolist(), run.confidence.tolist())
-        for target, answer in zip(setting.images.targets, answered):
-            cell = cells.setdefault((target, answer.predicted), {})
-            cell[answer.image] = min(cell.get(answer.image, answer), answer, key=by_confidence)
-    return {key: sorted(cell.values(), key=by_confidence) for key, cell in cells.items()}
-
-
-@dataclass
-class ConfusedPair:
-    """Two classes, `name` of both: of their `images`, `count` (a text) are confused, mean over seeds.
-
-    `mistakes` are of up to `PHOTOS_A_PAIR` photos, each of the most confident seed.
-    """
-
-    name: str
-    count: str
-    images: int
-    mistakes: list
+    for answer in sorted(of_seeds, key=by_confidence):
+        cell = cells.setdefault((setting.images.targets[answer.image], answer.predicted), {})
+        cell.setdefault(answer.image, answer)
+    return {key: list(cell.values()) for key, cell in cells.items()}
 
 
 def confused_pairs(setting):
@@ -92,16 +78,16 @@ def hard_photos(settings):
     return sorted(mistakes, key=by_confidence)
 
 
-def caption(images, mistake):
-    """A Mistake in a line: `1_7.jpg: beagle -> basset hound (0.83)`."""
-    true, predicted = (images.class_names[i] for i in (images.targets[mistake.image], mistake.predicted))
-    return f"{images.names[mistake.image]}: {true} -> {predicted} ({mistake.probability:.2f})"
+def as_texts(images, mistake):
+    """A Mistake as the photo's name, its true class, the predicted one, and the probability."""
+    return (images.names[mistake.image], images.class_names[images.targets[mistake.image]],
+            images.class_names[mistake.predicted], f"{mistake.probability:.2f}")
 
 
 def load_photos(images, mistakes, folder=None):
-    """The photos of mistakes as thumbnails, with their captions: [(uint8 (height, width, 3), caption), ...].
+    """The thumbnails of mistakes, uint8 (height, width, 3), and their captions, as a list of pairs.
 
-    They are looked for in a folder, then where they were evaluated; None where not all are there any more.
+    They are of photos in a folder, or else where they were evaluated; None where not all are there any more.
     """
     for place in (folder or images.folder, images.folder):
         try:
@@ -110,5 +96,6 @@ def load_photos(images, mistakes, folder=None):
             continue
         for photo in photos:
             photo.thumbnail(THUMBNAIL)
-        return [(np.asarray(photo), caption(images, mistake)) for photo, mistake in zip(photos, mistakes)]
+        return [(np.asarray(photo), "{}: {} -> {} ({})".format(*as_texts(images, mistake)))
+                for photo, mistake in zip(photos, mistakes)]
     return None

@@ -1,8 +1,8 @@
 """Names of settings, of sets of images and of files, made of what tells them apart."""
 
+import json
 import re
 from itertools import chain, count
-from pathlib import Path
 
 import numpy as np
 
@@ -12,9 +12,12 @@ from engine.flags import HARMLESS, optimizer_name
 BETWEEN_SEEDS = HARMLESS | {"seed", "deterministic"}
 
 
-def base_name(settings):
-    """The stem of the recipe, or else what `describe` says."""
-    return Path(settings["recipe"]).stem if settings.get("recipe") else describe(settings)
+def key(settings, without=()):
+    """What is equal for settings that are the same but for those named in `without`, a text."""
+    # a flag that an older version did not have counts as one that was not given
+    given = {name: value for name, value in settings.items() if value is not None and value is not False}
+    return json.dumps({name: given[name] for name in given.keys() - BETWEEN_SEEDS - set(without)},
+                      sort_keys=True)
 
 
 def describe(settings):
@@ -44,23 +47,16 @@ def as_text(value):
     return "none" if value is None else str(value)
 
 
-def image_set_names(image_sets):
-    """A name for each ImageSet, a dict: the last two parts of its folder's path."""
-    image_sets = list(dict.fromkeys(image_sets))
-    names = ["/".join(images.folder.parts[-2:]).lstrip("/") for images in image_sets]
-    return dict(zip(image_sets, _numbered(names, "{} ({})")))
-
-
 def slugs(names):
     """Distinct parts of file names: the letters, digits, `_` and `-` of names."""
     parts = [re.sub(r"[^\w-]+", "_", name).strip("_")[:80] or "setting" for name in names]
-    return _numbered(parts, "{}__{}")
+    return numbered(parts, "{}__{}")
 
 
-def _numbered(names, form):
+def numbered(names, form):
     """The names, those that were there before with a number."""
     distinct = []
     for name in names:
-        numbered = (form.format(name, number) for number in count(2))
-        distinct.append(next(one for one in chain([name], numbered) if one not in distinct))
+        candidates = chain([name], (form.format(name, number) for number in count(2)))
+        distinct.append(next(candidate for candidate in candidates if candidate not in distinct))
     return distinct

@@ -14,7 +14,7 @@ import numpy as np
 from common.errors import BadInput
 from common.files import sha256
 from compare.comparisons import Comparisons, group_by
-from compare.names import BETWEEN_SEEDS, base_name, distinct_names, image_set_names, slugs
+from compare.names import describe, distinct_names, key, numbered, slugs
 from compare.statistics import expected_calibration_error, reliability
 from engine.flags import current_settings
 
@@ -25,10 +25,9 @@ COLUMNS = ("epoch", "train_loss", "train_accuracy", "holdout_accuracy", "images_
 class Study:
     """Run folders side by side: `runs`, and their `settings`, in the order of the first runs.
 
-    `left_out` has a line for each other folder, why and what to do: those not finished, or not evaluated with
-    the best.pt that is there now. Raises BadInput for a folder that is no run of p1_train.py, for damaged
-    files, if no run is left, and where two runs of one setting have the same seed, or were evaluated on
-    different images.
+    `left_out` has a line, with what to do, for each folder that is not finished, or not evaluated with the
+    best.pt that is there now. Raises BadInput for other and damaged folders, if no run is left, and for two
+    runs of one setting with the same seed, or on different images.
     """
 
     def __init__(self, folders):
@@ -40,49 +39,46 @@ class Study:
                 self.left_out.append(f"{folder} {reason}")
         if not self.runs:
             raise BadInput("none of the runs can be used: do what stands below", self.left_out)
-        self.settings = _group(self.runs)
+        groups = group_by(self.runs, lambda run: key(run.settings)).values()
+        for one, other in (pair for group in groups for pair in combinations(group, 2)):
+            both, seed = f"{one.folder} and {other.folder} are runs of one setting", one.settings.get("seed")
+            if seed == other.settings.get("seed"):
+                raise BadInput(f"{both} with the same seed, {seed}: leave one out")
+            if one.images != other.images:
+                raise BadInput(f"{both}, evaluated on different images: evaluate both on the same ones")
+        self.settings = _named(groups)
         self.comparisons = Comparisons(self.settings)
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The labelled images of an evaluation: `targets[i]` is the index in `labels` of the image `names[i]`.
-
-    `folder` is where they were. It does not count when two sets are compared: a data set may have been moved.
-    """
+    """The labelled images of an evaluation: `targets[i]` is the index in `labels` of the image `names[i]`."""
 
     names: tuple
     targets: tuple
     labels: tuple
     class_names: tuple = field(compare=False)
-    folder: Path = field(compare=False)
+    folder: Path = field(compare=False)  # a data set may have been moved
 
 
-@dataclass(eq=False)
 class EvaluatedRun:
-    """A finished and evaluated run.
+    """A finished and evaluated run, of what config.json, metrics.csv and the evaluation say.
 
-    `settings` and `model` (parameters, width, heads, depth) are those of config.json, `probe_seconds` is what
-    fitting the head to frozen features took, or 0; `history` has the columns of metrics.csv, (epochs,) each,
-    NaN where a field is empty; `probabilities` are float (images, classes), of the ImageSet `images`.
+    `history` has arrays (epochs,), NaN where a field is empty; `probabilities` are (images, classes).
     """
 
-    folder: Path
-    settings: dict
-    model: dict
-    probe_seconds: float
-    history: dict
-    images: ImageSet
-    probabilities: np.ndarray
-
-    def __post_init__(self):
+    def __init__(self, folder, config, history, images, probabilities):
+        self.folder, self.history, self.images, self.probabilities = folder, history, images, probabilities
+        self.settings = current_settings(config["settings"])
+        self.model = config.get("model") or {}  # parameters, width, heads, depth
+        self.probe_seconds = (config.get("probe") or {}).get("seconds", 0.0)
         # (images,)
-        self.predicted, self.confidence = self.probabilities.argmax(1), self.probabilities.max(1)
-        self.correct = self.predicted == np.array(self.images.targets)
+        self.predicted, self.confidence = probabilities.argmax(1), probabilities.max(1)
+        self.correct = self.predicted == np.array(images.targets)
         # (epochs,): the accuracy held out, or in training where nothing was; the passes up to an epoch's end
-        self.held_out = bool(np.isfinite(self.history["holdout_accuracy"]).all())
-        self.learning_curve = self.history["holdout_accuracy" if self.held_out else "train_accuracy"]
-        self.cumulative_passes = self.history["passes"].cumsum()
+        self.held_out = bool(np.isfinite(history["holdout_accuracy"]).all())
+        self.learning_curve = history["holdout_accuracy" if self.held_out else "train_accuracy"]
+        self.cumulative_passes = history["passes"].cumsum()
 
     def time_to(self, accuracy, unit):
         """When the learning curve first reaches an accuracy, in `epochs` or `passes`; infinite if never."""
@@ -99,32 +95,26 @@ class EvaluatedRun:
         """
         history, accuracy = self.history, self.correct.mean()
         seconds = history["seconds"]
-        images = (history["images_per_second"] * seconds).sum()
         return {"accuracy": accuracy,
                 "ece": expected_calibration_error(self.confidence, self.correct),
                 "gap": history["train_accuracy"][-1] - accuracy,
                 "held_out_accuracy": history["holdout_accuracy"].max(),
                 "epochs_to_95": self.time_to(0.95 * self.learning_curve[-1], "epochs"),
                 "passes": history["passes"].sum(),
-                "images_per_second": images / seconds.sum() if seconds.sum() else np.nan,
+                "images_per_second": (np.average(history["images_per_second"], weights=seconds)
+                                      if seconds.sum() else np.nan),
                 "minutes": (self.probe_seconds + seconds.sum()) / 60,
                 "peak_memory_mib": history["peak_memory_mib"].max()}
 
 
-@dataclass(eq=False)
 class Setting:
     """Runs that differ in their seeds alone; `slug` is for files' names, `image_set` names the `images`."""
 
-    name: str
-    slug: str
-    image_set: str
-    runs: list
-
-    def __post_init__(self):
-        first = self.runs[0]
-        self.settings, self.model = first.settings, first.model
-        self.images, self.held_out = first.images, first.held_out
-        self.correct = np.stack([run.correct for run in self.runs])  # bool (runs, images)
+    def __init__(self, name, slug, image_set, runs):
+        self.name, self.slug, self.image_set, self.runs = name, slug, image_set, runs
+        self.settings, self.model = runs[0].settings, runs[0].model
+        self.images, self.held_out = runs[0].images, runs[0].held_out
+        self.correct = np.stack([run.correct for run in runs])  # bool (runs, images)
 
     def values(self, quantity):
         """One of the runs' `quantities`, float (runs,)."""
@@ -133,90 +123,49 @@ class Setting:
     def mean(self, quantity):
         return self.values(quantity).mean()
 
-    def range(self, quantity):
-        values = self.values(quantity)
-        return values.min(), values.max()
 
-    def key(self, without=()):
-        """What is equal for settings that are the same but for those named in `without`."""
-        return _key(self.settings, without)
-
-
-def _key(settings, without=()):
-    # a flag that an older version did not have counts as one that was not given
-    given = {name: value for name, value in settings.items() if value is not None and value is not False}
-    return json.dumps({name: given[name] for name in given.keys() - BETWEEN_SEEDS - set(without)},
-                      sort_keys=True)
-
-
-def _group(runs):
-    """The settings of runs, named, in the order of their first runs."""
-    groups = group_by(runs, lambda run: _key(run.settings)).values()
-    for one, other in (pair for group in groups for pair in combinations(group, 2)):
-        both, seed = f"{one.folder} and {other.folder} are runs of one setting", one.settings.get("seed")
-        if seed == other.settings.get("seed"):
-            raise BadInput(f"{both} with the same seed, {seed}: leave one out")
-        if one.images != other.images:
-            raise BadInput(f"{both}, evaluated on different images: evaluate both on the same ones")
-    settings = [group[0].settings for group in groups]
-    names = distinct_names([base_name(values) for values in settings], settings)
-    image_sets = image_set_names(run.images for run in runs)
-    return [Setting(name, slug, image_sets[group[0].images], group)
-            for name, slug, group in zip(names, slugs(names), groups)]
-
-
-# Reading ---------------------------------------------------------------------------------------------------
+def _named(groups):
+    """Settings of groups of runs, and their names."""
+    settings = [runs[0].settings for runs in groups]
+    names = distinct_names([Path(values["recipe"]).stem if values.get("recipe") else describe(values)
+                            for values in settings], settings)
+    image_sets = list(dict.fromkeys(runs[0].images for runs in groups))
+    folders = ["/".join(images.folder.parts[-2:]).lstrip("/") for images in image_sets]
+    set_names = dict(zip(image_sets, numbered(folders, "{} ({})")))
+    return [Setting(name, slug, set_names[runs[0].images], runs)
+            for name, slug, runs in zip(names, slugs(names), groups)]
 
 
 class LeftOut(Exception):
-    """Why a run folder is left out, and what to do about it: what follows its name in a line."""
+    """Why a run folder is left out, and what to do: what follows its name in a line."""
 
 
 def _read_run(folder):
-    settings, content = _read_config(folder)
-    metrics = folder / "metrics.csv"
-    history = _read_metrics(metrics) if metrics.exists() else {"epoch": ()}
-    epochs = len(history["epoch"])
-    if epochs < settings["epochs"]:
-        command = _resume_command(content.get("command"), settings, folder)
-        raise LeftOut(f"is not finished ({epochs} of {settings['epochs']} epochs): {command}")
+    file = folder / "config.json"
+    if not file.is_file():
+        problem = "is not a run folder" if folder.exists() else "does not exist"
+        raise BadInput(f"{folder} {problem}: name output folders of p1_train.py")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        settings, planned = config["settings"], int(config["settings"]["epochs"])
+        if "arch" not in settings:
+            raise BadInput(f"{folder} is no run of p1_train.py: leave it out")
+        file = folder / "metrics.csv"
+        rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines())) if file.exists() else []
+        history = {name: np.array([float(row[name] or "nan") for row in rows]) for name in COLUMNS}
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{file} is damaged: leave {folder} out or train it again") from error
+    if len(rows) < planned:
+        command = _resume_command(config.get("command"), settings, folder)
+        raise LeftOut(f"is not finished ({len(rows)} of {planned} epochs): {command}")
     if not (folder / "best.pt").is_file():
         raise LeftOut("has no best.pt to check its evaluation against: put it back, or train again")
     try:
-        images, probabilities = _read_evaluation(folder)
+        return EvaluatedRun(folder, config, history, *_read_evaluation(folder))
     except LeftOut as reason:
         data = "data/demo" if settings.get("data") == "demo" else settings.get("data", "DATA")
         command = ["python", "p1_eval.py", f"{Path(data) / 'val'}", "--checkpoint", f"{folder / 'best.pt'}"]
         raise LeftOut(f"{reason}: {shlex.join(command)}") from None
-    model, probe = content.get("model") or {}, content.get("probe") or {}
-    return EvaluatedRun(folder, settings, model, probe.get("seconds", 0.0), history, images, probabilities)
-
-
-def _read_config(folder):
-    """(settings under today's names, all of config.json)"""
-    config = folder / "config.json"
-    if not config.is_file():
-        problem = "is not a run folder" if folder.exists() else "does not exist"
-        raise BadInput(f"{folder} {problem}: name output folders of p1_train.py")
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-        settings = content["settings"]
-        settings["epochs"] = int(settings["epochs"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{config} is damaged: leave {folder} out or train it again") from error
-    if "arch" not in settings:
-        raise BadInput(f"{folder} is no run of p1_train.py: leave it out")
-    return current_settings(settings), content
-
-
-def _read_metrics(path):
-    """The columns of metrics.csv that are used here, float (epochs,) each."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in COLUMNS}
-    except (KeyError, ValueError, TypeError) as error:
-        raise BadInput(f"{path} is damaged: leave {path.parent} out or train it again") from error
 
 
 def _resume_command(command, settings, folder):
@@ -232,32 +181,27 @@ def _read_evaluation(folder):
         raise LeftOut("was not evaluated")
     try:
         scores = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
-        checkpoint, flipped = scores["checkpoint_sha256"], scores.get("flip")  # flip: of an older version
-        counts = scores["images"], scores["labelled"], scores["correct"]
         with np.load(folder / "eval.npz", allow_pickle=False) as arrays:
-            targets, probabilities = arrays["targets"], arrays["probabilities"].astype(np.float64)
-            names, labels, class_names = (arrays[key] for key in ("names", "labels", "class_names"))
-            source = Path(str(arrays["folder"]))
+            names, targets, probabilities, labels, class_names, source = (arrays[name] for name in (
+                "names", "targets", "probabilities", "labels", "class_names", "folder"))
         if probabilities.shape != (len(names), len(labels)):
             raise ValueError("not a probability for each class")
         labelled = targets >= 0
         columns = names[labelled], targets[labelled], labels, class_names
-        images = ImageSet(*(tuple(column.tolist()) for column in columns), source)
-        correct = int((probabilities.argmax(1) == targets).sum())
+        images = ImageSet(*(tuple(column.tolist()) for column in columns), Path(str(source)))
+        counts = len(targets), len(images.names), int((probabilities.argmax(1) == targets).sum())
+        problems = {
+            "was evaluated with an older best.pt": scores["checkpoint_sha256"] != sha256(folder / "best.pt"),
+            "was evaluated with --flip, which is no more": scores.get("flip"),
+            "has an eval.json and an eval.npz of different evaluations":
+                counts != (scores["images"], scores["labelled"], scores["correct"]),
+            "was evaluated on images without labels": not images.names}
     except (ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile):
         raise LeftOut("has a damaged evaluation") from None
-    for problem, holds in (
-            ("was evaluated with an older best.pt", checkpoint != sha256(folder / "best.pt")),
-            ("was evaluated with --flip, which is no more", flipped),
-            ("has an eval.json and an eval.npz of different evaluations",
-             counts != (len(targets), len(images.names), correct)),
-            ("was evaluated on images without labels", not images.names)):
+    for problem, holds in problems.items():
         if holds:
             raise LeftOut(problem)
-    return images, probabilities[labelled]
-
-
-# What p1_report.py and report_page.py both draw ------------------------------------------------------------
+    return images, probabilities[labelled].astype(np.float64)
 
 
 def settings_curves(settings):

@@ -9,7 +9,7 @@ BINS = 15  # of the confidence, as in Guo et al. 2017
 
 
 def wilson_interval(correct, total):
-    """The 95 % interval of a proportion, (low, high): Wilson's score interval (1927), without correction."""
+    """The 95 % interval of a proportion, (low, high): Wilson's score interval (1927)."""
     share, spread = correct / total, Z95**2 / total
     center = (share + spread / 2) / (1 + spread)
     half = Z95 * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
@@ -17,12 +17,10 @@ def wilson_interval(correct, total):
 
 
 def wins_and_losses(first, second):
-    """On how many images the first of two settings does better than the second, and worse.
+    """On how many images a larger share of the first one's runs is right than of the second's, and a smaller.
 
-    `first` and `second` are bool (runs, images): whether a run got an image right. Better is the larger share
-    of runs that did; with one run each these are the two counts of McNemar's test.
+    `first` and `second` are bool (runs, images). With one run each these are McNemar's two counts.
     """
-    first, second = np.asarray(first), np.asarray(second)
     # in whole numbers, since equal shares of different numbers of runs may differ as floats
     ahead = first.sum(0) * len(second) - second.sum(0) * len(first)
     return int((ahead > 0).sum()), int((ahead < 0).sum())
@@ -58,8 +56,7 @@ def paired_margin(first, second):
 
         margin = 1.96 sqrt(b + c + 1 - (b - c)^2 / (n + 2)) / (n + 2)
 
-    With several runs an image counts with the difference of its shares of right answers; half an image of a
-    difference of 1, half of -1 and one of 0 are added. `first` and `second` are bool (runs, images).
+    `first` and `second` are bool (runs, images); of several runs an image's shares of right answers count.
     """
     difference = np.mean(first, 0) - np.mean(second, 0)
     total = len(difference) + 2
@@ -71,12 +68,10 @@ def reliability(confidence, correct):
 
     Bin k holds confidences in (k / BINS, (k + 1) / BINS]; an empty one has NaN for the means.
     """
-    confidence, correct = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
-    edges = np.arange(1, BINS) / BINS
-    bins = np.searchsorted(edges, confidence, side="left")
+    bins = np.searchsorted(np.arange(1, BINS) / BINS, confidence, side="left")
     count = np.bincount(bins, minlength=BINS)
     with np.errstate(invalid="ignore"):
-        return (count, np.bincount(bins, confidence, BINS) / count, np.bincount(bins, correct, BINS) / count)
+        return count, *(np.bincount(bins, values, BINS) / count for values in (confidence, correct))
 
 
 def expected_calibration_error(confidence, correct):
@@ -88,19 +83,11 @@ def expected_calibration_error(confidence, correct):
     return float(np.nansum(count * np.abs(accuracy - mean_confidence)) / count.sum())
 
 
-def confusion_counts(targets, predicted, classes):
-    """How many images of each class were taken for each: int (classes, classes), a row a true class."""
-    counts = np.zeros((classes, classes), dtype=int)
-    np.add.at(counts, (targets, predicted), 1)
-    return counts
-
-
 def most_confused(counts, most=5):
     """The unordered pairs of classes most often taken for each other: (count, i, j), i < j, the most first.
 
-    `counts` (classes, classes) as of `confusion_counts`, or a mean. Pairs without a mistake are left out.
+    `counts` (classes, classes) is a confusion matrix. Pairs without a mistake are left out.
     """
     both = np.triu(counts + counts.T, 1)
     order = np.argsort(-both, axis=None, kind="stable")[:most]
-    pairs = zip(*np.unravel_index(order, both.shape))
-    return [(both[i, j], int(i), int(j)) for i, j in pairs if both[i, j] > 0]
+    return [(both[i, j], i, j) for i, j in (divmod(int(cell), len(both)) for cell in order) if both[i, j] > 0]

@@ -8,20 +8,23 @@ from urllib.parse import quote
 import numpy as np
 
 from compare.comparisons import LEVEL
+from compare.mistakes import as_texts
 from compare.names import as_text
 from compare.statistics import wilson_interval
 
 MOST_LISTED = 40  # photos
-# Of the settings table: a column's name in the CSV file, its heading for people, and the form of its numbers.
+# Of a table of settings: a column's heading, the form of its numbers, and its names in `table_row`.
+ACCURACY_COLUMNS = [("accuracy on val", "{:.3f}", "accuracy"),
+                    ("range over seeds", "{:.3f}", "accuracy_low", "accuracy_high")]
+SWEEP_COLUMNS = [("held-out accuracy, best epoch", "{:.3f}", "held_out_accuracy"), *ACCURACY_COLUMNS]
 COLUMNS = [
-    ("setting", "setting", "{}"), ("image_set", "images", "{}"), ("width", "width", "{:.0f}"),
-    ("heads", "heads", "{:.0f}"), ("depth", "depth", "{:.0f}"), ("parameters", "parameters", "{:,.0f}"),
-    ("seeds", "seeds", "{}"), ("accuracy", "accuracy on val", "{:.3f}"),
-    ("accuracy_low", "range over seeds", "{:.3f}"), ("accuracy_high", "", "{:.3f}"),
-    ("ci95_low", "95 % interval", "{:.3f}"), ("ci95_high", "", "{:.3f}"), ("ece", "ECE", "{:.3f}"),
-    ("gap", "train minus val", "{:+.3f}"), ("epochs_to_95", "epochs to 95 %", "{:.3g}"),
-    ("passes", "passes", "{:,.0f}"), ("images_per_second", "images/s", "{:,.3g}"),
-    ("minutes", "minutes", "{:.3g}"), ("peak_memory_mib", "peak memory (MiB)", "{:,.0f}"),
+    ("setting", "{}", "setting"), ("images", "{}", "image_set"), ("width", "{:.0f}", "width"),
+    ("heads", "{:.0f}", "heads"), ("depth", "{:.0f}", "depth"), ("parameters", "{:,.0f}", "parameters"),
+    ("seeds", "{}", "seeds"), *ACCURACY_COLUMNS,
+    ("95 % interval", "{:.3f}", "ci95_low", "ci95_high"), ("ECE", "{:.3f}", "ece"),
+    ("train minus val", "{:+.3f}", "gap"), ("epochs to 95 %", "{:.3g}", "epochs_to_95"),
+    ("passes", "{:,.0f}", "passes"), ("images/s", "{:,.3g}", "images_per_second"),
+    ("minutes", "{:.3g}", "minutes"), ("peak memory (MiB)", "{:,.0f}", "peak_memory_mib"),
 ]
 SETTINGS_NOTES = """\
 - Accuracy is the mean over seeds, its range from the worst seed to the best: what another seed would change.
@@ -50,49 +53,54 @@ chosen by the held-out part of the training images, never by val; without one, e
 
 def table_row(setting):
     """The numbers of a setting by column: floats, texts, and None where config.json says nothing."""
-    (low, high), images = setting.range("accuracy"), len(setting.images.names)
+    accuracies, images = setting.values("accuracy"), len(setting.images.names)
     ci95_low, ci95_high = wilson_interval(setting.mean("accuracy") * images, images)
     return {"setting": setting.name, "image_set": setting.image_set,
             "seeds": " ".join(as_text(run.settings.get("seed")) for run in setting.runs),
             **{name: setting.model.get(name) for name in ("width", "heads", "depth", "parameters")},
             **{name: setting.mean(name) for name in setting.runs[0].quantities},
-            "accuracy_low": low, "accuracy_high": high, "ci95_low": ci95_low, "ci95_high": ci95_high}
+            "accuracy_low": accuracies.min(), "accuracy_high": accuracies.max(),
+            "ci95_low": ci95_low, "ci95_high": ci95_high}
 
 
-def settings_cells(rows):
-    """The settings table for people, (header, rows of texts): two columns of a range become one."""
-    table = []
-    for row in rows:
-        cells = []
-        for name, heading, form in COLUMNS:
-            text = _cell(row[name], form)
-            if heading:
-                cells.append(text)
-            else:
-                cells[-1] += f" to {text}"
-            if name == "accuracy_high" and " " not in row["seeds"]:
-                cells[-1] = "one run"
-        table.append(cells)
-    return [heading for _, heading, _ in COLUMNS if heading], table
+def setting_cells(setting, columns):
+    """The texts of a row for people; what is not known is a dash."""
+    row, cells = table_row(setting), {}
+    for heading, form, *names in columns:
+        cells[heading] = " to ".join(_cell(row[name], form) for name in names)
+    if len(setting.runs) == 1:
+        cells["range over seeds"] = "one run"
+    return list(cells.values())
 
 
 def _cell(value, form):
-    """A number or text for people; what is not known is a dash."""
     unknown = value is None or isinstance(value, float) and not np.isfinite(value)
     return "–" if unknown else form.format(value)
 
 
-def settings_section(settings, rows):
+def settings_cells(settings):
+    """The settings table for people, (header, rows of texts)."""
+    return [heading for heading, *_ in COLUMNS], [setting_cells(setting, COLUMNS) for setting in settings]
+
+
+def settings_section(settings):
     """The settings table, and what its columns mean."""
     sets = {setting.image_set: setting.images for setting in settings}
     sizes = [f"- {name}: {len(images.names)} labelled images of {len(set(images.targets))} classes.\n"
              for name, images in sets.items()]
-    return "".join([markdown_table(*settings_cells(rows)), "\n", *sizes, SETTINGS_NOTES])
+    return "".join([markdown_table(*settings_cells(settings)), "\n", *sizes, SETTINGS_NOTES])
 
 
 def difference_cells(comparisons):
-    """The differences between settings for people, (header, rows of texts)."""
-    return ["first", "second", *DIFFERENCE], list(map(_difference_row, comparisons))
+    """The differences between settings for people, (header, rows of texts and numbers)."""
+    rows = []
+    for one in comparisons:
+        names, difference = (one.first.name, one.second.name), 100 * one.difference
+        p_values = ("< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+                    for p in (one.p, one.adjusted))
+        rows.append([*names, f"{difference:+.1f} ± {100 * one.margin:.1f}", one.wins, one.losses, *p_values,
+                     one.verdict])
+    return ["first", "second", *DIFFERENCE], rows
 
 
 def noise_section(comparisons):
@@ -102,47 +110,32 @@ def noise_section(comparisons):
     return markdown_table(*difference_cells(comparisons)) + DIFFERENCE_NOTES
 
 
-def _difference_row(comparison):
-    difference = f"{100 * comparison.difference:+.1f} ± {100 * comparison.margin:.1f}"
-    p, adjusted = ("< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
-                   for p in (comparison.p, comparison.adjusted))
-    return [comparison.first.name, comparison.second.name, difference, comparison.wins, comparison.losses, p,
-            adjusted, comparison.verdict]
-
-
 def sam_section(pairs, comparisons):
     """SAM against the optimizer without it, a row a pair, and how their learning rates were chosen."""
     if not pairs:
         return "No two settings differ in nothing but SAM, lr and epochs, at equal epochs or passes.\n"
+    _, differences = difference_cells(comparisons.between(pair.sam, pair.plain) for pair in pairs)
+    rows = [[pair.equal, *difference, pair.choice] for pair, difference in zip(pairs, differences)]
     header = ["at equal", "with SAM", "without SAM", *DIFFERENCE, "learning rates"]
-    rows = [[pair.equal, *_difference_row(comparisons.between(pair.sam, pair.plain)), pair.choice]
-            for pair in pairs]
     return markdown_table(header, rows) + SAM_NOTES
 
 
 def sweep_section(sweeps):
     """The accuracies over the learning rates, a row a setting."""
-    rows = []
-    for name, sweep in sweeps:
-        for setting in sweep:
-            accuracies = [_cell(setting.mean(each), "{:.3f}") for each in ("held_out_accuracy", "accuracy")]
-            low, high = setting.range("accuracy")
-            over = f"{low:.3f} to {high:.3f}" if len(setting.runs) > 1 else "one run"
-            rows.append([name, as_text(setting.settings["lr"]), *accuracies, over])
-    header = ["settings", "lr", "held-out accuracy, best epoch", "accuracy on val", "range over seeds"]
-    return markdown_table(header, rows)
+    rows = [[name, as_text(setting.settings["lr"]), *setting_cells(setting, SWEEP_COLUMNS)]
+            for name, sweep in sweeps for setting in sweep]
+    return markdown_table(["settings", "lr", *(heading for heading, *_ in SWEEP_COLUMNS)], rows)
 
 
-def hard_photos_section(images, hard, settings):
+def hard_photos_section(hard, settings):
     """The photos that every run gets wrong, a row each."""
-    runs = sum(len(setting.runs) for setting in settings)
+    images, runs = settings[0].images, sum(len(setting.runs) for setting in settings)
     text = f"{len(hard)} of {len(images.names)} photos are wrong in every one of {runs} runs"
     if not hard:
         return f"{text}.\n"
     text += f"; the {MOST_LISTED} most confident are listed" * (len(hard) > MOST_LISTED)
-    rows = [[images.names[one.image], images.class_names[images.targets[one.image]],
-             images.class_names[one.predicted], f"{one.probability:.2f}"] for one in hard[:MOST_LISTED]]
     header = ["photo", "true", "predicted by most runs", "mean probability"]
+    rows = [as_texts(images, mistake) for mistake in hard[:MOST_LISTED]]
     return f"{text}.\n\n{markdown_table(header, rows)}"
 
 
@@ -150,8 +143,7 @@ def confused_section(pairs):
     """The pairs of classes that are most often confused, a row each."""
     if not pairs:
         return "No mistake on these images.\n"
-    rows = [[pair.name, pair.count, pair.images] for pair in pairs]
-    return markdown_table(["most confused", "images, mean over seeds", "of"], rows)
+    return markdown_table(["most confused", "images, mean over seeds", "of"], [pair[:3] for pair in pairs])
 
 
 def per_class_csv(settings):
@@ -163,16 +155,16 @@ def per_class_csv(settings):
             accuracies = [setting.correct[:, of_class].mean() if setting.images == images and of_class.any()
                           else None for setting in settings]
             rows.append([image_set, label, name, of_class.sum(), *accuracies])
-    return as_csv(["image_set", "label", "name", "images", *(setting.name for setting in settings)], rows)
+    return _csv(["image_set", "label", "name", "images", *(setting.name for setting in settings)], rows)
 
 
-def settings_csv(rows):
-    names = [name for name, _, _ in COLUMNS]
-    return as_csv(names, [[row[name] for name in names] for row in rows])
+def settings_csv(settings):
+    columns = [name for _, _, *names in COLUMNS for name in names]
+    return _csv(columns, [[row[name] for name in columns] for row in map(table_row, settings)])
 
 
-def as_csv(header, rows):
-    """CSV text; None becomes an empty field."""
+def _csv(header, rows):
+    # None becomes an empty field
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     return text.getvalue()
@@ -186,13 +178,11 @@ def markdown_table(header, rows):
 
 
 class Report:
-    """A Markdown document, written from top to bottom.
-
-    `figures` has its figures by the names of their files, `missing` the names of those whose photos are gone.
-    """
+    """A Markdown document, written from top to bottom."""
 
     def __init__(self, title):
-        self.parts, self.figures, self.missing = [f"# {title}\n"], {}, []
+        self.parts = [f"# {title}\n"]
+        self.figures, self.missing = {}, []  # by the names of their files; the names of those without photos
 
     def section(self, title, *texts, level=2):
         self.parts += [f"{'#' * level} {title}\n", *filter(None, texts)]

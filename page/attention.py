@@ -5,8 +5,8 @@ import torch
 
 from common.errors import BadInput
 from interpret.grounding import peaks_on, share_on
-from page.packing import deflated, packed, photo_with_box
-from page.section import BY_CHANCE, Section, Table, open_photo, percent, read_npz
+from page.packing import as_base64, deflated, photo_with_box
+from page.section import BY_CHANCE, Section, Table, open_photo, percent, read_npz, refusing
 
 SIDE = 720  # pixels of the longer side of a photo
 TENTH = 0.1  # of the patches
@@ -14,10 +14,7 @@ KEYS = {"attention_all", "attention_all_scale", "photo", "box", "model", "predic
 
 
 def section(folders, image_folders):
-    """The Section of what p1_viz_attn.py --all wrote into folders; photos may have moved to `image_folders`.
-
-    Raises BadInput for folders without such arrays, for damaged ones, and for photos that are gone.
-    """
+    """The Section of what p1_viz_attn.py --all wrote into folders; BadInput where it is not there."""
     files = [file for folder in folders for file in sorted(folder.glob("*.npz"))]
     photos = {file: arrays for file in files if (arrays := read_arrays(file))}
     if not photos:
@@ -26,14 +23,22 @@ def section(folders, image_folders):
     for i, (file, arrays) in enumerate(photos.items()):
         blobs[f"attention-{i}"] = deflated(arrays["attention_all"])
         photo = open_photo(str(arrays["photo"]), image_folders)
-        items.append({"name": file.stem, "blob": f"attention-{i}", **script_values(arrays),
-                      **photo_with_box(photo, arrays["box"].tolist(), SIDE)})
+        layers, heads, tokens, _ = arrays["attention_all"].shape
+        covers = {part: as_base64(np.rint(255 * arrays[f"{part}_cover"].clip(0, 1)).astype(np.uint8).tobytes())
+                  for part in ("object", "background") if f"{part}_cover" in arrays}
+        items.append({
+            "name": file.stem, "blob": f"attention-{i}", "layers": layers, "heads": heads, "tokens": tokens,
+            "grid": arrays["attention"].shape, "prefix": tokens - arrays["attention"].size,
+            "scale": arrays["attention_all_scale"].tolist(), "predicted": str(arrays["predicted"]),
+            "confidence": float(arrays["confidence"]), "label": str(arrays["label"]), **covers,
+            **photo_with_box(photo, arrays["box"].tolist(), SIDE)})
     return Section("attention", "Attention", summary(photos.values()), {"photos": items}, blobs)
 
 
 def read_arrays(file):
     """The arrays in a file of p1_viz_attn.py --all as a dict, None for a file of another script."""
-    try:
+    with refusing(f"{file} does not hold all layers, heads and tokens of a photo: "
+                  "draw it with p1_viz_attn.py --all"):
         arrays = read_npz(file)
         if "attention" not in arrays or arrays["attention"].ndim != 2:
             return None
@@ -41,21 +46,7 @@ def read_arrays(file):
         fits = arrays["attention_all_scale"].shape == (layers, heads) and tokens == keys
         if not (fits and KEYS <= arrays.keys() and tokens > arrays["attention"].size):
             raise ValueError("not all of a photo")
-    except (ValueError, KeyError) as error:
-        raise BadInput(f"{file} does not hold all layers, heads and tokens of a photo: draw it with "
-                       "p1_viz_attn.py --all") from error
-    return arrays
-
-
-def script_values(arrays):
-    """What the script needs beside the attention and the photo."""
-    layers, heads, tokens, _ = arrays["attention_all"].shape
-    covers = {part: packed(np.rint(255 * arrays[f"{part}_cover"].clip(0, 1)).astype(np.uint8))
-              for part in ("object", "background") if f"{part}_cover" in arrays}
-    return {"layers": layers, "heads": heads, "tokens": tokens, "grid": arrays["attention"].shape,
-            "prefix": tokens - arrays["attention"].size, "scale": arrays["attention_all_scale"].tolist(),
-            "predicted": str(arrays["predicted"]), "confidence": float(arrays["confidence"]),
-            "label": str(arrays["label"]), **covers}
+        return arrays
 
 
 def summary(photos):

@@ -7,7 +7,7 @@ import numpy as np
 from common.errors import BadInput
 from models.tokenizer import joined, words_of
 from page.packing import as_bytes, deflated, photo_with_box
-from page.section import BY_CHANCE, Section, Table, open_photo, percent, read_npz
+from page.section import BY_CHANCE, Section, Table, open_photo, percent, read_npz, refusing
 
 SIDE = 640  # pixels of the longer side of a photo
 END = "[end]"
@@ -16,11 +16,7 @@ POINTING_GAME = {"hit": "peak on the object", "chance": BY_CHANCE, "mass": "atte
 
 
 def section(folders, image_folders, pointing_game=None):
-    """The Section of what p2_caption_viz.py --all wrote into folders, and p2_eval.py into a JSON file.
-
-    Photos may have moved to `image_folders`. Raises BadInput for folders without captions, for files of other
-    scripts, and for photos that are gone.
-    """
+    """The Section of what p2_caption_viz.py --all wrote into folders; BadInput where it is not there."""
     captions = {file: read_caption(file) for folder in folders for file in sorted(folder.glob("*.json"))
                 if file.with_suffix(".npz").exists()}
     if not captions:
@@ -43,29 +39,24 @@ def section(folders, image_folders, pointing_game=None):
 
 def read_caption(file):
     """What STEM.json says, its end token as END, and `attention_all` (layers, T, H, W) of STEM.npz."""
-    try:
+    with refusing(f"{file} does not come with all layers of a caption: draw it with p2_caption_viz.py --all"):
         caption = json.loads(file.read_text(encoding="utf-8"))
         attention = read_npz(file.with_suffix(".npz"))["attention_all"]
         _, tokens, _, _ = attention.shape
         fits = tokens == len(caption["tokens"]) == len(caption["log_probs"])
         if not (fits and {"photo", "box"} <= caption.keys()):
             raise ValueError("not all of a caption")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{file} does not come with all layers of a caption: draw it with p2_caption_viz.py "
-                       "--all") from error
     caption["tokens"] = [END if token == "[SEP]" else token for token in caption["tokens"]]
     return caption, attention
 
 
 def read_pointing_game(file):
     """The Table of the pointing game in a JSON file of p2_eval.py, None where it was not played."""
-    try:
+    with refusing(f"{file} is no result of p2_eval.py --json: name one"):
         scores = json.loads(file.read_text(encoding="utf-8"))
         rows = [[name, int(row["tokens"]), *(percent(row[key]) for key in POINTING_GAME)]
                 for name, row in scores["pointing"].items()]
         caption = f"Pointing game, {scores['photos']:,} scenes; exact captions: {percent(scores['exact'])}"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{file} is no result of p2_eval.py --json: name one") from error
     return Table(caption, ["word class", "tokens", *POINTING_GAME.values()], rows) if rows else None
 
 

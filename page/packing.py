@@ -5,17 +5,16 @@ import io
 import zlib
 
 import numpy as np
-from matplotlib import colormaps
 
 
-def packed(array):
-    """A uint8 array as base64."""
-    return base64.b64encode(np.ascontiguousarray(array)).decode()
+def as_base64(data):
+    """Bytes as text."""
+    return base64.b64encode(data).decode()
 
 
 def deflated(array):
     """A uint8 array as base64 of its compressed bytes (RFC 1950)."""
-    return base64.b64encode(zlib.compress(np.ascontiguousarray(array), 9)).decode()
+    return as_base64(zlib.compress(array.tobytes(), 9))
 
 
 def as_bytes(values, low=0.0):
@@ -31,28 +30,20 @@ def jpeg(photo, side, quality=85):
     photo.thumbnail((side, side))
     file = io.BytesIO()
     photo.save(file, "JPEG", quality=quality)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def photo_with_box(photo, box, side):
-    """A PIL image for a canvas of `side` pixels at most, and a box (left, top, right, bottom) on it.
-
-    A dict of `photo`, a data address, `size` (width, height) of the canvas, and `box` in its pixels.
-    """
-    scale = side / max(photo.size)
-    width, height = (max(1, round(scale * length)) for length in photo.size)
-    stretch = 2 * (width / photo.width, height / photo.height)
-    return {"photo": jpeg(photo, side), "size": [width, height],
-            "box": [length * factor for length, factor in zip(box, stretch)]}
+    return f"data:image/jpeg;base64,{as_base64(file.getvalue())}"
 
 
 def svg(figure):
     """A matplotlib Figure as a data address."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return f"data:image/svg+xml;base64,{as_base64(file.getvalue())}"
 
 
-def colour_map(name):
-    """The 256 colours of a matplotlib map, red, green and blue of each, as base64."""
-    return packed(np.rint(colormaps[name](np.arange(256))[:, :3] * 255).astype(np.uint8))
+def photo_with_box(photo, box, side):
+    """A photo, the size (width, height) of its canvas, at most `side`, and a box in the canvas's pixels."""
+    scale = side / max(photo.size)
+    width, height = (max(1, round(scale * length)) for length in photo.size)
+    stretch = 2 * (width / photo.width, height / photo.height)
+    return {"photo": jpeg(photo, side), "size": [width, height],
+            "box": [length * factor for length, factor in zip(box, stretch)]}

@@ -1,26 +1,20 @@
 """Position embeddings: the similarity of each patch to all others, for one model or several."""
 
-import numpy as np
 import torch
 
-from common.errors import BadInput
 from interpret.positions import position_statistics
 from page.packing import as_bytes, deflated
-from page.section import BY_CHANCE, Section, Table, percent, read_npz
+from page.section import BY_CHANCE, Section, Table, percent, read_npz, refusing
 
 
 def section(file):
     """The Section of what p1_viz_posembed.py wrote. Raises BadInput for a file that does not hold that."""
-    try:
+    with refusing(f"{file} holds no similarities with their titles: draw it again with p1_viz_posembed.py"):
         arrays = read_npz(file)
         titles = arrays["titles"].tolist()
         similarities = [arrays[f"similarity_{i}" if i else "similarity"] for i in range(len(titles))]
-        shapes = [similarity.shape for similarity in similarities]
-        if not titles or any(len(shape) != 4 or shape[:2] != shape[2:] for shape in shapes):
+        if not titles or any(one.ndim != 4 or one.shape[:2] != one.shape[2:] for one in similarities):
             raise ValueError("not square")
-    except (ValueError, KeyError) as error:
-        raise BadInput(f"{file} holds no similarities with their titles: draw it again with "
-                       "p1_viz_posembed.py") from error
     models, blobs = [], {}
     for i, (title, similarity) in enumerate(zip(titles, similarities)):
         grid, low = similarity.shape[:2], float(similarity.min())
@@ -50,7 +44,6 @@ def summary(titles, similarities):
 
 
 def adjacent_by_chance(height, width):
-    """The mean share of a patch's neighbours, at most 8, among all other patches."""
-    rows, columns = (np.minimum(np.arange(side) + 1, side - 1) - np.maximum(np.arange(side) - 1, 0) + 1
-                     for side in (height, width))
-    return (np.outer(rows, columns) - 1).mean() / (height * width - 1)
+    """The share of ordered pairs of different patches that are neighbours, a patch having 8 at most."""
+    patches = height * width
+    return ((3 * height - 2) * (3 * width - 2) - patches) / (patches * (patches - 1))

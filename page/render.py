@@ -5,9 +5,11 @@ A view is one .py, one .html and one .js file of the same name; page.html and so
 
 from pathlib import Path
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib import colormaps
 
-from page.packing import colour_map
+from page.packing import as_base64
 
 HERE = Path(__file__).resolve().parent
 SHARED = ("packing", "drawing", "controls", "overlay")
@@ -18,10 +20,11 @@ def as_html(title, sections):
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True)
     scripts = [f"{name}.js" for name in (*SHARED, *(section.id for section in sections), "page")]
-    data = {"colours": {name: colour_map(name) for name in ("inferno", "viridis")},
-            "sections": {section.id: section.data for section in sections}}
+    colours = {name: as_base64(np.rint(colormaps[name](np.arange(256))[:, :3] * 255).astype(np.uint8).tobytes())
+               for name in ("inferno", "viridis")}
     return environment.get_template("page.html").render(
-        title=title, sections=sections, data=data,
+        title=title, sections=sections,
+        data={"colours": colours, "sections": {section.id: section.data for section in sections}},
         blobs={name: text for section in sections for name, text in section.blobs.items()},
         style=(HERE / "page.css").read_text(encoding="utf-8"),
         script="\n".join((HERE / name).read_text(encoding="utf-8") for name in scripts))

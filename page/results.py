@@ -5,7 +5,6 @@ import numpy as np
 from compare.claims import HEADER, claims
 from compare.mistakes import answers, confused_pairs, confusion, most_mistaken
 from compare.runs import reliability_curves, settings_curves
-from compare.statistics import wilson_interval
 from compare.tables import difference_cells, settings_cells, table_row
 from page.packing import jpeg, svg
 from page.section import BY_CHANCE, Section, Table, open_photo, percent
@@ -22,9 +21,9 @@ def section(study, image_folders):
     names = [(images.folder, images.names[image]) for images, image in indices]
     photos = [open_photo(folder / name, image_folders, name) for folder, name in names]
     data = {"photos": [jpeg(photo, THUMBNAIL, quality=80) for photo in photos], "cells": cells}
-    rows = [list(vars(claim).values()) for claim in claims(settings, study.comparisons)]
+    rows = claims(settings, study.comparisons)
     return Section("results", "Results", summary(settings), data, context={
-        "settings": Table("Settings", *settings_cells([table_row(setting) for setting in settings])),
+        "settings": Table("Settings", *settings_cells(settings)),
         "differences": Table("Differences in accuracy", *difference_cells(study.comparisons)),
         "claims": Table("Those that the runs support come first", HEADER, rows), "matrices": matrices,
         "curves": svg(curves.draw_settings_curves(*settings_curves(settings))),
@@ -36,14 +35,13 @@ def summary(settings):
     """The Table of how often each setting is right, how confident it is, and what it mistakes most often."""
     rows = []
     for setting in settings:
-        accuracy, images = setting.mean("accuracy"), len(setting.images.names)
-        interval = map(percent, wilson_interval(accuracy * images, images))
-        excess = np.mean([run.confidence for run in setting.runs]) - accuracy
+        numbers, chance = table_row(setting), 1 / len(setting.images.labels)
+        accuracy, *interval = (percent(numbers[name]) for name in ("accuracy", "ci95_low", "ci95_high"))
+        excess = np.mean([run.confidence for run in setting.runs]) - numbers["accuracy"]
+        confidence = f"{'over' if excess > 0 else 'under'}confident by {100 * abs(excess):.1f} points"
         confused = [f"{pair.name}: {pair.count} of {pair.images}" for pair in confused_pairs(setting)[:1]]
-        rows.append([
-            setting.name, percent(accuracy), " to ".join(interval), percent(1 / len(setting.images.labels)),
-            f"{setting.mean('ece'):.3f}", f"{'over' if excess > 0 else 'under'}confident by "
-            f"{100 * abs(excess):.1f} points", *(confused or [""])])
+        rows.append([setting.name, accuracy, " to ".join(interval), percent(chance), f"{numbers['ece']:.3f}",
+                     confidence, *(confused or [""])])
     return Table("Accuracy, calibration and mistakes, mean over seeds", [
         "setting", "accuracy", "95 % interval", BY_CHANCE, "ECE", "confidence", "most confused"], rows)
 
@@ -51,20 +49,17 @@ def summary(settings):
 def matrix(setting, indices):
     """The confusion matrix of a setting for the template, and its photos by `ROW-COLUMN` for the script.
 
-    `indices` are those of the page's thumbnails by (image set, image); those that it lacks are added.
+    The page's thumbnails are numbered in `indices` by (image set, image); new ones are added.
     """
     counts, images, photos = confusion(setting), setting.images, answers(setting)
     classes = most_mistaken(counts)
-    rows, cells = [], {}
-    for row, i in enumerate(classes):
-        rows.append([None] * len(classes))
-        for column, j in enumerate(classes):
-            if counts[i, j]:
-                share = counts[i, j] / counts[i].sum()
-                rows[row][column] = {"count": f"{round(counts[i, j], 1):g}", "share": share}
-                cells[f"{row}-{column}"] = {"total": len(photos[i, j]), "photos": [
-                    [indices.setdefault((images, answer.image), len(indices)), images.names[answer.image],
-                     answer.probability] for answer in photos[i, j][:MOST_PHOTOS]]}
+    rows, cells = [[None] * len(classes) for _ in classes], {}
+    for row, column in zip(*counts[np.ix_(classes, classes)].nonzero()):
+        i, j = classes[row], classes[column]
+        rows[row][column] = {"count": f"{round(counts[i, j], 1):g}", "share": counts[i, j] / counts[i].sum()}
+        cells[f"{row}-{column}"] = {"total": len(photos[i, j]), "photos": [
+            [indices.setdefault((images, answer.image), len(indices)), images.names[answer.image],
+             answer.probability] for answer in photos[i, j][:MOST_PHOTOS]]}
     return {"name": setting.name, "names": [images.class_names[i] for i in classes], "rows": rows,
             "left_out": len(counts) - len(classes), "seeds": len(setting.runs),
             "accuracy": setting.mean("accuracy"), "images": len(images.names)}, cells

@@ -2,6 +2,8 @@
 
 import zipfile
 import zlib
+from collections import namedtuple
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,14 +14,8 @@ from datasets.decode import load_image
 
 BY_CHANCE = "by chance"  # the title of a column
 
-
-@dataclass
-class Table:
-    """A table of texts: its caption, the titles of its columns, and its rows."""
-
-    caption: str
-    header: list
-    rows: list
+# A table of texts: its caption, the titles of its columns, and its rows.
+Table = namedtuple("Table", "caption header rows")
 
 
 @dataclass
@@ -35,10 +31,7 @@ class Section:
 
 
 def open_photo(path, folders, name=None):
-    """The photo at a path, or else of its `name` (the path's last part) in one of `folders`, as a PIL image.
-
-    Raises BadInput where it is nowhere, or cannot be decoded.
-    """
+    """The photo at a path, or else of its `name` in one of `folders`, as a PIL image; BadInput for none."""
     for place in (Path(path), *(Path(folder) / (name or Path(path).name) for folder in folders)):
         if place.is_file():
             try:
@@ -48,13 +41,20 @@ def open_photo(path, folders, name=None):
     raise BadInput(f"{path} does not exist any more: name the folder of the photos with --images")
 
 
-def read_npz(file):
-    """The arrays of an .npz file as a dict. Raises ValueError for what is none, or damaged."""
+@contextmanager
+def refusing(message):
+    """BadInput with this message where a file that the block reads is damaged, or holds something else."""
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{file} is no whole .npz file") from error
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile,
+            zlib.error) as error:
+        raise BadInput(message) from error
+
+
+def read_npz(file):
+    """The arrays of an .npz file as a dict."""
+    with np.load(file, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 def percent(share):

@@ -8,12 +8,9 @@ LONGEST_NAME = 28  # letters
 
 
 def draw_confusion(counts, classes, names, title):
-    """A row a true class, a column a predicted one. Returns the Figure.
+    """A row a true class, a column a predicted one, for the indices `classes`. Returns the Figure.
 
-    Args:
-        counts: (all classes, all classes), of images or their means over runs.
-        classes: the indices of those that are drawn.
-        names: of all classes.
+    `counts` (all classes, all classes) are of images or their means over runs, `names` those of all classes.
     """
     with np.errstate(invalid="ignore"):
         shares = counts / counts.sum(1, keepdims=True)  # NaN for a class without images: it stays white

@@ -1,7 +1,8 @@
-"""Loss and accuracy in training: of one run over its epochs, and of several settings side by side."""
+"""Loss and accuracy over epochs, forward-backward passes and learning rates."""
 
 import contextlib
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -10,13 +11,11 @@ from plots.style import DPI, line_style
 
 CAPTION = ("Line: mean over seeds. Band: range over seeds. "
            "Above over epochs, below over forward-backward passes.")
+LEARNING_RATES_CAPTION = "Line: mean over seeds. Bar: range over seeds."
 
 
 def draw_curves(history, path):
-    """Draw `history` (one dict an epoch, as in metrics.csv) to a picture file, written whole or not at all.
-
-    Nothing is written for no epoch.
-    """
+    """Draw `history` (one dict an epoch, as in metrics.csv) to a picture file, unless it is empty."""
     if not history:
         return
     figure = Figure(figsize=(8, 3.2), layout="constrained")
@@ -50,20 +49,17 @@ def drawing_curves(history, path):
 def draw_settings_curves(curves, accuracy_label):
     """Training loss and accuracy of several settings. Returns the Figure.
 
-    `curves` has a dict a setting: `name`, `epochs` and `passes` (epochs,), `loss` and `accuracy` (runs,
-    epochs).
+    `curves` has a dict a setting: `name`, `epochs`, `passes` (epochs,), `loss`, `accuracy` (runs, epochs).
     """
     figure = Figure(figsize=(10, 6.6), layout="constrained")
     panels = figure.subplots(2, 2, sharey="col")
     labels = {"epochs": "epoch", "passes": "forward-backward passes over a batch"}
-    for row, (x, label) in zip(panels, labels.items()):
+    for row, (unit, label) in zip(panels, labels.items()):
         for axes, quantity in zip(row, ("loss", "accuracy")):
             for i, curve in enumerate(curves):
-                values, style = curve[quantity], line_style(i)
-                axes.plot(curve[x], values.mean(0), label=curve["name"], markevery=max(1, len(curve[x]) // 8),
-                          **style)
-                axes.fill_between(curve[x], values.min(0), values.max(0), color=style["color"], alpha=0.15,
-                                  linewidth=0)
+                x, values, style = curve[unit], curve[quantity], line_style(i)
+                axes.plot(x, values.mean(0), label=curve["name"], markevery=max(1, len(x) // 8), **style)
+                axes.fill_between(x, values.min(0), values.max(0), color=style["color"], alpha=0.15, lw=0)
             axes.set_xlabel(label)
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             axes.grid(alpha=0.3)
@@ -73,8 +69,40 @@ def draw_settings_curves(curves, accuracy_label):
     return figure
 
 
+def draw_learning_rates(sweeps):
+    """A panel for the accuracy on val and, where there is one, for the held-out accuracy. Returns the Figure.
+
+    `sweeps` has a dict a line: `name`, `rates`, and as `val` and `held_out` (or None) the runs of each rate.
+    """
+    titles = {"val": "accuracy on val", "held_out": "accuracy on the held-out part"}
+    panels = [part for part in titles if any(sweep[part] is not None for sweep in sweeps)]
+    figure = Figure(figsize=(1.5 + 4.25 * len(panels), 3.6), layout="constrained")
+    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    rates = sorted({rate for sweep in sweeps for rate in sweep["rates"]})
+    for axes, part in zip(all_axes, panels):
+        for i, sweep in enumerate(sweeps):
+            if sweep[part] is not None:
+                mean, low, high = (np.array([reduce(runs) for runs in sweep[part]])
+                                   for reduce in (np.mean, np.min, np.max))
+                # beside one another, where two sweeps have the same rate
+                at = np.array(sweep["rates"]) * 1.03 ** (i - (len(sweeps) - 1) / 2)
+                axes.errorbar(at, mean, [mean - low, high - mean], label=sweep["name"], capsize=3,
+                              **line_style(i))
+        axes.set_xscale("log")
+        axes.set_xticks(rates, [np.format_float_scientific(rate, trim="-", exp_digits=1) for rate in rates],
+                        rotation=90 if len(rates) > 4 else 0)  # they may stand close to one another
+        axes.minorticks_off()
+        axes.set_title(titles[part], fontsize=11)
+        axes.set_xlabel("learning rate")
+        axes.margins(x=0.15, y=0.15)
+        axes.grid(alpha=0.3)
+    all_axes[0].set_ylabel("accuracy")
+    add_legend_below(figure, all_axes[0])
+    return figure
+
+
 def add_legend_below(figure, axes):
-    """Put the legend of some axes below a figure, in as many columns as fit, and make room for it."""
+    """Put the legend of some axes below a figure, in as many columns as fit."""
     handles, names = axes.get_legend_handles_labels()
     width, height = figure.get_size_inches()
     columns = max(1, min(4, len(names), int(12 * width / (max(map(len, names)) + 8))))

@@ -12,7 +12,7 @@ def claims_of(folder):
     """The claims about all runs in a folder, by statement."""
     read = study(folder)
     rows = claims(read.settings, read.comparisons)
-    assert all(len(vars(row)) == len(HEADER) for row in rows)
+    assert all(len(row) == len(HEADER) for row in rows)
     return {row.statement: row for row in rows}
 
 

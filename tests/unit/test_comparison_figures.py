@@ -4,8 +4,7 @@ import numpy as np
 
 from plots.calibration import draw_reliability
 from plots.confusion import draw_confusion
-from plots.curves import draw_settings_curves
-from plots.learning_rates import draw_learning_rates
+from plots.curves import draw_learning_rates, draw_settings_curves
 from plots.photos import draw_photos
 
 

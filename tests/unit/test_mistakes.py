@@ -4,7 +4,7 @@ from PIL import Image
 
 from compare.mistakes import (
     answers,
-    caption,
+    as_texts,
     confused_pairs,
     confusion,
     hard_photos,
@@ -50,7 +50,7 @@ def test_hard_photos_are_wrong_in_every_seed_of_every_setting(settings):
     assert as_tuples(hard) == [
         (4, 0, round((0.6 + 0.9 + 0.5) / 3, 4)), (0, 1, round((0.6 + 0.9 + 0.25) / 3, 4)),
         (6, 1, round((0.2 + 0.9 + 0.5) / 3, 4))]
-    assert caption(settings[0].images, hard[0]) == "1_4.jpg: pug -> beagle (0.67)"
+    assert as_texts(settings[0].images, hard[0]) == ("1_4.jpg", "pug", "beagle", "0.67")
 
 
 def test_photos_are_loaded_with_their_captions_from_where_they_are(settings, tmp_path):

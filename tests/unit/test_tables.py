@@ -11,10 +11,6 @@ from compare.names import slugs
 from tests.helpers.run_folders import right_of, study, write_mistakes, write_run
 
 
-def settings_table(settings):
-    return tables.settings_section(settings, [tables.table_row(setting) for setting in settings])
-
-
 def read_csv(text):
     return list(csv.DictReader(io.StringIO(text)))
 
@@ -27,7 +23,7 @@ def test_the_numbers_of_the_settings_table_are_those_computed_by_hand(tmp_path):
     write_run(tmp_path / "run1", right_of(range(6), total=52), seed=4, curve=(0.5, 0.765, 0.8, 0.8),
               train=(0.1, 0.2, 0.3, 0.98), probe=60, **same)
     settings = study(tmp_path).settings
-    row, = read_csv(tables.settings_csv([tables.table_row(setting) for setting in settings]))
+    row, = read_csv(tables.settings_csv(settings))
     assert (row.pop("setting"), row.pop("image_set"), row.pop("seeds")) == ("tiny-4", "photos/val", "3 4")
     expected = {"width": 192, "heads": 3, "depth": 12, "parameters": 5.5e6, "accuracy": 0.84,
                 "accuracy_low": 0.8,
@@ -38,7 +34,7 @@ def test_the_numbers_of_the_settings_table_are_those_computed_by_hand(tmp_path):
     z2 = 1.959963984540054**2 / 50
     expected["ci95_high"], expected["ci95_low"] = np.roots([1 + z2, -(2 * 0.84 + z2), 0.84**2])
     assert {name: float(value) for name, value in row.items()} == pytest.approx(expected, abs=1e-6)
-    table = settings_table(settings)
+    table = tables.settings_section(settings)
     assert "| tiny-4 | photos/val | 192 | 3 | 12 | 5,500,000 | 3 4 | 0.840 |" in table
     assert "| 0.840 | 0.800 to 0.880 | 0.715 to 0.917 |" in table
     assert "- photos/val: 50 labelled images of 3 classes.\n" in table
@@ -70,7 +66,7 @@ def test_a_model_without_numbers_has_dashes(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     del config["model"]
     (folder / "config.json").write_text(json.dumps(config))
-    assert "| – | – | – | – | 0 | 0.983 | one run |" in settings_table(study(tmp_path).settings)
+    assert "| – | – | – | – | 0 | 0.983 | one run |" in tables.settings_section(study(tmp_path).settings)
 
 
 def test_differences_have_their_margins_and_p_values(tmp_path):
@@ -106,13 +102,13 @@ def test_learning_rates_have_a_row_each(tmp_path):
 def test_hard_photos_and_confused_classes_have_a_row_each(tmp_path, monkeypatch):
     write_mistakes(tmp_path)
     settings = study(tmp_path).settings
-    images, hard = settings[0].images, mistakes.hard_photos(settings)
-    section = tables.hard_photos_section(images, hard, settings)
+    hard = mistakes.hard_photos(settings)
+    section = tables.hard_photos_section(hard, settings)
     assert section.startswith("3 of 12 photos are wrong in every one of 3 runs.\n")
     assert "| 1_4.jpg | pug | beagle | 0.67 |\n" in section and section.count(".jpg") == 3
     assert "| beagle and pug | 3 | 8 |\n" in tables.confused_section(mistakes.confused_pairs(settings[0]))
     monkeypatch.setattr(tables, "MOST_LISTED", 2)
-    section = tables.hard_photos_section(images, hard, settings)
+    section = tables.hard_photos_section(hard, settings)
     assert "; the 2 most confident are listed.\n" in section and section.count(".jpg") == 2
 
 
@@ -120,7 +116,7 @@ def test_a_setting_without_mistakes_has_none(tmp_path):
     write_run(tmp_path / "run0", right_of(total=9))
     settings = study(tmp_path).settings
     assert tables.confused_section(mistakes.confused_pairs(settings[0])) == "No mistake on these images.\n"
-    assert tables.hard_photos_section(settings[0].images, mistakes.hard_photos(settings), settings) == (
+    assert tables.hard_photos_section(mistakes.hard_photos(settings), settings) == (
         "0 of 9 photos are wrong in every one of 1 runs.\n")
 
 
