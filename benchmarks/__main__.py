@@ -1,7 +1,7 @@
 """All comparisons in one table: what, ours, the other way, their ratio, its goal, whether met, the spread.
 
     REAL_DATA=DIR python -m benchmarks --json rows.json   # on the photos of DIR/pets
-    python -m benchmarks captions figures                 # some parts; without REAL_DATA on the demo's images
+    python -m benchmarks evaluation captions              # some parts; without REAL_DATA on the demo's images
     python -m benchmarks page                             # the demo's page, once demo.sh has written it
     python -m benchmarks --device cuda                    # ViT-B/16 in bf16, and captions, on a GPU
 
@@ -36,7 +36,7 @@ def main(argv=None):
     if unknown := set(args.parts) - {*ON_A_CPU, "page"}:  # argparse's choices refuse no part at all
         get_args_parser().error(f"no part {', '.join(unknown)}: choose from {', '.join(ON_A_CPU)}, page")
 
-    from benchmarks.rows import HEADING
+    from benchmarks.rows import HEADING, line
     from common.files import write_text
     from engine.device import pick_device
 
@@ -45,8 +45,8 @@ def main(argv=None):
     rows = []
     for part in args.parts or (ON_A_CPU if args.device.type == "cpu" else ON_A_GPU):
         for row in importlib.import_module(f"benchmarks.{part}").rows(args):
-            print(row, flush=True)
-            rows.append(row.as_json())
+            print(line(row), flush=True)
+            rows.append(vars(row))
             if args.json:
                 write_text(args.json, json.dumps(rows, indent=1) + "\n")
     return 0

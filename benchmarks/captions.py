@@ -1,12 +1,10 @@
 """How long a caption takes with its maps, against the network run again for every token."""
 
-import time
-
 import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.rows import in_turn, ratio
+from benchmarks.rows import compare, pace
 from engine.device import keep_freed_memory
 from models import catr, decoding
 from models.tokenizer import Tokenizer
@@ -33,7 +31,7 @@ def again(model, photo, tokenizer, count, positions=None):
 
 @torch.no_grad()
 def caption(config, device, way, *args):
-    """(Seconds for a caption, its ids) with random weights that never predict the end token."""
+    """(Captions/s, ids) with random weights that never predict the end token."""
     keep_freed_memory(device)
     tokenizer = Tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *map(str, range(4, config.vocabulary))])
     torch.manual_seed(0)
@@ -42,21 +40,13 @@ def caption(config, device, way, *args):
     pixels = np.random.default_rng(0).integers(0, 256, (224, 299, 3), np.uint8)
     photo = catr.preprocess(Image.fromarray(pixels), config).to(device)
     way(model.to(device), photo, tokenizer, 1, *args)  # the first one allocates
-    started = time.perf_counter()
-    ids = way(model, photo, tokenizer, TOKENS, *args)  # numbers: a GPU has finished
-    return time.perf_counter() - started, ids
+    return pace(1, way, model, photo, tokenizer, TOKENS, *args)  # ids are numbers: a GPU has finished
 
 
 def rows(options):
-    """The rows of the table. Raises RuntimeError where the captions differ."""
+    """The rows of the table."""
     config = catr.small_config(100) if options.small else catr.Config()
     setting = caption, config, options.device
-    turns = in_turn(options.repeats, cached=(*setting, cached), prefix=(*setting, again),
-                    padded=(*setting, again, config.positions))
-    first, *others = (ids for results in turns.values() for _, ids in results)
-    if len(first) != TOKENS or any(ids != first for ids in others):
-        raise RuntimeError("the captions differ")
-    pace = {way: [1 / taken for taken, _ in results] for way, results in turns.items()}
-    for way, words in (("prefix", "the tokens so far"), ("padded", "all positions")):
-        yield ratio(f"caption of {TOKENS} tokens, with maps / the network again on {words}",
-                    pace["cached"], pace[way], ">=", 10, "captions/s")
+    return compare(options.repeats, f"caption of {TOKENS} tokens, with maps", "captions/s",
+                   (*setting, cached), ("the network again on the tokens so far", 10, *setting, again),
+                   ("the network again on all positions", 10, *setting, again, config.positions))

@@ -1,12 +1,12 @@
-"""How fast photos are evaluated, against a tensor in memory and one photo at a time as public scripts do.
+"""How fast photos are evaluated and explained, against a tensor in memory and one photo after the other.
 
-All with the same weights in fp32; the time is that from opening the checkpoint to the predictions.
+All with the same weights in fp32; the time is that from opening the checkpoint to the predictions, or maps.
 """
 
 import csv
 import os
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,16 @@ import torch
 from PIL import Image
 
 import p1_eval
-from benchmarks.rows import in_turn, ratio, run_script, seconds
+from benchmarks.rows import compare, pace
 from datasets.shapes import DEMO_DATA, write_dataset
 from engine.device import keep_freed_memory
+from interpret.photos import Viewer
 from models.checkpoint import checkpoint_fields
 from models.vit import preprocessing
 
 CLASSES = 37
 BATCH_SIZE = 64  # that of p1_eval.py
+CPU = torch.device("cpu")
 REAL_DATA = os.environ.get("REAL_DATA", "")
 
 
@@ -41,66 +43,72 @@ def photo_folder(folder, count):
 
 
 def write_checkpoint(path, arch):
-    """A checkpoint with the pretrained weights that REAL_DATA has, or with random ones."""
+    """A checkpoint with the pretrained weights that REAL_DATA has, or with random ones; returns its path."""
     weights = Path(REAL_DATA, "weights", f"{arch}.augreg_in21k_ft_in1k.safetensors")
     model = timm.create_model(arch, checkpoint_path=weights if weights.exists() else "")
     labels = [str(i) for i in range(model.num_classes)]
     torch.save({**checkpoint_fields(arch, labels, labels, preprocessing(model)), "settings": {},
                 "state_dict": model.state_dict()}, path)
+    return path
 
 
-def photos(checkpoint, folder):
-    """p1_eval.py: (seconds, predictions)."""
+def predictions(checkpoint, folder):
+    """The labels by p1_eval.py."""
     with tempfile.TemporaryDirectory() as output:
         csv_file = Path(output) / "pred.csv"
-        args = folder, csv_file, "--checkpoint", checkpoint, "--device", "cpu"
-        taken = seconds(run_script, p1_eval.main, *args)
+        p1_eval.main([str(folder), str(csv_file), "--checkpoint", str(checkpoint), "--device", "cpu"])
         with open(csv_file, newline="") as file:
-            return taken, [row["label"] for row in csv.DictReader(file)]
+            return [row["label"] for row in csv.DictReader(file)]
+
+
+def attention(checkpoint, paths):
+    """The maps (photos, H, W) that p1_viz_attn.py draws."""
+    keep_freed_memory(CPU)
+    return np.stack([photo.attention for photo in Viewer(CPU, checkpoint).attend(paths)])
 
 
 @torch.no_grad()
 def tensor(arch, count):
-    """The model on one tensor, in batches: (seconds for `count` images,)."""
-    keep_freed_memory(torch.device("cpu"))
+    """The model on one tensor, in batches: (images/s, None)."""
+    keep_freed_memory(CPU)
     model = timm.create_model(arch).eval()
     images = torch.randn(BATCH_SIZE, *model.pretrained_cfg["input_size"])
     model(images)
-    return seconds(lambda: [model(images[:count - start]) for start in range(0, count, BATCH_SIZE)]),
+    return pace(count, lambda: [model(images[:count - i]) for i in range(0, count, BATCH_SIZE)])[0], None
 
 
 @torch.no_grad()
-def plain(arch, checkpoint, paths, fused=True):
-    """timm's transform and model on one photo after the other: (seconds, predictions, maps (photos, H, W)).
+def plain(arch, checkpoint, paths, with_maps=False):
+    """The labels by timm's transform and model, one photo after the other as public scripts do.
 
-    Only attention that is not `fused` leaves maps: the last block's, from [CLS] to the patches.
+    `with_maps` the last block's mean attention from [CLS] to the patches instead, (photos, H, W): not fused.
     """
-    started = time.perf_counter()
     model = timm.create_model(arch, checkpoint_path=checkpoint).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     maps = []
-    model.blocks[-1].attn.attn_drop.register_forward_hook(
-        lambda module, inputs, output: maps.append(output[0, :, 0, 1:].mean(0).numpy()))
-    for block in model.blocks:
-        block.attn.fused_attn = fused
+    if with_maps:
+        model.blocks[-1].attn.attn_drop.register_forward_hook(
+            lambda module, inputs, weights: maps.append(weights[0, :, 0, 1:].mean(0)))
+        for block in model.blocks:
+            block.attn.fused_attn = False
     logits = [model(transform(Image.open(path).convert("RGB"))[None]) for path in paths]
-    taken = time.perf_counter() - started
-    maps = np.reshape(maps, (-1, *model.patch_embed.grid_size))
-    return taken, [str(each.argmax().item()) for each in logits], maps
+    if with_maps:
+        return torch.stack(maps).unflatten(1, model.patch_embed.grid_size).numpy()
+    return [str(each.argmax().item()) for each in logits]
 
 
 def rows(options):
-    """The rows of the table. Raises RuntimeError where the predictions differ."""
-    arch, count = ("test_vit", 8) if options.small else ("vit_tiny_patch16_224", 331)
+    """The rows of the table."""
+    arch, count, few = ("test_vit", 8, 4) if options.small else ("vit_tiny_patch16_224", 331, 100)
     with tempfile.TemporaryDirectory() as work:
-        folder, checkpoint = Path(work) / "photos", Path(work) / "checkpoint.pt"
+        folder, checkpoint = Path(work) / "photos", write_checkpoint(Path(work) / "checkpoint.pt", arch)
         paths = photo_folder(folder, count)
-        write_checkpoint(checkpoint, arch)
-        turns = in_turn(options.repeats, photos=(photos, checkpoint, folder), tensor=(tensor, arch, count),
-                        plain=(plain, arch, checkpoint, paths))
-    if turns["photos"][0][1] != turns["plain"][0][1]:
-        raise RuntimeError("the predictions differ from those of the plain loop")
-    pace = {way: [count / taken for taken, *_ in results] for way, results in turns.items()}
-    for way, words, goal in (("tensor", "the model on a tensor in memory", 0.8),
-                             ("plain", "one photo at a time, same predictions", 2)):
-        yield ratio(f"evaluating photos / {words}", pace["photos"], pace[way], ">=", goal, "images/s")
+        yield from compare(
+            options.repeats, "evaluating photos", "images/s", (pace, count, predictions, checkpoint, folder),
+            ("the model on a tensor in memory", 0.8, tensor, arch, count),
+            ("one photo at a time, same predictions", 2, pace, count, plain, arch, checkpoint, paths))
+        yield from compare(
+            options.repeats, f"attention of {few} photos", "photos/s",
+            (pace, few, attention, checkpoint, paths[:few]),
+            ("one photo at a time, not fused", 1.2, pace, few, plain, arch, checkpoint, paths[:few], True),
+            equal=partial(np.allclose, rtol=0, atol=1e-5))

@@ -3,14 +3,14 @@
 import shutil
 import time
 
-from benchmarks.rows import ROOT, Row
+from benchmarks.rows import ROOT, row
 from common.errors import BadInput
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PAGE = ROOT / "runs" / "demo" / "index.html"
 CANVASES = ("positions-map", "attention-photo", "attention-heads")
 MOVES = 100
-IS_DRAWN = "[...document.querySelectorAll('.readout')].every(each => each.textContent)"
+HAS_ALL_MAPS = "[...document.querySelectorAll('.readout')].every(each => each.textContent)"
 
 
 def opened(browser, page_file):
@@ -18,16 +18,15 @@ def opened(browser, page_file):
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     started = time.perf_counter()
     page.goto(page_file.resolve().as_uri())
-    while not page.evaluate(IS_DRAWN):
+    while not page.evaluate(HAS_ALL_MAPS):
         time.sleep(0.005)
     return page, time.perf_counter() - started
 
 
 def move_milliseconds(page, canvas):
     """What the main thread works for a move over a canvas, on average: script, layout and painting."""
-    place = page.locator(f"#{canvas}")
-    place.scroll_into_view_if_needed()
-    box = place.bounding_box()
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
     devtools = page.context.new_cdp_session(page)
     devtools.send("Performance.enable")
 
@@ -45,11 +44,11 @@ def move_milliseconds(page, canvas):
 def page_rows(browser, page_file, repeats):
     """The rows of a page: seconds to open it, and milliseconds for a move over each of its canvases."""
     pages, times = zip(*(opened(browser, page_file) for _ in range(repeats)))
-    yield Row(f"opening {page_file.name} from the disk, seconds", list(times), "<=", 1)
-    for canvas in CANVASES:
-        if pages[0].locator(f"#{canvas}").count():
-            times = [move_milliseconds(page, canvas) for page in pages]
-            yield Row(f"a move over {canvas}, milliseconds", times, "<=", 16)
+    yield row(f"opening {page_file.name} from the disk", "s", "<=", 1, times)
+    for name in CANVASES:
+        if pages[0].locator(f"#{name}").count():
+            times = [move_milliseconds(page, page.locator(f"#{name}")) for page in pages]
+            yield row(f"a move over {name}", "ms", "<=", 16, times)
 
 
 def rows(options):

@@ -1,102 +1,80 @@
 """A row of the table: two things measured in turn in one run, their ratio, and the goal for it."""
 
-import contextlib
-import io
 import pickle
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADING = f"{'what':68}{'ours':>8}{'other':>8} {'unit':10} {'value':>7}  {'goal':7} {'met':3} spread"
 
 
-@dataclass
-class Row:
-    """`values` has one a turn: ratios, or seconds where there is nothing to compare with.
+def row(what, unit, op, goal, ours, other=None):
+    """The quotients ours / other, each with a number a turn, or `ours` alone, as the fields of a row.
 
-    `ours` and `other` are the medians of the two sides, in `unit`.
+    `value` and `spread` (least, most) are over the turns; `ours` and `other` are medians in `unit`.
     """
-
-    what: str
-    values: list
-    op: str
-    goal: float
-    ours: float | None = None
-    other: float | None = None
-    unit: str = ""
-
-    @property
-    def value(self):
-        return statistics.median(self.values)
-
-    @property
-    def met(self):
-        return self.value >= self.goal if self.op == ">=" else self.value <= self.goal
-
-    @property
-    def spread(self):
-        return [min(self.values), max(self.values)]
-
-    def as_json(self):
-        names = ("what", "value", "op", "goal", "met", "spread", "ours", "other", "unit")
-        return {name: getattr(self, name) for name in names}
-
-    def __str__(self):
-        sides = "".join(f"{'' if side is None else f'{side:.4g}':>8}" for side in (self.ours, self.other))
-        return (f"{self.what:68}{sides} {self.unit:10} {self.value:7.3g}  {f'{self.op} {self.goal:g}':7} "
-                f"{'yes' if self.met else 'NO':3} {self.spread[0]:.3g} to {self.spread[1]:.3g}")
+    values = [a / b for a, b in zip(ours, other, strict=True)] if other else ours
+    value = median(values)
+    return SimpleNamespace(what=what, value=value, op=op, goal=goal,
+                           met=value >= goal if op == ">=" else value <= goal,
+                           spread=[min(values), max(values)], ours=median(ours),
+                           other=median(other) if other else None, unit=unit)
 
 
-def ratio(what, ours, other, op, goal, unit):
-    """A Row of the quotients ours / other of each turn."""
-    quotients = [a / b for a, b in zip(ours, other, strict=True)]
-    return Row(what, quotients, op, goal, statistics.median(ours), statistics.median(other), unit)
+def line(row):
+    """The row as text below HEADING."""
+    other = f"{row.other:.4g}" if row.other else ""
+    return (f"{row.what:68}{row.ours:8.4g}{other:>8} {row.unit:10} {row.value:7.3g}  "
+            f"{f'{row.op} {row.goal:g}':7} {'yes' if row.met else 'NO':3} "
+            f"{row.spread[0]:.3g} to {row.spread[1]:.3g}")
 
 
-def in_turn(repeats, **ways):
-    """Call each way, (function, *args), once a turn in a new process: {name: list of what it returned}."""
-    results = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, call in ways.items():
-            results[name].append(in_new_process(*call))
-    return results
+def compare(repeats, what, unit, ours, *others, op=">=", equal=lambda a, b: a == b):
+    """Yield the row of `ours`, (function, *args), against each of `others`, (words, goal, function, *args).
+
+    A function returns (number in `unit`, result). All are called in turn, in new processes. Raises
+    RuntimeError where a result, unless it is None, is not equal to ours.
+    """
+    calls = ours, *(call for _, _, *call in others)
+    turns = [[in_new_process(*call) for call in calls] for _ in range(repeats)]
+    (numbers, results), *measured = (zip(*way) for way in zip(*turns))
+    for (words, goal, *_), (other_numbers, other_results) in zip(others, measured):
+        if any(b is not None and not equal(a, b) for a, b in zip(results, other_results)):
+            raise RuntimeError(f"{what} / {words}: the results differ")
+        yield row(f"{what} / {words}", unit, op, goal, numbers, other_numbers)
 
 
 def in_new_process(function, *args):
-    """What `function(*args)` returns with nothing in memory that another call left. Or CalledProcessError."""
-    code = ("import pickle, sys; function, args = pickle.load(sys.stdin.buffer)\n"
-            "pickle.dump(function(*args), sys.stdout.buffer)")
+    """What `function(*args)` returns with nothing in memory that another call left; it prints to stderr."""
+    code = ("import pickle, sys; output, sys.stdout = sys.stdout.buffer, sys.stderr\n"
+            "function, args = pickle.load(sys.stdin.buffer); pickle.dump(function(*args), output)")
     done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps((function, args)),
                           stdout=subprocess.PIPE, cwd=ROOT, check=True)
     return pickle.loads(done.stdout)
 
 
-def seconds(function, *args):
-    """How long a call takes."""
+def pace(count, function, *args):
+    """A call that does `count` things: (how many a second, what it returns)."""
     started = time.perf_counter()
-    function(*args)
-    return time.perf_counter() - started
+    result = function(*args)
+    return count / (time.perf_counter() - started), result
+
+
+def seconds(function, *args):
+    return 1 / pace(1, function, *args)[0]
 
 
 def peak_mib(script, *args):
-    """MiB that a script, or the largest of its processes, held at most.
+    """(MiB that a script, or the largest of its processes, held at most, None).
 
     For a new process to call, once: Linux counts a child from what its parent held when it started it.
     """
     with tempfile.TemporaryDirectory() as work:
         subprocess.check_output([sys.executable, ROOT / script, *map(str, args)], cwd=work)
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-
-
-def run_script(main, *args):
-    """Call a script's `main` quietly. Raises RuntimeError with what it printed unless it returns 0."""
-    with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.redirect_stderr(output):
-        code = main([str(each) for each in args])
-    if code:
-        raise RuntimeError(output.getvalue())
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, None

@@ -12,17 +12,24 @@ import time
 from pathlib import Path
 
 from benchmarks.evaluation import photo_folder, write_checkpoint
-from benchmarks.rows import ROOT, Row, in_turn, peak_mib, ratio, seconds
+from benchmarks.rows import ROOT, compare, peak_mib, row, seconds
 from datasets.images import read_training_folder
 
 SCRIPTS = [*ROOT.glob("p[12]_*.py"), ROOT / "report_page.py"]
-NO_PART_OF_IT = shutil.ignore_patterns(".git", ".venv", "data", "runs", "figures", "downloads", "p1_data")
+NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "data", "runs", "figures", "downloads", "p1_data")
+FLAGS = "--device", "cpu", "--workers", 1
+TRAIN = ("p1_train.py", "--output", "run", "--arch", "test_vit", "--scratch", "--optimizer", "adam",
+         "--epochs", 1, "--data")
+
+
+def slowest_help():
+    return max(seconds(subprocess.check_output, [sys.executable, script, "--help"]) for script in SCRIPTS)
 
 
 def demo_seconds():
     """From the call of demo.sh, in a copy of the project with this .venv, to its first training step."""
     with tempfile.TemporaryDirectory() as work:
-        copy = shutil.copytree(ROOT, Path(work) / "copy", ignore=NO_PART_OF_IT)
+        copy = shutil.copytree(ROOT, Path(work) / "copy", ignore=NOT_COPIED)
         (copy / ".venv").symlink_to(ROOT / ".venv")
         terminal, theirs = pty.openpty()  # the progress bar is for terminals
         termios.tcsetwinsize(terminal, (24, 200))  # wide enough for the loss
@@ -42,33 +49,21 @@ def demo_seconds():
 def rows(options):
     """The rows of the table."""
     count, few, many = (100, 74, 148) if options.small else (100_000, 200, 2_000)
-    repeats = range(options.repeats)
-    commands = [[sys.executable, script, "--help"] for script in SCRIPTS]
-    times = [max(seconds(subprocess.check_output, command) for command in commands) for _ in repeats]
-    yield Row("--help of the slowest script, seconds", times, "<=", 0.4)
+    turns = range(options.repeats)
+    yield row("--help of the slowest script", "s", "<=", 0.4, [slowest_help() for _ in turns])
     with tempfile.TemporaryDirectory() as work:
-        folder = Path(work) / "files"
-        folder.mkdir()
         for i in range(count):
-            (folder / f"{i % 37}_{i}.jpg").write_bytes(b"x")
-        times = [seconds(read_training_folder, folder, folder / "classes.txt") for _ in repeats]
-        yield Row(f"listing {count:,} files and their labels, seconds", times, "<=", 3)
-    yield from memory_rows(options.repeats, few, many)
-    if not options.small:  # it takes its time whatever the sizes
-        yield Row("demo.sh to the first training step, seconds", [demo_seconds() for _ in repeats], "<=", 8)
-
-
-def memory_rows(repeats, few, many):
-    """The peak memory of evaluation and of training with many photos, against that with few."""
-    flags = "--device", "cpu", "--workers", 1
-    model = "--output", "run", "--arch", "test_vit", "--scratch", "--optimizer", "adam", "--epochs", 1
+            Path(work, f"{i % 37}_{i}.jpg").write_bytes(b"x")
+        times = [seconds(read_training_folder, work, Path(work, "classes.txt")) for _ in turns]
+        yield row(f"listing {count:,} files and their labels", "s", "<=", 3, times)
     with tempfile.TemporaryDirectory() as work:
-        checkpoint, folders = Path(work) / "checkpoint.pt", [Path(work) / "many", Path(work) / "few"]
-        write_checkpoint(checkpoint, "test_vit")
-        for folder, count in zip(folders, (many, few)):
-            photo_folder(folder / "train", count)
-        for what, command, part in (("evaluating", ["p1_eval.py", "--checkpoint", checkpoint], "train"),
-                                    ("training on", ["p1_train.py", *model, "--data"], "")):
-            ours, other = ((peak_mib, *command, folder / part, *flags) for folder in folders)
-            peaks = in_turn(repeats, ours=ours, other=other)
-            yield ratio(f"peak memory, {what} {many:,} photos / {few}", *peaks.values(), "<=", 1.05, "MiB")
+        folders = {size: Path(work) / str(size) for size in (few, many)}
+        for size, folder in folders.items():
+            photo_folder(folder / "train", size)
+        evaluate = "p1_eval.py", "--checkpoint", write_checkpoint(Path(work) / "checkpoint.pt", "test_vit")
+        for what, command, part in (("evaluating", evaluate, "train"), ("training on", TRAIN, "")):
+            ours, other = ((peak_mib, *command, folders[size] / part, *FLAGS) for size in (many, few))
+            yield from compare(options.repeats, f"peak memory, {what} {many:,} photos", "MiB", ours,
+                               (few, 1.05, *other), op="<=")
+    if not options.small:  # it takes its time whatever the sizes
+        yield row("demo.sh to the first training step", "s", "<=", 8, [demo_seconds() for _ in turns])

@@ -5,10 +5,10 @@ is the arithmetic of the forward and backward passes alone by what the GPU could
 """
 
 import csv
-import statistics
 import tempfile
 import time
 from pathlib import Path
+from statistics import harmonic_mean, mean
 
 import timm
 import torch
@@ -18,12 +18,12 @@ from torchvision.datasets import ImageFolder
 
 import p1_train
 from benchmarks.evaluation import CLASSES, photo_folder
-from benchmarks.rows import in_new_process, in_turn, ratio, run_script, seconds
+from benchmarks.rows import compare, in_new_process, row, seconds
 from engine.device import autocast, has_instructions_for, keep_freed_memory, peak_memory
 from sam import SAM
 
-# (images, torch.compile, goal for SAM's step by two passes and a base step)
-SAM_ON_CPU, SAM_ON_GPU = [(4, False, 1.05), (16, False, 1.02)], [(128, False, 1.03), (128, True, 1.03)]
+SAM_STEPS = {"cpu": [(4, False, 1.05), (16, False, 1.02)],  # images, whether torch.compile, goal
+             "cuda": [(128, False, 1.03), (128, True, 1.03)]}
 WARM_UP = 2  # steps: the first ones allocate, and compile
 FLOPS = 105.1e9  # of ViT-B/16 for an image of 224, forward and backward, a product and its sum counted apart
 # Dense bf16 FLOPs a second, by NVIDIA's data sheets; the first name that is part of the device's counts.
@@ -31,18 +31,19 @@ PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
 def photos(data, arch, batch_size, precision, device):
-    """Images/s of p1_train.py with Adam, from its second epoch on."""
+    """(Images/s of p1_train.py with Adam, from its second epoch on, None)."""
     with tempfile.TemporaryDirectory() as output:
-        run_script(p1_train.main, "--data", data, "--output", output, "--arch", arch, "--scratch",
-                   "--optimizer", "adam", "--epochs", 3, "--holdout", 0, "--batch-size", batch_size,
-                   "--precision", precision, "--device", device.type)
+        flags = ("--data", data, "--output", output, "--arch", arch, "--scratch", "--optimizer", "adam",
+                 "--epochs", 3, "--holdout", 0, "--batch-size", batch_size, "--precision", precision,
+                 "--device", device.type)
+        p1_train.main(list(map(str, flags)))
         with open(Path(output) / "metrics.csv", newline="") as file:
             _, *epochs = csv.DictReader(file)
-    return statistics.harmonic_mean(float(epoch["images_per_second"]) for epoch in epochs)
+    return harmonic_mean(float(epoch["images_per_second"]) for epoch in epochs), None
 
 
 def plain(data, arch, batch_size):
-    """Images/s of torchvision's folder, timm's transform and an fp32 loop, in one process on the CPU."""
+    """(Images/s of torchvision's folder, timm's transform and an fp32 loop in one process, None)."""
     model = timm.create_model(arch, num_classes=CLASSES)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=True,
                                            scale=(0.5, 1), color_jitter=None)
@@ -52,11 +53,17 @@ def plain(data, arch, batch_size):
         cross_entropy(model(images), targets).backward()
         optimizer.step()
         ends.append(time.perf_counter())
-    return batch_size * (len(ends) - WARM_UP) / (ends[-1] - ends[WARM_UP - 1])
+    return batch_size * (len(ends) - WARM_UP) / (ends[-1] - ends[WARM_UP - 1]), None
+
+
+def tensor(count, arch, batch_size, *setting):
+    """(Images/s of steps of Adam on one tensor, None)."""
+    ways, _ = steps(count, ["adam"], arch, batch_size, *setting)
+    return batch_size / mean(ways["adam"][0]), None
 
 
 def steps(count, ways, arch, batch_size, precision, device, compiled=False):
-    """Steps on one tensor, the `ways` in turn: ({way: [seconds, peak bytes, of each]}, bytes of the weights).
+    """Steps on one tensor, the `ways` in turn: ({way: (seconds, peak MiB) of each}, MiB of the weights).
 
     A way is adam, sam (around it), or passes: two, forward and backward, before a step of Adam.
     """
@@ -87,9 +94,25 @@ def steps(count, ways, arch, batch_size, precision, device, compiled=False):
         for way in ways:
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            turns[way].append((seconds(step, way), peak_memory(device)))
-    weights = sum(4 * parameter.numel() for parameter in model.parameters())
-    return {way: list(zip(*turns[way][WARM_UP:])) for way in ways}, weights
+            turns[way].append((seconds(step, way), peak_memory(device) / 2**20))
+    weights = sum(4 * parameter.numel() for parameter in model.parameters()) / 2**20
+    return {way: tuple(zip(*turns[way][WARM_UP:])) for way in ways}, weights
+
+
+def sam_rows(goal, count, arch, batch_size, precision, device, compiled):
+    """SAM in turn with two passes and a base step: the time, and on a GPU the memory and the arithmetic."""
+    how = f"{arch}, {batch_size} images, {precision}{', torch.compile' if compiled else ''}"
+    ways, weights = in_new_process(steps, count, ["passes", "sam"], arch, batch_size, precision, device,
+                                   compiled)
+    (passes, peaks), (sam, sam_peaks) = ways["passes"], ways["sam"]
+    yield row(f"SAM step / two passes and a base step, {how}", "s", "<=", goal, sam, passes)
+    if device.type == "cuda":
+        yield row(f"peak memory, SAM / Adam and a copy of the weights, {how}", "MiB", "<=", 1, sam_peaks,
+                  [peak + weights for peak in peaks])
+        name = torch.cuda.get_device_name(device)
+        for flops in [PEAKS[part] for part in PEAKS if part in name][:1]:
+            yield row(f"FLOP utilisation of SAM, {how}", "FLOP/s", ">=", 0.45,
+                      [2 * FLOPS * batch_size / taken for taken in sam], [flops] * len(sam))
 
 
 def rows(options):
@@ -102,32 +125,10 @@ def rows(options):
     with tempfile.TemporaryDirectory() as work:
         data = Path(work)
         photo_folder(data / "train", batch_size * (WARM_UP + count))
-        sides = {"photos": (photos, data, *setting), "tensor": (steps, count, ["adam"], *setting)}
-        if not on_gpu:
-            sides["plain"] = plain, data, arch, batch_size
-        turns = in_turn(options.repeats, **sides)
-    turns["tensor"] = [batch_size / statistics.mean(measured["adam"][0]) for measured, _ in turns["tensor"]]
-    for way, words, goal in (("tensor", "on a tensor in memory", 0.95), ("plain", "the plain loop, fp32", 2)):
-        if way in turns:
-            yield ratio(f"training on photos, {arch}, {batch_size} images, {precision} / {words}",
-                        turns["photos"], turns[way], ">=", goal, "images/s")
-    for size, compiled, goal in SAM_ON_GPU if on_gpu else SAM_ON_CPU:
+        others = [("on a tensor in memory", 0.95, tensor, count, *setting),
+                  ("the plain loop, fp32", 2, plain, data, arch, batch_size)]
+        yield from compare(
+            options.repeats, f"training on photos, {arch}, {batch_size} images, {precision}", "images/s",
+            (photos, data, *setting), *(others[:1] if on_gpu else others))
+    for size, compiled, goal in SAM_STEPS[options.device.type]:
         yield from sam_rows(goal, sam_count, arch, size, precision, options.device, compiled)
-
-
-def sam_rows(goal, count, arch, batch_size, precision, device, compiled):
-    """SAM in turn with two passes and a base step: the time, and on a GPU the memory and the arithmetic."""
-    how = f"{arch}, {batch_size} images, {precision}{', torch.compile' if compiled else ''}"
-    setting = arch, batch_size, precision, device, compiled
-    measured, weights = in_new_process(steps, count, ["passes", "sam"], *setting)
-    (passes, passes_peaks), (sam, sam_peaks) = measured["passes"], measured["sam"]
-    yield ratio(f"SAM step / two passes and a base step, {how}", sam, passes, "<=", goal, "s")
-    if device.type == "cuda":
-        yield ratio(f"peak memory, SAM / Adam and a copy of the weights, {how}",
-                    [peak / 2**20 for peak in sam_peaks], [(peak + weights) / 2**20 for peak in passes_peaks],
-                    "<=", 1, "MiB")
-        device_name = torch.cuda.get_device_name(device)
-        peak = next((peak for name, peak in PEAKS.items() if name in device_name), None)
-        if peak:
-            flops = [2 * FLOPS * batch_size / taken for taken in sam]
-            yield ratio(f"FLOP utilisation of SAM, {how}", flops, [peak] * len(flops), ">=", 0.45, "FLOP/s")

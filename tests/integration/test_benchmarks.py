@@ -1,8 +1,10 @@
 """The table of benchmarks in small, and what it measures in processes."""
 
+import contextlib
 import json
 import os
 import subprocess
+import sys
 
 import pytest
 
@@ -20,8 +22,9 @@ def in_this_process(function, *args):
     if function is peak_mib:
         script, *flags = args
         SCRIPTS[script].get_args_parser().parse_args([str(flag) for flag in flags])
-        return 1.0
-    return function(*args)
+        return 1.0, None
+    with contextlib.redirect_stdout(sys.stderr):
+        return function(*args)
 
 
 def test_the_table_in_small(shapes, tmp_path, monkeypatch, capsys):
@@ -48,6 +51,7 @@ def test_a_part_that_does_not_exist_is_refused(capsys):
 
 def test_a_call_in_a_new_process_returns_its_value_or_fails():
     assert in_new_process(os.getpid) != os.getpid()
+    assert in_new_process(print, "what a script prints is no part of the value") is None
     assert in_new_process(divmod, 7, 2) == (3, 1)
     with pytest.raises(subprocess.CalledProcessError):
         in_new_process(divmod, 7, 0)
@@ -57,7 +61,7 @@ def test_peaks_of_memory_are_those_of_the_script(tmp_path):
     """Also where the process that asks has held more."""
     script = tmp_path / "script.py"
     script.write_text("import sys\nx = bytearray(b'x' * int(sys.argv[1]) * 2**20)\n")
-    little, much = (in_new_process(peak_mib, script, size) for size in (0, 100))
+    (little, _), (much, _) = (in_new_process(peak_mib, script, size) for size in (0, 100))
     assert 95 < much - little < 220, "the bytes and a copy of them"
     assert little < 40
 

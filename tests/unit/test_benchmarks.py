@@ -2,56 +2,72 @@
 
 import argparse
 import json
+import time
 
 import pytest
 import torch
 
-from benchmarks import captions, evaluation, figures, page, rows, training
-from benchmarks.rows import Row, in_turn, ratio, run_script
+from benchmarks import captions, evaluation, page, rows, training
+from benchmarks.rows import compare, line, pace, row, seconds
 from common.errors import BadInput
 
 SMALL = argparse.Namespace(small=True, repeats=1, device=torch.device("cpu"))
 
 
 def test_a_ratio_is_the_median_over_the_turns_and_is_met_or_not():
-    row = ratio("fast", [2.0, 9.0, 3.0], [1.0, 2.0, 2.0], ">=", 2, "images/s")
-    assert row.values == [2, 4.5, 1.5] and row.value == 2 and row.met
-    assert (row.ours, row.other) == (3, 2)
-    assert not ratio("slow", [2.0], [1.0], ">=", 2.1, "images/s").met
-    assert Row("wait", [0.3, 0.5, 0.4], "<=", 0.4).met and not Row("wait", [0.5], "<=", 0.4).met
-    assert " NO " in str(Row("wait", [0.5], "<=", 0.4)) and " yes " in str(row)
+    fast = row("fast", "images/s", ">=", 2, [2.0, 9.0, 3.0], [1.0, 2.0, 2.0])
+    assert fast.value == 2 and fast.spread == [1.5, 4.5] and fast.met
+    assert (fast.ours, fast.other) == (3, 2)
+    assert not row("slow", "images/s", ">=", 2.1, [2.0], [1.0]).met
+    assert row("wait", "s", "<=", 0.4, [0.3, 0.5, 0.4]).met and not row("wait", "s", "<=", 0.4, [0.5]).met
+    assert " NO " in line(row("wait", "s", "<=", 0.4, [0.5])) and " yes " in line(fast)
 
 
 def test_a_ratio_of_sides_that_were_measured_in_unequal_turns_is_refused():
     with pytest.raises(ValueError):
-        ratio("fast", [1.0, 2.0], [1.0], ">=", 2, "s")
+        row("fast", "s", ">=", 2, [1.0, 2.0], [1.0])
 
 
 def test_a_row_says_everything_in_json():
-    row = ratio("fast", [2.0, 9.0, 3.0], [1.0, 2.0, 2.0], ">=", 2, "images/s")
-    assert json.loads(json.dumps(row.as_json())) == {
+    fast = row("fast", "images/s", ">=", 2, [2.0, 9.0, 3.0], [1.0, 2.0, 2.0])
+    assert json.loads(json.dumps(vars(fast))) == {
         "what": "fast", "value": 2, "op": ">=", "goal": 2, "met": True, "spread": [1.5, 4.5],
         "ours": 3, "other": 2, "unit": "images/s"}
-    lone = Row("wait", [0.5], "<=", 0.4).as_json()
-    assert lone["ours"] is None and lone["spread"] == [0.5, 0.5] and not lone["met"]
+    alone = vars(row("wait", "s", "<=", 0.4, [0.5]))
+    assert alone["ours"] == 0.5 and alone["other"] is None and not alone["met"]
 
 
-def test_turns_alternate(monkeypatch):
-    calls = []
-    monkeypatch.setattr(rows, "in_new_process", lambda function, *args: calls.append(args) or function(*args))
-    assert in_turn(2, a=(max, 1, 2), b=(min, 3, 4)) == {"a": [2, 2], "b": [3, 3]}
-    assert calls == [(1, 2), (3, 4), (1, 2), (3, 4)]
+@pytest.fixture
+def measured(monkeypatch):
+    """`results`, which new processes return in this order, and the `calls` of them so far."""
+    measured = argparse.Namespace(results=[], calls=[])
+
+    def next_result(*call):
+        measured.calls.append(call)
+        return measured.results.pop(0)
+
+    monkeypatch.setattr(rows, "in_new_process", next_result)
+    return measured
 
 
-def test_a_script_is_quiet_unless_it_fails(capsys):
-    def main(args):
-        print("so", *args)
-        return int(args == ["1"])
+def test_turns_alternate_and_each_side_has_its_own_numbers(measured):
+    measured.results = [(2.0, "x"), (1.0, "x"), (4.0, None), (8.0, "x"), (2.0, "x"), (1.0, None)]
+    first, second = compare(2, "ours", "images/s", (max, 1), ("one", 3, min, 2), ("two", 1, sum, 3, 4))
+    assert measured.calls == [(max, 1), (min, 2), (sum, 3, 4)] * 2
+    assert (first.what, first.op, first.goal, first.value) == ("ours / one", ">=", 3, 3)
+    assert (second.what, second.goal, second.value, second.met) == ("ours / two", 1, 4.25, True)
 
-    run_script(main, 0)
-    with pytest.raises(RuntimeError, match="so 1"):
-        run_script(main, 1)
-    assert capsys.readouterr() == ("", "")
+
+def test_results_that_differ_in_any_turn_are_an_error(measured):
+    measured.results = [(1.0, 1), (1.0, 1), (1.0, 1), (1.0, 2)]
+    with pytest.raises(RuntimeError, match="ours / one: the results differ"):
+        list(compare(2, "ours", "s", (max,), ("one", 3, min)))
+
+
+def test_a_pace_counts_a_second_and_has_the_result():
+    speed, result = pace(3, lambda x: time.sleep(0.1) or x, 7)
+    assert 3 < speed < 30 and result == 7
+    assert 0.1 < seconds(time.sleep, 0.1) < 1
 
 
 def test_photos_are_links_to_the_real_ones_with_names_of_their_own(tmp_path, monkeypatch):
@@ -103,14 +119,14 @@ def test_a_step_of_sam_and_its_two_passes_see_as_many_batches(monkeypatch):
     assert {way: len(weights) for way, weights in passes.items()} == {"adam": 5, "passes": 10, "sam": 10}
     assert torch.equal(passes["passes"][0], passes["passes"][1])
     assert not torch.equal(passes["sam"][0], passes["sam"][1])  # the perturbed weights
-    assert weights == 4 * 4 * training.CLASSES
+    assert weights == 4 * 4 * training.CLASSES / 2**20
 
 
 @pytest.mark.parametrize("name, peak", [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12),
                                         ("NVIDIA L4", None)])
 def test_rows_on_a_gpu_have_its_memory_and_arithmetic(monkeypatch, name, peak):
-    measured = {"passes": [(1.0, 1.0), (700 * 2**20,) * 2], "sam": [(1.02, 1.06), (1000 * 2**20,) * 2]}
-    monkeypatch.setattr(training, "in_new_process", lambda *call: (measured, 300 * 2**20))
+    measured = {"passes": [(1.0, 1.0), (700, 700)], "sam": [(1.02, 1.06), (1000, 1000)]}
+    monkeypatch.setattr(training, "in_new_process", lambda *call: (measured, 300))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     setting = "vit_base_patch16_224", 128, "bf16", torch.device("cuda"), True
     time, memory, *flops = training.sam_rows(1.03, 2, *setting)
@@ -121,44 +137,35 @@ def test_rows_on_a_gpu_have_its_memory_and_arithmetic(monkeypatch, name, peak):
 
 
 @pytest.fixture
-def fakes(monkeypatch):
-    """What a part measures is replaced by results: `fakes(part, **results)`."""
-    def replace(part, **results):
+def rows_of(measured, monkeypatch):
+    """`rows_of(part, *results)`: its rows where its calls return those."""
+    def call(part, *results):
         for name in ("photo_folder", "write_checkpoint"):
-            monkeypatch.setattr(part, name, lambda *args: None, raising=False)
-        monkeypatch.setattr(part, "in_turn", lambda repeats, **ways: {name: results[name] for name in ways})
+            monkeypatch.setattr(part, name, lambda *args: [], raising=False)
+        measured.results = list(results)
         return list(part.rows(SMALL))
 
-    return replace
+    return call
 
 
-def test_predictions_that_differ_from_the_plain_loop_are_an_error(fakes):
-    others = {"tensor": [(0.5,)], "photos": [(2.0, ["1", "2"])]}
-    tensor, plain = fakes(evaluation, **others, plain=[(8.0, ["1", "2"], None)])
-    assert (tensor.value, tensor.met, plain.value, plain.met) == (0.25, False, 4, True)
-    with pytest.raises(RuntimeError, match="differ"):
-        fakes(evaluation, **others, plain=[(8.0, ["1", "1"], None)])
+def test_predictions_and_maps_that_differ_from_the_plain_loop_are_an_error(rows_of):
+    ours, tensor, maps = (4.0, ["1", "2"]), (16.0, None), torch.rand(4, 3, 3).numpy()
+    plain, near, far = (1.0, ["1", "2"]), (2.0, maps + 1e-6), (2.0, maps + 1e-4)
+    table = rows_of(evaluation, ours, tensor, plain, (3.0, maps), near)
+    assert [(row.value, row.met) for row in table] == [(0.25, False), (4, True), (1.5, True)]
+    with pytest.raises(RuntimeError, match="same predictions: the results differ"):
+        rows_of(evaluation, ours, tensor, (1.0, ["1", "1"]), (3.0, maps), near)
+    with pytest.raises(RuntimeError, match="not fused: the results differ"):
+        rows_of(evaluation, ours, tensor, plain, (3.0, maps), far)
 
 
-def test_captions_that_differ_are_an_error(fakes):
+def test_captions_that_differ_are_an_error(rows_of):
     ids = list(range(captions.TOKENS))
-    prefix, padded = fakes(captions, cached=[(0.5, ids)], prefix=[(4.0, ids)], padded=[(6.0, ids)])
-    assert (prefix.value, prefix.met, padded.value, padded.met) == (8, False, 12, True)
+    prefix, padded = rows_of(captions, (8.0, ids), (1.0, ids), (0.5, ids))
+    assert (prefix.value, prefix.met, padded.value, padded.met) == (8, False, 16, True)
     for wrong in ([*ids[1:], 0], ids[1:]):
         with pytest.raises(RuntimeError, match="differ"):
-            fakes(captions, cached=[(0.5, ids)], prefix=[(4.0, ids)], padded=[(6.0, wrong)])
-    with pytest.raises(RuntimeError, match="differ"):
-        fakes(captions, cached=[(0.5, [1])], prefix=[(4.0, [1])], padded=[(6.0, [1])])  # too short
-
-
-def test_maps_that_differ_are_an_error(fakes, monkeypatch):
-    monkeypatch.setattr(figures, "grid_as_one_image", lambda similarity, path: None)
-    monkeypatch.setattr(figures, "grid_of_subplots", lambda similarity, path: None)
-    maps = torch.rand(4, 3, 3).numpy()
-    _, attention = fakes(figures, ours=[(2.0, maps)], plain=[(3.0, [], maps + 1e-6)])
-    assert attention.value == 1.5 and attention.met
-    with pytest.raises(RuntimeError, match="differ"):
-        fakes(figures, ours=[(2.0, maps)], plain=[(3.0, [], maps + 1e-4)])
+            rows_of(captions, (8.0, ids), (1.0, ids), (0.5, wrong))
 
 
 def test_a_page_that_is_not_there_is_refused(tmp_path, monkeypatch):
