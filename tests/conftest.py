@@ -26,7 +26,7 @@ skipped_reports = []
 
 def pytest_runtest_logreport(report):
     if report.skipped:
-        skipped_reports.append(report)  # under xdist those of all workers come to the process that waits for them
+        skipped_reports.append(report)  # under xdist those of all workers come to the first process
 
 
 def pytest_sessionfinish(session):
