@@ -5,7 +5,7 @@ import torch
 
 from common.errors import BadInput
 from interpret.grounding import peaks_on, share_on
-from page.packing import as_base64, deflated, photo_with_box
+from page.packing import deflated, packed, photo_with_box
 from page.section import BY_CHANCE, Section, Table, open_photo, percent, read_npz, refusing
 
 SIDE = 720  # pixels of the longer side of a photo
@@ -24,7 +24,7 @@ def section(folders, image_folders):
         blobs[f"attention-{i}"] = deflated(arrays["attention_all"])
         photo = open_photo(str(arrays["photo"]), image_folders)
         layers, heads, tokens, _ = arrays["attention_all"].shape
-        covers = {part: as_base64(np.rint(255 * arrays[f"{part}_cover"].clip(0, 1)).astype(np.uint8).tobytes())
+        covers = {part: packed(np.rint(255 * arrays[f"{part}_cover"].clip(0, 1)).astype(np.uint8))
                   for part in ("object", "background") if f"{part}_cover" in arrays}
         items.append({
             "name": file.stem, "blob": f"attention-{i}", "layers": layers, "heads": heads, "tokens": tokens,

@@ -7,14 +7,14 @@ import zlib
 import numpy as np
 
 
-def as_base64(data):
-    """Bytes as text."""
-    return base64.b64encode(data).decode()
+def packed(array):
+    """A uint8 array as base64."""
+    return base64.b64encode(array.tobytes()).decode()
 
 
 def deflated(array):
     """A uint8 array as base64 of its compressed bytes (RFC 1950)."""
-    return as_base64(zlib.compress(array.tobytes(), 9))
+    return base64.b64encode(zlib.compress(array.tobytes(), 9)).decode()
 
 
 def as_bytes(values, low=0.0):
@@ -30,14 +30,14 @@ def jpeg(photo, side, quality=85):
     photo.thumbnail((side, side))
     file = io.BytesIO()
     photo.save(file, "JPEG", quality=quality)
-    return f"data:image/jpeg;base64,{as_base64(file.getvalue())}"
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def svg(figure):
     """A matplotlib Figure as a data address."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{as_base64(file.getvalue())}"
+    return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def photo_with_box(photo, box, side):

@@ -9,7 +9,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib import colormaps
 
-from page.packing import as_base64
+from page.packing import packed
 
 HERE = Path(__file__).resolve().parent
 SHARED = ("packing", "drawing", "controls", "overlay")
@@ -20,7 +20,7 @@ def as_html(title, sections):
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True)
     scripts = [f"{name}.js" for name in (*SHARED, *(section.id for section in sections), "page")]
-    colours = {name: as_base64(np.rint(colormaps[name](np.arange(256))[:, :3] * 255).astype(np.uint8).tobytes())
+    colours = {name: packed(np.rint(colormaps[name](np.arange(256))[:, :3] * 255).astype(np.uint8))
                for name in ("inferno", "viridis")}
     return environment.get_template("page.html").render(
         title=title, sections=sections,
