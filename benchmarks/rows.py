@@ -11,7 +11,7 @@ from statistics import median
 from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
-HEADING = f"{'what':68}{'ours':>8}{'other':>8} {'unit':10} {'value':>7}  {'goal':7} {'met':3} spread"
+HEADING = f"{'what':76}{'ours':>8}{'other':>8} {'unit':10} {'value':>7}  {'goal':7} {'met':3} spread"
 
 
 def row(what, unit, op, goal, ours, other=None):
@@ -30,7 +30,7 @@ def row(what, unit, op, goal, ours, other=None):
 def line(row):
     """The row as text below HEADING."""
     other = f"{row.other:.4g}" if row.other else ""
-    return (f"{row.what:68}{row.ours:8.4g}{other:>8} {row.unit:10} {row.value:7.3g}  "
+    return (f"{row.what:76}{row.ours:8.4g}{other:>8} {row.unit:10} {row.value:7.3g}  "
             f"{f'{row.op} {row.goal:g}':7} {'yes' if row.met else 'NO':3} "
             f"{row.spread[0]:.3g} to {row.spread[1]:.3g}")
 

@@ -110,9 +110,9 @@ def sam_rows(goal, count, arch, batch_size, precision, device, compiled):
         yield row(f"peak memory, SAM / Adam and a copy of the weights, {how}", "MiB", "<=", 1, sam_peaks,
                   [peak + weights for peak in peaks])
         name = torch.cuda.get_device_name(device)
-        for flops in [PEAKS[part] for part in PEAKS if part in name][:1]:
+        if peak := next((PEAKS[part] for part in PEAKS if part in name), None):
             yield row(f"FLOP utilisation of SAM, {how}", "FLOP/s", ">=", 0.45,
-                      [2 * FLOPS * batch_size / taken for taken in sam], [flops] * len(sam))
+                      [2 * FLOPS * batch_size / taken for taken in sam], [peak] * len(sam))
 
 
 def rows(options):
