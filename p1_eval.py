@@ -46,7 +46,7 @@ def get_args_parser():
 
 
 def known_labels(names, checkpoint, args):
-    """Each image's label, None where the checkpoint does not know it. BadInput if --expect has none at all."""
+    """Each image's label, None where the checkpoint does not know it. BadInput for --expect without any."""
     from datasets.images import label_of
 
     labels = [label if label in checkpoint.labels else None for label in map(label_of, names)]
@@ -96,8 +96,7 @@ def as_csv(names, labels):
 
 
 def score(predictions, labels, checkpoint):
-    """What goes into the JSON file, from the predicted and the true labels; None stands for an unlabelled
-    image."""
+    """The content of the JSON file, from predicted labels and true ones, None where an image has none."""
     from compare.statistics import wilson_interval
 
     per_class = {label: {"name": name, "correct": 0, "labelled": 0}

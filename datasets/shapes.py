@@ -40,9 +40,6 @@ SPLITS = {"train": 0, "val": 1}  # as numbers they enter the seeds, so that both
 PROCESSES = 2
 
 
-# Shapes -----------------------------------------------------------------------------------------------------
-
-
 def _arc(radius_x, radius_y, start=0.0, stop=TAU, center=(0.0, 0.0), points=48):
     angle = np.linspace(start, stop, points)
     return np.stack([center[0] + radius_x * np.cos(angle), center[1] + radius_y * np.sin(angle)], 1)
@@ -122,9 +119,6 @@ def shape_mask(name, size, center, radius, tilt):
     return np.asarray(canvas.reduce(SUPERSAMPLING))
 
 
-# Images -----------------------------------------------------------------------------------------------------
-
-
 def gradient(rng, size, low, high, spread):
     """A linear gradient about a colour of `low` to `high`, randomly turned: float (height, width, 3)."""
     width, height = size
@@ -181,9 +175,6 @@ def draw_image(name, rng, radius=DEMO_RADIUS):
     alpha = np.stack([mask / 255] * 3, 2)
     image = alpha * surface + (1 - alpha) * background + rng.normal(0, 6, (height, width, 3))
     return np.clip(image, 0, 255).astype(np.uint8), ((mask > 127) * 255).astype(np.uint8)
-
-
-# Data sets --------------------------------------------------------------------------------------------------
 
 
 def write_dataset(folder, classes=DEMO_CLASSES, radius=DEMO_RADIUS, train_per_class=100, val_per_class=40,

@@ -1,4 +1,4 @@
-"""How the tests that feed anything to a parser look: the same few examples each time, or many new ones with `FUZZ_EXAMPLES=20000`."""
+"""The same few examples each time, or many new ones with `FUZZ_EXAMPLES=20000`."""
 
 import os
 

@@ -109,7 +109,8 @@ def test_the_first_bad_image_makes_a_list_of_all(tmp_path, workers, monkeypatch)
     (tmp_path / "0_5.png").write_text("x")
     names = [f"0_{i}.png" for i in range(6)]
     dataset = images.ImageDataset(tmp_path, names, [0] * 6, transforms.evaluation_transform(PREPROCESSING))
-    with pytest.raises(BadInput, match="2 files of 6") as caught, decode.explaining_bad_images(tmp_path, names):
+    with pytest.raises(BadInput, match="2 files of 6") as caught, \
+            decode.explaining_bad_images(tmp_path, names):
         list(DataLoader(dataset, batch_size=2, num_workers=workers))
     assert caught.value.details == ("0_2.png: not an image", "0_5.png: not an image")
     del caught
