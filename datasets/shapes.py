@@ -16,7 +16,6 @@ Written on disk, in the flat layout that `datasets.images` reads:
     DIR/draw.json                            what was drawn; a folder with the same one is not drawn again
 """
 
-import argparse
 import json
 import math
 import shutil
@@ -249,8 +248,7 @@ def drawn_once(folder, draw, names, fill):
 
 
 def get_args_parser():
-    parser = ArgumentParser(prog="python -m datasets.shapes", description=__doc__,
-                            formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__, prog="python -m datasets.shapes")
     add, count = parser.add_argument, number(int, low=1)
     add("--output", type=Path, required=True, metavar="DIR", help="where the data set goes")
     add("--classes", choices=["demo", "pretrain"], default="demo", help="which shapes (%(default)s)")
