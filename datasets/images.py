@@ -24,9 +24,6 @@ from datasets.decode import MOST_LISTED, bad_files, load_image, undecodable
 LITTER = {"thumbs.db", "desktop.ini"}
 
 
-# Folders and labels -----------------------------------------------------------------------------------------
-
-
 def list_files(folder):
     """The sorted names of all files of a folder, and of its subfolders as `subfolder/name`.
 
@@ -191,9 +188,6 @@ def stratified_holdout(targets, fraction, seed):
         raise BadInput(f"--holdout {fraction} would leave a class without images: pass --holdout 0")
     held_out = np.concatenate([indices[:n] for indices, n in zip(members, count)]).tolist()
     return sorted(set(range(len(targets))) - set(held_out)), sorted(held_out)
-
-
-# The Dataset ------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

@@ -17,7 +17,6 @@ Written on disk, in the layout of COCO that `datasets.captions` reads:
     DIR/draw.json                             what was drawn; a folder with the same one is not drawn again
 """
 
-import argparse
 import json
 import math
 import sys
@@ -125,8 +124,7 @@ def _write_scene(folder, split, index, seed):
 
 
 def get_args_parser():
-    parser = ArgumentParser(prog="python -m datasets.scenes", description=__doc__,
-                            formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__, prog="python -m datasets.scenes")
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="DIR", help="where the scenes go")
     add("--train", type=number(int, low=1), default=5000, metavar="N", help="to train on (%(default)s)")

@@ -16,7 +16,6 @@ Written on disk, in the flat layout that `datasets.images` reads:
     DIR/draw.json                            what was drawn; a folder with the same one is not drawn again
 """
 
-import argparse
 import json
 import math
 import shutil
@@ -38,9 +37,6 @@ SUPERSAMPLING = 2
 MAX_TILT = math.radians(30)
 SPLITS = {"train": 0, "val": 1}  # as numbers they enter the seeds, so that both are different draws
 PROCESSES = 2
-
-
-# Shapes -----------------------------------------------------------------------------------------------------
 
 
 def _arc(radius_x, radius_y, start=0.0, stop=TAU, center=(0.0, 0.0), points=48):
@@ -122,9 +118,6 @@ def shape_mask(name, size, center, radius, tilt):
     return np.asarray(canvas.reduce(SUPERSAMPLING))
 
 
-# Images -----------------------------------------------------------------------------------------------------
-
-
 def gradient(rng, size, low, high, spread):
     """A linear gradient about a colour of `low` to `high`, randomly turned: float (height, width, 3)."""
     width, height = size
@@ -181,9 +174,6 @@ def draw_image(name, rng, radius=DEMO_RADIUS):
     alpha = np.stack([mask / 255] * 3, 2)
     image = alpha * surface + (1 - alpha) * background + rng.normal(0, 6, (height, width, 3))
     return np.clip(image, 0, 255).astype(np.uint8), ((mask > 127) * 255).astype(np.uint8)
-
-
-# Data sets --------------------------------------------------------------------------------------------------
 
 
 def write_dataset(folder, classes=DEMO_CLASSES, radius=DEMO_RADIUS, train_per_class=100, val_per_class=40,
@@ -258,8 +248,7 @@ def drawn_once(folder, draw, names, fill):
 
 
 def get_args_parser():
-    parser = ArgumentParser(prog="python -m datasets.shapes", description=__doc__,
-                            formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__, prog="python -m datasets.shapes")
     add, count = parser.add_argument, number(int, low=1)
     add("--output", type=Path, required=True, metavar="DIR", help="where the data set goes")
     add("--classes", choices=["demo", "pretrain"], default="demo", help="which shapes (%(default)s)")

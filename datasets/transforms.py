@@ -20,15 +20,14 @@ def evaluation_pixels(preprocessing):
 
 
 def training_transform(preprocessing, crop_scale=0.5, rand_augment=0, random_erasing=0.0):
-    """PIL image -> augmented float tensor (3, H, W), by timm's transforms.
+    """PIL image -> augmented float tensor (3, H, W), by timm's transforms, which flip half of the images.
 
     Args:
-        preprocessing: `models.vit.preprocessing`. crop_scale: the least part of the area that the random
-        resized crop keeps. A horizontal flip follows. rand_augment: magnitude of RandAugment (Cubuk et al.
-        2020, arXiv:1909.13719), 0 to 10, two operations an
-            image, each with probability 0.5, their magnitudes spread by 0.5; 0 leaves it out.
-        random_erasing: probability that a rectangle is replaced by noise (Zhong et al. 2017,
-        arXiv:1708.04896).
+        preprocessing: `models.vit.preprocessing`.
+        crop_scale: the least part of the area in a random resized crop.
+        rand_augment: magnitude of RandAugment (Cubuk et al. 2020, arXiv:1909.13719), 0 to 10: two operations
+            an image, each with probability 0.5, their magnitudes spread by 0.5. 0 leaves it out.
+        random_erasing: probability that noise replaces a rectangle (Zhong et al. 2017, arXiv:1708.04896).
     """
     operations = f"rand-m{rand_augment}-mstd0.5-inc1" if rand_augment else None
     return timm.data.create_transform(
@@ -61,15 +60,12 @@ def crop_box(size, preprocessing):
 class MixupCutMix:
     """Mixes each image of a batch with its mirror image in the order of the batch, by timm's Mixup.
 
-    Mixup (Zhang et al. 2018, arXiv:1710.09412) blends both as a whole, x = lam x_i + (1 - lam) x_j, CutMix
-    (Yun et al. 2019, arXiv:1905.04899) puts a rectangle of one into the other; targets follow the shares. lam
-    is of Beta(alpha, alpha), one a batch; with both, a coin decides between them. Draws from NumPy's global
-    stream.
+    Mixup (Zhang et al. 2018, arXiv:1710.09412) blends both, x = lam x_i + (1 - lam) x_j, CutMix (Yun et al.
+    2019, arXiv:1905.04899) puts a rectangle of one into the other; targets follow the shares. lam is of
+    Beta(alpha, alpha), one a batch; a coin decides between both. Draws from NumPy's global stream.
 
-    Args:
-        mixup, cutmix: alpha of each; 0 leaves it out.
-        smoothing: the part of each target that all classes share alike.
-        classes: their number.
+    `mixup` and `cutmix` are the alphas, 0 leaves one out; `smoothing` is the part of each target that all
+    `classes` (a number) share alike.
     """
 
     def __init__(self, mixup, cutmix, smoothing, classes):

@@ -33,36 +33,23 @@ class Features(torch.nn.Module):
 
 @dataclass
 class Probe:
-    """A fitted probe: logits = features @ weight.T + bias.
+    """A fitted probe: logits = features @ weight.T + bias."""
 
-    Attributes:
-        weight, bias: float64 arrays (classes, D) and (classes,).
-        C: the inverse regularisation strength.
-        prior_weight: alpha, the weight of the pretrained head as the prior.
-        accuracy: by cross-validation; None where no class has two images.
-    """
-
-    weight: np.ndarray
-    bias: np.ndarray
-    C: float
-    prior_weight: float
-    accuracy: float | None
+    weight: np.ndarray  # float64 (classes, D)
+    bias: np.ndarray  # float64 (classes,)
+    C: float  # inverse regularisation strength
+    prior_weight: float  # alpha, of the pretrained head
+    accuracy: float | None  # in cross-validation; None where no class has two images
 
 
 def start_from_probe(model, features_of, targets, use_prior, seed):
     """Give a timm model the head that a probe of its frozen features computes, one output a class.
 
-    Args:
-        features_of: called with `Features(model)`; returns the features (N, D) of all images to train on,
-        also where
-            several ranks compute a part each. All ranks then fit the same head.
-        targets: (N,), as `fit_probe` takes them.
-        use_prior: whether the model's head is a pretrained one, to be the prior of the new one.
-        seed: of the folds.
-    Returns what config.json says of it: `C`, `trust` (the prior weight), `accuracy` and `seconds`.
+    `features_of(Features(model))` returns the features (N, D) of all images to train on, on every rank: each
+    may compute a shard. With `use_prior` the model's own head is the prior; `targets` and `seed` are those of
+    `fit_probe`. Returns what config.json says: `C`, `trust` (the prior weight), `accuracy` and `seconds`.
     """
-    start = time.monotonic()
-    device = next(model.parameters()).device
+    start, device = time.monotonic(), next(model.parameters()).device
     features = features_of(Features(model))
     probe = fit_probe(features, targets, read_head(model) if use_prior else None, seed)
     model.reset_classifier(len(probe.bias))
@@ -73,10 +60,7 @@ def start_from_probe(model, features_of, targets, use_prior, seed):
 
 
 def read_head(model):
-    """(weight (K, D), bias (K,)) of a timm model's head as float64 arrays; None where it has no head.
-
-    Of a distilled model, which averages two heads, their mean.
-    """
+    """(weight (K, D), bias (K,)) of a timm model's head, float64; of two heads the mean, of none None."""
     heads = _heads(model)
     if not all(isinstance(head, torch.nn.Linear) for head in heads):
         return None
@@ -109,7 +93,7 @@ def fit_probe(features, targets, pretrained=None, seed=0):
     the smallest cross-entropy in stratified cross-validation, 1 and 0 where no class has two images.
 
     Args:
-        features: (N, D). targets: (N,), whole numbers; each of 0 .. classes - 1 occurs.
+        features, targets: (N, D), and (N,) whole numbers of which each of 0 .. classes - 1 occurs.
         pretrained: (weight (K, D), bias (K,)) of a head that was trained on these features, or None.
         seed: of the folds.
     Returns a Probe.

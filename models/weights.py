@@ -18,9 +18,6 @@ CONVERSIONS = {
 }
 
 
-# Of any model -----------------------------------------------------------------------------------------------
-
-
 def state_dict_in(content, path, hint):
     """The state dict in a file's content: under `state_dict` or `model`, or all of it. None: BadInput."""
     for key in ("state_dict", "model"):
@@ -72,9 +69,6 @@ def refuse_other_format(content, path):
     if type(number) is not int or number != 1:
         raise BadInput(f"{path} has the checkpoint format {str(number)[:9]}, and this version reads 1: "
                        "update it")
-
-
-# Of timm's models -------------------------------------------------------------------------------------------
 
 
 def load_weights(model, arch, path, adopt_head=False):

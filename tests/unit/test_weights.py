@@ -46,7 +46,10 @@ def test_a_head_of_another_size_is_replaced_and_said_so(weights):
     model, message = vit.create("test_vit", 7, weights)
     assert message == "the head of weights.safetensors (5 classes) is replaced by a new one (7 classes)"
     assert model.head.weight.shape == (7, 64)
-    assert same(backbone(model.state_dict()), backbone(safetensors.torch.load_file(weights)))
+    state = safetensors.torch.load_file(weights)
+    assert same(backbone(model.state_dict()), backbone(state))
+    torch.save({**state, "head.scale": torch.ones(5)}, weights.with_suffix(".pt"))  # and of another kind
+    assert vit.create("test_vit", 7, weights.with_suffix(".pt"))[1].endswith("by a new one (7 classes)")
 
 
 def test_a_file_without_a_head_gets_a_new_one(weights, tmp_path):
