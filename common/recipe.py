@@ -11,10 +11,9 @@ COMMAND_FLAGS = {"data", "output", "recipe", "resume", "help"}  # a recipe says 
 
 
 def parse_with_recipe(parser, argv):
-    """The arguments of `argv`, on top of those of the file that its `--recipe` names, if any.
+    """The arguments of `argv`, on top of those of its `--recipe`, if any. BadInput for a file that is none.
 
-    A flag of `argv` takes the place of the recipe's, and of one of the recipe's that excludes it. Raises
-    BadInput for a file that is not a recipe of this parser.
+    A flag of `argv` takes the place of the recipe's, and of one of the recipe's that excludes it.
     """
     reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     reader.add_argument("--recipe", type=Path)
@@ -35,18 +34,15 @@ def _arguments(parser, path, argv):
     for key, value in _read(path).items():
         action = actions.get(f"--{key}")
         if action is None or key in COMMAND_FLAGS:
-            raise BadInput(f"{path}: a recipe has no {key}: " + (
-                "it belongs to the command" if action else _guess(key, actions, parser.prog)))
+            names = {option[2:] for option in actions} - COMMAND_FLAGS
+            near = difflib.get_close_matches(key, names, n=1)
+            hint = ("it belongs to the command" if action else
+                    f"did you mean {near[0]}?" if near else f"{parser.prog} --help lists them")
+            raise BadInput(f"{path}: a recipe has no {key}: {hint}")
         argument = _as_arguments(action, key, value, path)
         if action not in excluded:
             arguments += argument
     return arguments
-
-
-def _guess(key, actions, script):
-    names = {option[2:] for option in actions if option.startswith("--")} - COMMAND_FLAGS
-    near = difflib.get_close_matches(key, names, n=1)
-    return f"did you mean {near[0]}?" if near else f"{script} --help lists them"
 
 
 def _read(path):

@@ -13,6 +13,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from common.errors import BadInput
+from common.files import refuse_missing
 from datasets.decode import load_image
 
 
@@ -40,15 +41,12 @@ class CaptionedFolder:
 
 
 def read_captions(folder, split):
-    """The captioned photos of the `split`, `train` or `val`, of a folder in COCO's layout.
+    """The photos of the `split`, `train` or `val`, of a folder in COCO's layout that have a caption.
 
-    Photos without a caption are left out. Raises BadInput for a missing folder or file, several that could be
-    meant, and anything that is no captions file.
+    Raises BadInput for a missing folder or file, several that could be meant, and what is no captions file.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        problem = "is a file" if folder.exists() else "does not exist"
-        raise BadInput(f"{folder} {problem}: name a folder in COCO's layout")
+    refuse_missing(folder, "a folder in COCO's layout", folder=True)
     files = sorted((folder / "annotations").glob(f"captions_{split}*.json"))
     if len(files) != 1:
         count = f"{len(files)} files" if files else "no file"
@@ -63,10 +61,9 @@ def read_captions(folder, split):
         raise BadInput(f"{file} is not a captions file in COCO's format ({reason})") from error
     if not captions:
         raise BadInput(f"{file} holds no captions")
-    missing = [name for name in captions if not (root / name).is_file()]
-    if missing:
-        problem = f"{len(missing)} of {len(captions)} photos of {file} are missing from {root}:"
-        raise BadInput(problem, missing[:20])
+    if missing := [name for name in captions if not (root / name).is_file()]:
+        count = f"{len(missing)} of {len(captions)}"
+        raise BadInput(f"{count} photos of {file} are missing from {root}:", missing[:20])
     return CaptionedFolder(root, list(captions), list(captions.values()))
 
 
@@ -92,10 +89,7 @@ def random_holdout(count, fraction, seed):
 
 
 class CaptionDataset(Dataset):
-    """Photos with one caption each, as (transform(photo), encode(caption)).
-
-    A key is an index, or (epoch, index) for training.
-    """
+    """Pairs (transform(photo), encode(caption)), by index or, in training, by (epoch, index)."""
 
     def __init__(self, root, names, captions, transform, encode):
         self.root, self.names, self.captions = Path(root), names, captions

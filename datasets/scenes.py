@@ -17,7 +17,6 @@ Written on disk, in the layout of COCO that `datasets.captions` reads:
     DIR/draw.json                             what was drawn; a folder with the same one is not drawn again
 """
 
-import argparse
 import json
 import math
 import sys
@@ -44,10 +43,9 @@ ROLES = {"a": "article", "two": "number", **dict.fromkeys(COLOURS, "colour"),
 
 
 def draw_scene(rng):
-    """Draw a scene with the numpy generator `rng`.
+    """Draw a scene with the numpy generator `rng`: (image, caption, mask).
 
-    Returns (image, uint8 (height, width, 3); caption; mask, uint8 (height, width): 1 and 2 on the groups, in
-    the order of the caption).
+    Image: uint8 (height, width, 3); mask: uint8 (height, width), 1 and 2 on the groups in caption order.
     """
     width, height = size = SIZES[rng.integers(len(SIZES))]
     colours, names = rng.choice(list(COLOURS), 2, replace=False), rng.choice(SHAPES, 2, replace=False)
@@ -88,10 +86,7 @@ def _places(rng, size, groups, radii, axis):
 
 
 def roles(tokens):
-    """The role of each token of a scene's caption, with the group that it speaks of: 1, 2, or 0 for both.
-
-    The roles are those of `ROLES`, and unknown.
-    """
+    """(role in `ROLES`, else unknown; group that it is of: 1, 2, or 0 for both) of a caption's tokens."""
     pairs, group = [], 1
     for token in tokens:
         role = ROLES.get(token, "unknown")
@@ -125,8 +120,7 @@ def _write_scene(folder, split, index, seed):
 
 
 def get_args_parser():
-    parser = ArgumentParser(prog="python -m datasets.scenes", description=__doc__,
-                            formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__, prog="python -m datasets.scenes")
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="DIR", help="where the scenes go")
     add("--train", type=number(int, low=1), default=5000, metavar="N", help="to train on (%(default)s)")

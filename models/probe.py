@@ -33,38 +33,25 @@ class Features(torch.nn.Module):
 
 @dataclass
 class Probe:
-    """A fitted probe: logits = features @ weight.T + bias.
+    """A fitted probe: logits = features @ weight.T + bias."""
 
-    Attributes:
-        weight, bias: float64 arrays (classes, D) and (classes,).
-        C: the inverse regularisation strength.
-        prior_weight: alpha, the weight of the pretrained head as the prior.
-        accuracy: by cross-validation; None where no class has two images.
-    """
-
-    weight: np.ndarray
-    bias: np.ndarray
-    C: float
-    prior_weight: float
-    accuracy: float | None
+    weight: np.ndarray  # float64 (classes, D)
+    bias: np.ndarray  # float64 (classes,)
+    C: float  # the inverse regularisation strength
+    prior_weight: float  # alpha, the weight of the pretrained head as the prior
+    accuracy: float | None  # by cross-validation; None where no class has two images
 
 
 def start_from_probe(model, features_of, targets, use_prior, seed):
     """Give a timm model the head that a probe of its frozen features computes, one output a class.
 
-    Args:
-        features_of: called with `Features(model)`; returns the features (N, D) of all images to train on,
-        also where
-            several ranks compute a part each. All ranks then fit the same head.
-        targets: (N,), as `fit_probe` takes them.
-        use_prior: whether the model's head is a pretrained one, to be the prior of the new one.
-        seed: of the folds.
+    `features_of(Features(model))` returns the features (N, D) of all images to train on, on every rank: all
+    fit the same head. `targets` and `seed` are `fit_probe`'s; `use_prior` makes the model's head the prior.
     Returns what config.json says of it: `C`, `trust` (the prior weight), `accuracy` and `seconds`.
     """
     start = time.monotonic()
     device = next(model.parameters()).device
-    features = features_of(Features(model))
-    probe = fit_probe(features, targets, read_head(model) if use_prior else None, seed)
+    probe = fit_probe(features_of(Features(model)), targets, read_head(model) if use_prior else None, seed)
     model.reset_classifier(len(probe.bias))
     set_head(model, probe)
     model.to(device)
@@ -73,10 +60,7 @@ def start_from_probe(model, features_of, targets, use_prior, seed):
 
 
 def read_head(model):
-    """(weight (K, D), bias (K,)) of a timm model's head as float64 arrays; None where it has no head.
-
-    Of a distilled model, which averages two heads, their mean.
-    """
+    """(weight (K, D), bias (K,)), float64, of a timm model's head, of two the mean; None without one."""
     heads = _heads(model)
     if not all(isinstance(head, torch.nn.Linear) for head in heads):
         return None
@@ -108,11 +92,8 @@ def fit_probe(features, targets, pretrained=None, seed=0):
     of that class; without such a head alpha is 0. C and alpha are those of `C_GRID` and `PRIOR_WEIGHTS` with
     the smallest cross-entropy in stratified cross-validation, 1 and 0 where no class has two images.
 
-    Args:
-        features: (N, D). targets: (N,), whole numbers; each of 0 .. classes - 1 occurs.
-        pretrained: (weight (K, D), bias (K,)) of a head that was trained on these features, or None.
-        seed: of the folds.
-    Returns a Probe.
+    Takes features (N, D), targets (N,), in which each of 0 .. classes - 1 occurs, (weight (K, D), bias (K,))
+    of a head that was trained on these features, or None, and the seed of the folds. Returns a Probe.
     """
     x, y = np.asarray(features, np.float64), np.asarray(targets)
     mean, scale = x.mean(0), x.std()
@@ -147,8 +128,7 @@ def _fits(z, y, expected_rows, alphas, Cs):
 def _minimum(z, one_hot, prior_logits, C, start):
     """(W - alpha W0, b) at the minimum, side by side."""
 
-    def objective(theta):
-        """Per image, and its gradient."""
+    def objective(theta):  # per image, and its gradient
         delta, bias = np.split(theta.reshape(start.shape), [-1], axis=1)
         log_p = log_softmax(prior_logits + z @ delta.T + bias.T, axis=1)
         error = np.exp(log_p) - one_hot
