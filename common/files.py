@@ -18,10 +18,8 @@ MOST_CLAIMED = 2**30  # bytes that a tensor may take beyond what a file stores o
 
 @contextlib.contextmanager
 def written_whole(path, previous=None):
-    """A temporary path beside `path` that takes its place, flushed to disk, if the block ends without error.
-
-    The file that was there before becomes `previous` if that is given.
-    """
+    """A temporary path that takes the place of `path`, flushed, if no error ends the block; the file that was
+    there becomes `previous`."""
     path = Path(path)
     _make_room(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=path.parent)

@@ -30,8 +30,14 @@ def _arguments(parser, path, argv):
     given = {actions.get(argument.partition("=")[0]) for argument in argv}
     excluded = {action for group in parser._mutually_exclusive_groups for action in group._group_actions
                 if given & set(group._group_actions)}
+    try:
+        recipe = tomllib.loads(path.read_bytes().decode())
+    except FileNotFoundError as error:
+        raise BadInput(f"--recipe {path} does not exist: name a file such as those in recipes/") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is not TOML: {error}") from error
     arguments = []
-    for key, value in _read(path).items():
+    for key, value in recipe.items():
         action = actions.get(f"--{key}")
         if action is None or key in COMMAND_FLAGS:
             names = {option[2:] for option in actions} - COMMAND_FLAGS
@@ -43,15 +49,6 @@ def _arguments(parser, path, argv):
         if action not in excluded:
             arguments += argument
     return arguments
-
-
-def _read(path):
-    try:
-        return tomllib.loads(path.read_bytes().decode())
-    except FileNotFoundError as error:
-        raise BadInput(f"--recipe {path} does not exist: name a file such as those in recipes/") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} is not TOML: {error}") from error
 
 
 def _as_arguments(action, key, value, path):

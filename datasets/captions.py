@@ -41,10 +41,7 @@ class CaptionedFolder:
 
 
 def read_captions(folder, split):
-    """The photos of the `split`, `train` or `val`, of a folder in COCO's layout that have a caption.
-
-    Raises BadInput for a missing folder or file, several that could be meant, and what is no captions file.
-    """
+    """The captioned photos of `split`, `train` or `val`, of a folder in COCO's layout, else BadInput."""
     folder = Path(folder)
     refuse_missing(folder, "a folder in COCO's layout", folder=True)
     files = sorted((folder / "annotations").glob(f"captions_{split}*.json"))

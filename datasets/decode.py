@@ -15,10 +15,7 @@ MOST_LISTED = 50  # bad files in a list
 
 
 def load_image(path):
-    """An image file as an upright RGB PIL image: alpha over white, of an animation the first frame.
-
-    Raises BadImage, with the reason, for a file that cannot be decoded whole.
-    """
+    """A file's first frame, upright, in RGB, alpha over white. Raises BadImage unless it is decoded whole."""
     try:
         with Image.open(path) as image:
             width, height = image.size

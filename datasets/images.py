@@ -137,10 +137,7 @@ def image_names(folder, skip_bad, with_labels=False):
 
 
 def read_training_folder(folder, classes_file, skip_bad=False):
-    """The LabelledFolder of a training folder.
-
-    Raises BadInput as `image_names` does, for both layouts in one folder, and for fewer than two classes.
-    """
+    """A training folder as a LabelledFolder. BadInput of `image_names`, for mixed layouts and one class."""
     folder = Path(folder)
     names = image_names(folder, skip_bad, with_labels=True)
     layouts = {"/" in name: name for name in names}

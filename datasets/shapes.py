@@ -38,17 +38,14 @@ SPLITS = {"train": 0, "val": 1}  # as numbers they enter the seeds, so that both
 PROCESSES = 2
 
 
-# Shapes -----------------------------------------------------------------------------------------------------
-
-
-def _arc(radius_x, radius_y, start=0.0, stop=TAU, center=(0.0, 0.0), points=48):
-    angle = np.linspace(start, stop, points)
+def _arc(radius_x, radius_y, start=0.0, stop=TAU, center=(0.0, 0.0)):
+    angle = np.linspace(start, stop, 48)
     return np.stack([center[0] + radius_x * np.cos(angle), center[1] + radius_y * np.sin(angle)], 1)
 
 
-def _radial(radii, start=-TAU / 4):
-    """The polygon whose corners stand at equal angles from `start`, at the distances `radii`."""
-    angle = start + TAU * np.arange(len(radii)) / len(radii)
+def _radial(radii):
+    """The polygon with corners at equal angles, the first one at the top, and at the distances `radii`."""
+    angle = TAU * np.arange(len(radii)) / len(radii) - TAU / 4
     return np.asarray(radii)[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
 
 
@@ -120,9 +117,6 @@ def shape_mask(name, size, center, radius, tilt):
     return np.asarray(canvas.reduce(SUPERSAMPLING))
 
 
-# Images -----------------------------------------------------------------------------------------------------
-
-
 def gradient(rng, size, low, high, spread):
     """A linear gradient about a colour of `low` to `high`, randomly turned: float (height, width, 3)."""
     width, height = size
@@ -179,9 +173,6 @@ def draw_image(name, rng, radius=DEMO_RADIUS):
     alpha = np.stack([mask / 255] * 3, 2)
     image = alpha * surface + (1 - alpha) * background + rng.normal(0, 6, (height, width, 3))
     return np.clip(image, 0, 255).astype(np.uint8), ((mask > 127) * 255).astype(np.uint8)
-
-
-# Data sets --------------------------------------------------------------------------------------------------
 
 
 def write_dataset(folder, classes=DEMO_CLASSES, radius=DEMO_RADIUS, train_per_class=100, val_per_class=40,

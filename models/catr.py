@@ -78,9 +78,6 @@ def small_config(vocabulary):
                   channels=(32, 64, 96, 128), stem_width=8, pretrained_backbone=False)
 
 
-# Layers -----------------------------------------------------------------------------------------------------
-
-
 def resnet(config):
     """The backbone: photos (B, 3, h, w) -> features (B, channels, H, W) of stride 16; its end is dilated."""
     block, norm = (Bottleneck, nn.BatchNorm2d) if config.pretrained_backbone else (
@@ -213,9 +210,6 @@ def sine_positions(height, width, channels):
     return torch.cat([y[:, None].expand(-1, width, -1), x[None].expand(height, -1, -1)], 2).flatten(0, 1)
 
 
-# The network ------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Memory:
     """What the decoder attends to, of B photos."""
@@ -261,13 +255,12 @@ class CATR(nn.Module):
 
     def encode(self, photos):
         """Preprocessed photos (3, h, w), of any sizes, as a Memory: each as if alone, no pixel padded."""
-        by_size, maps = {}, [None] * len(photos)
-        for i, photo in enumerate(photos):
-            by_size.setdefault(photo.shape, []).append(i)
-        for indices in by_size.values():
-            features = self.input_proj(self.backbone[0].body(torch.stack([photos[i] for i in indices])))
-            for i, one in zip(indices, features):
-                maps[i] = one
+        maps = {}
+        for size in dict.fromkeys(photo.shape for photo in photos):
+            indices = [i for i, photo in enumerate(photos) if photo.shape == size]
+            features = self.backbone[0].body(torch.stack([photos[i] for i in indices]))
+            maps.update(zip(indices, self.input_proj(features)))
+        maps = [maps[i] for i in range(len(photos))]
         grids = [tuple(one.shape[1:]) for one in maps]
         x = pad_sequence([one.flatten(1).T for one in maps], batch_first=True)
         encoding = {grid: sine_positions(*grid, self.config.width).to(x) for grid in set(grids)}
@@ -311,9 +304,6 @@ class CATR(nn.Module):
         return self.decode(tokens, self.begin(self.encode(photos)))
 
 
-# Photos -----------------------------------------------------------------------------------------------------
-
-
 def resized(size, longer_side):
     """The (width, height) of a resized photo: int(side * (longer_side / longer)) in floats, at least 1."""
     scale = longer_side / max(size)
@@ -336,9 +326,6 @@ def grid_box(size, grid, config):
     low = 0.5 - STRIDE / 2
     return (low * scale[0], low * scale[1],
             (low + STRIDE * grid[1]) * scale[0], (low + STRIDE * grid[0]) * scale[1])
-
-
-# Checkpoints ------------------------------------------------------------------------------------------------
 
 
 def checkpoint_fields(config, vocabulary):

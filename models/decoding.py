@@ -53,10 +53,7 @@ def search(model, memory, tokenizer, max_tokens, beam=1):
 
 
 def _best_longer(beginnings, log_probs, count):
-    """The `count` most probable ones, a token longer: (log-probability, ids, index of the one continued).
-
-    `log_probs` (beginnings, vocabulary) are those of the next token.
-    """
+    """The `count` best a token longer, (log-probability, ids, index of the old); log_probs (beginnings, V)."""
     if not beginnings:
         return []
     totals = torch.tensor([total for total, _ in beginnings], dtype=torch.float64)

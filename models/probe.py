@@ -151,9 +151,7 @@ def _choose(z, y, expected_rows, alphas, splitter):
         for alpha, C, weight, bias in _fits(z[fit], y[fit], expected_rows[fit], alphas, C_GRID):
             of_all = probabilities.setdefault((C, alpha), np.full((len(y), y.max() + 1), 1e-12))
             of_all[np.ix_(left_out, np.unique(y[fit]))] = softmax(z[left_out] @ weight.T + bias, axis=1)
-    losses = {}
-    for key, of_all in probabilities.items():
-        of_all /= of_all.sum(-1, keepdims=True)
-        losses[key] = log_loss(y, of_all, labels=np.arange(y.max() + 1))
+    losses = {key: log_loss(y, of_all / of_all.sum(-1, keepdims=True), labels=np.arange(y.max() + 1))
+              for key, of_all in probabilities.items()}
     C, alpha = min(losses, key=losses.get)
     return C, alpha, float((probabilities[C, alpha].argmax(1) == y).mean())

@@ -60,10 +60,7 @@ def preprocessing(model):
 
 
 class Normalised(torch.nn.Module):
-    """A model on the uint8 (N, 3, H, W) of `datasets.transforms.evaluation_pixels`, (x / 255 - mean) / std.
-
-    The arithmetic is that of `evaluation_transform`, bit for bit.
-    """
+    """A model on `evaluation_pixels` (N, 3, H, W): (x / 255 - mean) / std, `evaluation_transform`'s bits."""
 
     def __init__(self, model, preprocessing):
         super().__init__()

@@ -50,7 +50,7 @@ def test_half_precision_weights_open_in_full(saved, tmp_path):
 
 
 @pytest.mark.parametrize("file, vocabulary, expected", [
-    ("best.pt", [*VOCABULARY[:-1], "word"], "which carries its own: leave --vocab out"),
+    ("best.pt", [*VOCABULARY[:-1], "word"], "carries: leave --vocab out"),
     ("catr.pth", None, "carries no vocabulary"), ("catr.pth", VOCABULARY[:9], "vocab.txt has 9 tokens and"),
     ("catr.pth", [*VOCABULARY[:-1], "##es"], "does not fit the captioner"),
     ("missing.pt", None, "missing.pt does not exist")])
