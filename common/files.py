@@ -18,8 +18,7 @@ MOST_CLAIMED = 2**30  # bytes that a tensor may take beyond what a file stores o
 
 @contextlib.contextmanager
 def written_whole(path, previous=None):
-    """A temporary path that takes the place of `path`, flushed, if no error ends the block; the file that was
-    there becomes `previous`."""
+    """A temporary path that replaces `path`, flushed, unless an error ends the block; the old: `previous`."""
     path = Path(path)
     _make_room(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=path.parent)

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from common.errors import BadInput
 from common.files import refuse_missing
-from datasets.decode import load_image
+from datasets.images import ImageDataset
 
 
 @dataclass
@@ -85,16 +84,13 @@ def random_holdout(count, fraction, seed):
     return sorted(order[held_out:]), sorted(order[:held_out])
 
 
-class CaptionDataset(Dataset):
+class CaptionDataset(ImageDataset):
     """Pairs (transform(photo), encode(caption)), by index or, in training, by (epoch, index)."""
 
     def __init__(self, root, names, captions, transform, encode):
-        self.root, self.names, self.captions = Path(root), names, captions
-        self.transform, self.encode = transform, encode
-
-    def __len__(self):
-        return len(self.names)
+        super().__init__(root, names, captions, transform)
+        self.encode = encode
 
     def __getitem__(self, key):
-        index = key[1] if isinstance(key, tuple) else key
-        return self.transform(load_image(self.root / self.names[index])), self.encode(self.captions[index])
+        photo, caption = super().__getitem__(key[1] if isinstance(key, tuple) else key)
+        return photo, self.encode(caption)

@@ -3,8 +3,7 @@
 A scene shows two groups of shapes over a busy grey background: one shape, or two that are alike. Its caption
 follows from the picture: `a red star next to two blue squares` where the groups lie side by side, the left
 one named first, and `above` where they lie on top of each other. Colours and shapes of the two groups differ.
-Plurals split into two tokens, `square` and `##s`, `cross` and `##es`, since the vocabulary holds singulars
-and endings alone.
+Plurals are two tokens, such as `cross` and `##es`: the vocabulary holds singulars and endings alone.
 
     python -m datasets.scenes --output data/scenes --train 5000 --val 400
 

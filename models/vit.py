@@ -14,10 +14,7 @@ FAMILIES = ["vision_transformer", "deit", "beit", "eva"]  # timm's modules
 
 
 def build(arch, num_classes=None):
-    """The timm model `arch`, randomly initialised, with `num_classes` outputs (None: its own number).
-
-    Raises BadInput for a name that timm does not know, with the nearest ones, and for another kind of model.
-    """
+    """The timm model `arch`, random, with `num_classes` outputs (None: its own). BadInput for others."""
     if not timm.is_model(arch):
         near = difflib.get_close_matches(arch, timm.list_models(module=FAMILIES), n=3)
         guess = f"; did you mean {', '.join(near)}?" if near else ""
@@ -34,10 +31,7 @@ def build(arch, num_classes=None):
 
 
 def create(arch, num_classes=None, weights=None, scratch=False):
-    """The model `arch`, random with `scratch`, else with a file's weights or timm's pretrained ones.
-
-    Returns (model, what `load_weights` says or None). Raises BadInput as it, `build`, `fetch_pretrained` do.
-    """
+    """(model, what `load_weights` says or None): random with `scratch`, else a file's or timm's weights."""
     model = build(arch, num_classes)
     if scratch:
         return model, None

@@ -70,7 +70,6 @@ def load_weights(model, arch, path, adopt_head=False):
     number of classes. Returns what to tell the user about a head left at random, or None. Raises BadInput for
     a file that does not fit otherwise.
     """
-    path = Path(path)
     content = read_tensors(path)
     weights = state_dict_in(content, path, "pass a timm weights file or a checkpoint of p1_train.py")
     problem, hint = f"{path} does not fit {arch}", "name the --arch that it was made for"
@@ -81,7 +80,7 @@ def load_weights(model, arch, path, adopt_head=False):
         weights = convert(clean_state_dict(weights), model)
     except (RuntimeError, ValueError, AssertionError) as error:  # tensors that its conversions cannot reshape
         raise BadInput(f"{problem}: {hint}") from error
-    message = _match_heads(model, weights, path.name, adopt_head)
+    message = _match_heads(model, weights, Path(path).name, adopt_head)
     refuse_other_keys(weights, model, problem, hint)
     load_finite(model, weights, path)
     return message
@@ -111,7 +110,7 @@ def _match_heads(model, weights, name, adopt_head):
 
 
 def fetch_pretrained(model, arch):
-    """The file of timm's pretrained weights for a model, from the hub's cache or the hub; neither: BadInput.
+    """The file of timm's pretrained weights for a model, from the hub's cache or the hub, else BadInput.
 
     huggingface_hub waits for the environment's HF_HUB_ETAG_TIMEOUT, then HF_HUB_DOWNLOAD_TIMEOUT for more.
     """
