@@ -7,9 +7,8 @@ On four GPUs of a machine, with the same result:
 
     torchrun --nproc-per-node 4 p1_eval.py p1_data/val pred.csv --checkpoint runs/headline/best.pt
 
-IMAGES is a folder; names may be anything. Files named {class}_{id}.jpg, or in subfolders named by class, are
-scored if the checkpoint knows the class. CSV gets one row an image, sorted by name: `filename,label`. The
-model runs in fp32.
+IMAGES is a folder. Files named {class}_{id}.jpg, or in subfolders named by class, are scored if the model
+knows the class. CSV gets a row an image, sorted by name: `filename,label`. The model runs in fp32.
 
 Exit code: 0; 1 if the accuracy differs from --expect by more than --tolerance; 2 for bad input.
 """
@@ -19,6 +18,7 @@ import io
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 from common.cli import ArgumentParser, note, number, reports_errors
@@ -96,17 +96,14 @@ def as_csv(names, labels):
 
 
 def score(predictions, labels, checkpoint):
-    """What goes into the JSON file, from the predicted and the true labels; None stands for an unlabelled
-    image."""
+    """What goes into the JSON file, from the predicted and the true labels (None where there is none)."""
     from compare.statistics import wilson_interval
 
-    per_class = {label: {"name": name, "correct": 0, "labelled": 0}
+    right = Counter(label for prediction, label in zip(predictions, labels) if prediction == label)
+    counts = Counter(labels)
+    per_class = {label: {"name": name, "correct": right[label], "labelled": counts[label]}
                  for label, name in zip(checkpoint.labels, checkpoint.class_names)}
-    for prediction, label in zip(predictions, labels):
-        if label is not None:
-            per_class[label]["labelled"] += 1
-            per_class[label]["correct"] += prediction == label
-    correct, labelled = (sum(row[key] for row in per_class.values()) for key in ("correct", "labelled"))
+    correct, labelled = right.total(), counts.total() - counts[None]
     ci95 = list(wilson_interval(correct, labelled)) if labelled else None
     return {"accuracy": correct / labelled if labelled else None, "correct": correct, "labelled": labelled,
             "images": len(predictions), "ci95": ci95, "checkpoint_sha256": sha256(checkpoint.path),
@@ -121,15 +118,12 @@ def save(args, names, labels, logits, checkpoint):
 
     predictions = [checkpoint.labels[index] for index in logits.argmax(1)]
     result = score(predictions, labels, checkpoint)
-    table, scores = as_csv(names, predictions), json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-    outputs = [(args.csv, table), (args.json, scores)]
     run = args.checkpoint.resolve().parent
     of_run = (run / CONFIG).exists() and os.access(run, os.W_OK)
-    if of_run:
-        outputs += [(run / "eval.json", scores), (run / "pred.csv", table)]
-    for path, text in outputs:
-        if path:
-            write_text(path, text)
+    for path in filter(None, (args.csv, run / "pred.csv" if of_run else None)):
+        write_text(path, as_csv(names, predictions))
+    for path in filter(None, (args.json, run / "eval.json" if of_run else None)):
+        write_text(path, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     if of_run:
         targets = [-1 if label is None else checkpoint.labels.index(label) for label in labels]
         with written_whole(run / "eval.npz") as temporary:
@@ -149,7 +143,7 @@ def report(result, args):
           f"95 % interval {low:.3f} to {high:.3f})")
     if args.expect is None:
         return 0
-    # 1e-9, because 0.78 - 0.775 is a little more than 0.005 in floating point
+    # 0.78 - 0.775 is a little more than 0.005 in floating point
     met = abs(result["accuracy"] - args.expect) <= args.tolerance + 1e-9
     print(f"{'' if met else 'not '}as expected: {args.expect} within {args.tolerance}")
     return 0 if met else 1

@@ -76,9 +76,8 @@ def main(argv=None):
     import numpy as np
 
     from common.files import written_whole
-    from datasets import decode
     from datasets.masks import find_mask
-    from datasets.photos import find_images, refuse_to_overwrite
+    from datasets.photos import find_images, refuse_to_overwrite, refuse_undecodable
     from engine.device import keep_freed_memory, pick_device
     from interpret.photos import Viewer
     from plots.attention import ModelView, bar_label, draw_rows
@@ -91,8 +90,7 @@ def main(argv=None):
     masks = {path: find_mask(args.masks, path.stem) for path in paths} if args.masks else {}
     refuse_to_overwrite(args.output_dir, (args.format, "npz"), [SHEET, *(path.stem for path in paths)],
                         [*paths, *masks.values()])
-    if bad := decode.undecodable("", paths):  # before the first figure is drawn
-        raise decode.bad_files("", bad, len(paths), remedy="fix them or leave them out")
+    refuse_undecodable(paths)
     viewer = Viewer(device, args.checkpoint, args.arch, args.weights, args.image_size)
     if args.occlusion and not viewer.class_names:
         raise BadInput(f"--occlusion: {viewer.name} predicts no classes: leave it out")

@@ -67,8 +67,7 @@ def main(argv=None):
     import numpy as np
 
     from common.files import write_text, written_whole
-    from datasets import decode
-    from datasets.photos import find_images, refuse_to_overwrite
+    from datasets.photos import find_images, refuse_to_overwrite, refuse_undecodable
     from engine.device import keep_freed_memory, pick_device
     from interpret.captions import captioned, describe
     from models import catr, decoding
@@ -79,9 +78,7 @@ def main(argv=None):
     keep_freed_memory(device)
     paths = find_images(args.images)
     refuse_to_overwrite(args.output_dir, ("png", "json", "npz"), [path.stem for path in paths], paths)
-    bad = decode.undecodable("", paths)  # before the first figure is drawn
-    if bad:
-        raise decode.bad_files("", bad, len(paths), remedy="fix them or leave them out")
+    refuse_undecodable(paths)
     model, tokenizer = catr.open_captioner(args.checkpoint or CHECKPOINT, args.vocab, VOCAB)
     model.to(device)
     config = model.config

@@ -15,9 +15,8 @@ from common.errors import BadInput, Interrupted
 class ArgumentParser(argparse.ArgumentParser):
     """argparse, with a script's docstring as its help, and its errors in the one-line form of the others."""
 
-    def __init__(self, description, **options):
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(description=description, formatter_class=formatter, **options)
+    def __init__(self, doc, **options):
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message):
         print_error(f"error: {message} (try --help)")

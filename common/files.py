@@ -18,10 +18,7 @@ MOST_CLAIMED = 2**30  # bytes that a tensor may take beyond what a file stores o
 
 @contextlib.contextmanager
 def written_whole(path, previous=None):
-    """A temporary path beside `path` that takes its place, flushed to disk, if the block ends without error.
-
-    The file that was there before becomes `previous` if that is given.
-    """
+    """A temporary path that replaces `path`, flushed, unless an error ends the block; the old: `previous`."""
     path = Path(path)
     _make_room(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=path.parent)
@@ -37,7 +34,10 @@ def written_whole(path, previous=None):
         if previous and path.exists():
             path.replace(previous)
         temporary.replace(path)
-        _flush_folder(path.parent)
+        folder = os.open(path.parent, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # of a file system that flushes no folders
+            os.fsync(folder)
+        os.close(folder)
     except OSError as error:
         error.filename = str(path)  # a failed write names no file, and other calls name the temporary one
         raise
@@ -51,12 +51,11 @@ def _make_room(path):
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _flush_folder(folder):
-    """Flush the names of a folder's files to disk, where its file system can."""
-    handle = os.open(folder, os.O_RDONLY)
-    with contextlib.suppress(OSError):
-        os.fsync(handle)
-    os.close(handle)
+def refuse_missing(path, wanted, folder=False):
+    """Raise BadInput unless the Path is a file, or a folder; the message asks for what is `wanted`."""
+    if not (path.is_dir() if folder else path.is_file()):
+        problem = f"is not a {'folder' if folder else 'file'}" if path.exists() else "does not exist"
+        raise BadInput(f"{path} {problem}: name {wanted}")
 
 
 def refuse_unwritable(*paths):
@@ -88,23 +87,21 @@ def sha256(path):
 def read_tensors(path):
     """What a safetensors or torch file holds, on the CPU. The content decides which it is, not the name.
 
-    A torch file is opened with `weights_only=True`, so that nothing in it runs, and the checksums that
-    torch.save put into it are compared, which torch.load does not do. No tensor may claim much more memory
-    than the file stores of it. Raises BadInput for a missing, broken or unsafe file.
+    A torch file is opened with `weights_only=True`, so that nothing in it runs; torch.save's checksums, which
+    torch.load ignores, are compared; no tensor may claim much more memory than the file stores of it. Raises
+    BadInput for a missing, broken or unsafe file.
     """
     path = Path(path)
-    if not path.is_file():
-        problem = "is not a file" if path.exists() else "does not exist"
-        raise BadInput(f"{path} {problem}: name a weights file")
+    refuse_missing(path, "a weights file")
     try:
         content = _load(path)
+    except BadInput:
+        raise
     except pickle.UnpicklingError as error:
         call = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"opening it would run {call[1]}" if call else "torch's weights-only loader refuses it"
         raise BadInput(f"{path} is not a weights file: {reason}; save its weights alone") from error
     except Exception as error:  # a broken archive raises RuntimeError, EOFError, SafetensorError, ...
-        if isinstance(error, BadInput):
-            raise
         raise BadInput(f"{path} is damaged or not a weights file: copy it again") from error
     for tensor in _tensors(content):
         dense = tensor.device.type == "cpu" and str(tensor.layout) == "torch.strided"

@@ -11,10 +11,9 @@ COMMAND_FLAGS = {"data", "output", "recipe", "resume", "help"}  # a recipe says 
 
 
 def parse_with_recipe(parser, argv):
-    """The arguments of `argv`, on top of those of the file that its `--recipe` names, if any.
+    """The arguments of `argv`, on top of those of its `--recipe`, if any. BadInput for a file that is none.
 
-    A flag of `argv` takes the place of the recipe's, and of one of the recipe's that excludes it. Raises
-    BadInput for a file that is not a recipe of this parser.
+    A flag of `argv` takes the place of the recipe's, and of one of the recipe's that excludes it.
     """
     reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     reader.add_argument("--recipe", type=Path)
@@ -31,31 +30,25 @@ def _arguments(parser, path, argv):
     given = {actions.get(argument.partition("=")[0]) for argument in argv}
     excluded = {action for group in parser._mutually_exclusive_groups for action in group._group_actions
                 if given & set(group._group_actions)}
-    arguments = []
-    for key, value in _read(path).items():
-        action = actions.get(f"--{key}")
-        if action is None or key in COMMAND_FLAGS:
-            raise BadInput(f"{path}: a recipe has no {key}: " + (
-                "it belongs to the command" if action else _guess(key, actions, parser.prog)))
-        argument = _as_arguments(action, key, value, path)
-        if action not in excluded:
-            arguments += argument
-    return arguments
-
-
-def _guess(key, actions, script):
-    names = {option[2:] for option in actions if option.startswith("--")} - COMMAND_FLAGS
-    near = difflib.get_close_matches(key, names, n=1)
-    return f"did you mean {near[0]}?" if near else f"{script} --help lists them"
-
-
-def _read(path):
     try:
-        return tomllib.loads(path.read_bytes().decode())
+        recipe = tomllib.loads(path.read_bytes().decode())
     except FileNotFoundError as error:
         raise BadInput(f"--recipe {path} does not exist: name a file such as those in recipes/") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is not TOML: {error}") from error
+    arguments = []
+    for key, value in recipe.items():
+        action = actions.get(f"--{key}")
+        if action is None or key in COMMAND_FLAGS:
+            names = {option[2:] for option in actions} - COMMAND_FLAGS
+            near = difflib.get_close_matches(key, names, n=1)
+            hint = ("it belongs to the command" if action else
+                    f"did you mean {near[0]}?" if near else f"{parser.prog} --help lists them")
+            raise BadInput(f"{path}: a recipe has no {key}: {hint}")
+        argument = _as_arguments(action, key, value, path)
+        if action not in excluded:
+            arguments += argument
+    return arguments
 
 
 def _as_arguments(action, key, value, path):

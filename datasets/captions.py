@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from common.errors import BadInput
-from datasets.decode import load_image
+from common.files import refuse_missing
+from datasets.images import ImageDataset
 
 
 @dataclass
@@ -40,15 +40,9 @@ class CaptionedFolder:
 
 
 def read_captions(folder, split):
-    """The captioned photos of the `split`, `train` or `val`, of a folder in COCO's layout.
-
-    Photos without a caption are left out. Raises BadInput for a missing folder or file, several that could be
-    meant, and anything that is no captions file.
-    """
+    """The captioned photos of `split`, `train` or `val`, of a folder in COCO's layout, else BadInput."""
     folder = Path(folder)
-    if not folder.is_dir():
-        problem = "is a file" if folder.exists() else "does not exist"
-        raise BadInput(f"{folder} {problem}: name a folder in COCO's layout")
+    refuse_missing(folder, "a folder in COCO's layout", folder=True)
     files = sorted((folder / "annotations").glob(f"captions_{split}*.json"))
     if len(files) != 1:
         count = f"{len(files)} files" if files else "no file"
@@ -63,10 +57,9 @@ def read_captions(folder, split):
         raise BadInput(f"{file} is not a captions file in COCO's format ({reason})") from error
     if not captions:
         raise BadInput(f"{file} holds no captions")
-    missing = [name for name in captions if not (root / name).is_file()]
-    if missing:
-        problem = f"{len(missing)} of {len(captions)} photos of {file} are missing from {root}:"
-        raise BadInput(problem, missing[:20])
+    if missing := [name for name in captions if not (root / name).is_file()]:
+        count = f"{len(missing)} of {len(captions)}"
+        raise BadInput(f"{count} photos of {file} are missing from {root}:", missing[:20])
     return CaptionedFolder(root, list(captions), list(captions.values()))
 
 
@@ -91,19 +84,13 @@ def random_holdout(count, fraction, seed):
     return sorted(order[held_out:]), sorted(order[:held_out])
 
 
-class CaptionDataset(Dataset):
-    """Photos with one caption each, as (transform(photo), encode(caption)).
-
-    A key is an index, or (epoch, index) for training.
-    """
+class CaptionDataset(ImageDataset):
+    """Pairs (transform(photo), encode(caption)), by index or, in training, by (epoch, index)."""
 
     def __init__(self, root, names, captions, transform, encode):
-        self.root, self.names, self.captions = Path(root), names, captions
-        self.transform, self.encode = transform, encode
-
-    def __len__(self):
-        return len(self.names)
+        super().__init__(root, names, captions, transform)
+        self.encode = encode
 
     def __getitem__(self, key):
-        index = key[1] if isinstance(key, tuple) else key
-        return self.transform(load_image(self.root / self.names[index])), self.encode(self.captions[index])
+        photo, caption = super().__getitem__(key[1] if isinstance(key, tuple) else key)
+        return photo, self.encode(caption)

@@ -15,10 +15,7 @@ MOST_LISTED = 50  # bad files in a list
 
 
 def load_image(path):
-    """Decode an image file into an upright RGB PIL image: alpha over white, the first frame of an animation.
-
-    Raises BadImage, with the reason, for a file that cannot be decoded whole.
-    """
+    """A file's first frame, upright, in RGB, alpha over white. Raises BadImage unless it is decoded whole."""
     try:
         with Image.open(path) as image:
             width, height = image.size
@@ -26,9 +23,9 @@ def load_image(path):
                 raise ValueError(f"{width} x {height} pixels: one side is over {LONGEST} times the other")
             image.load()
             return to_rgb(upright(image))
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise whatever their parser met, from SyntaxError to struct.error
-        if isinstance(error, MemoryError):
-            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
             reason = "not an image" if os.stat(path).st_size else "is empty"
@@ -73,12 +70,15 @@ def undecodable(root, names):
 
 def bad_files(root, reasons, total, remedy="fix or remove, or pass --skip-bad to go on without"):
     """The BadInput that lists bad files, up to a limit; `reasons` maps their names to what is wrong."""
-    which = "1 file" if len(reasons) == 1 else f"{len(reasons)} files"
-    where = f" in {root}" if root else ""
-    lines = [f"{name}: {why}" for name, why in sorted(reasons.items())[:MOST_LISTED]]
-    if len(reasons) > MOST_LISTED:
-        lines.append(f"and {len(reasons) - MOST_LISTED} more")
+    which, where = f"{len(reasons)} file{'s' * (len(reasons) > 1)}", f" in {root}" if root else ""
+    lines = shortened([f"{name}: {why}" for name, why in reasons.items()])
     return BadInput(f"{which} of {total}{where} cannot be used: {remedy}", lines)
+
+
+def shortened(lines):
+    """Sorted, and cut to a length that can be read."""
+    more = len(lines) - MOST_LISTED
+    return sorted(lines)[:MOST_LISTED] + [f"and {more} more"] * (more > 0)
 
 
 @contextlib.contextmanager

@@ -19,20 +19,16 @@ import torch
 
 from common.cli import note
 from common.errors import BadInput
-from datasets.decode import MOST_LISTED, bad_files, load_image, undecodable
+from common.files import refuse_missing
+from datasets.decode import bad_files, load_image, shortened, undecodable
 
 LITTER = {"thumbs.db", "desktop.ini"}
 
 
 def list_files(folder):
-    """The sorted names of all files of a folder, and of its subfolders as `subfolder/name`.
-
-    Raises BadInput for a missing or empty folder and for folders nested deeper.
-    """
+    """The sorted names of a folder's files, and `subfolder/name`. BadInput for none, and for deeper ones."""
     folder = Path(folder)
-    if not folder.is_dir():
-        problem = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise BadInput(f"{folder} {problem}: name a folder of images")
+    refuse_missing(folder, "a folder of images", folder=True)
     names = []
     for entry in _visible(folder):
         if not entry.is_dir():
@@ -57,8 +53,7 @@ def label_of(name):
     """The label that a file's name carries: its subfolder, or what stands before the last `_`; else None."""
     if "/" in name:
         return name.split("/")[0]
-    stem = name.rpartition(".")[0] if "." in name else name
-    label, _, identifier = stem.rpartition("_")
+    label, _, identifier = (name.rpartition(".")[0] if "." in name else name).rpartition("_")
     return label if label and identifier else None
 
 
@@ -68,10 +63,7 @@ def is_number(label):
 
 
 def in_label_order(labels):
-    """The distinct labels, numbers by value if all are numbers, else as text.
-
-    Raises BadInput for two spellings of one number.
-    """
+    """The distinct labels, sorted, by value if all are numbers. BadInput for two spellings of one number."""
     labels = sorted(set(labels))
     if not all(map(is_number, labels)):
         return labels
@@ -85,8 +77,8 @@ def in_label_order(labels):
 def class_names(labels, file):
     """The names of `labels` (in label order) from `file`, one a line; without it the labels themselves.
 
-    With a line for every label the lines follow label order. With more lines than labels, numeric labels
-    count lines from 0, as when a part of the classes has no photo. Anything else is BadInput.
+    As many lines as labels follow label order. Of more lines, numeric labels count from 0, as when a part of
+    the classes has no photo. Anything else is BadInput.
     """
     if not file.exists():
         return list(labels)
@@ -112,7 +104,7 @@ class LabelledFolder:
     class_names: list
 
     def fingerprint(self):
-        """A checksum of the names of the images, which tells whether a folder still holds the same."""
+        """A checksum of the names of the images."""
         return hashlib.sha256("\0".join(self.names).encode(errors="surrogateescape")).hexdigest()
 
     def keep(self, indices):
@@ -131,33 +123,27 @@ def image_names(folder, skip_bad, with_labels=False):
     names = list_files(folder)
     bad = {name: "is empty" for name in names if os.stat(folder / name).st_size == 0}
     if with_labels:
-        unlabelled = "has no label: name it {class}_{id}.ext"
-        bad.update((name, unlabelled) for name in names if label_of(name) is None)
-    if not skip_bad:
-        if bad:
-            raise bad_files(folder, bad, len(names))
-        return names
-    bad.update(undecodable(folder, [name for name in names if name not in bad]))
+        unlabelled = [name for name in names if label_of(name) is None]
+        bad.update(dict.fromkeys(unlabelled, "has no label: name it {class}_{id}.ext"))
+    if skip_bad:
+        bad.update(undecodable(folder, [name for name in names if name not in bad]))
+    elif bad:
+        raise bad_files(folder, bad, len(names))
     if len(bad) == len(names):
         raise BadInput(f"{folder} holds no image that can be used")
     if bad:
-        more = f" and {len(bad) - MOST_LISTED} more" if len(bad) > MOST_LISTED else ""
-        listed = ", ".join(sorted(bad)[:MOST_LISTED])
-        note(f"left out {len(bad)} bad file{'s' * (len(bad) > 1)}: {listed}{more}")
+        note(f"left out {len(bad)} bad file{'s' * (len(bad) > 1)}: {', '.join(shortened(bad))}")
     return [name for name in names if name not in bad]
 
 
 def read_training_folder(folder, classes_file, skip_bad=False):
-    """The labelled images of a training folder, in one of the two layouts, as a LabelledFolder.
-
-    Raises BadInput as `image_names` does, for both layouts in one folder, and for fewer than two classes.
-    """
+    """A training folder as a LabelledFolder. BadInput of `image_names`, for mixed layouts and one class."""
     folder = Path(folder)
     names = image_names(folder, skip_bad, with_labels=True)
-    nested = [name for name in names if "/" in name]
-    if 0 < len(nested) < len(names):
-        flat = next(name for name in names if "/" not in name)
-        raise BadInput(f"{folder} mixes two layouts ({nested[0]}, {flat}): use a subfolder a class, or none")
+    layouts = {"/" in name: name for name in names}
+    if len(layouts) > 1:
+        both = ", ".join(layouts.values())
+        raise BadInput(f"{folder} mixes two layouts ({both}): use a subfolder a class, or none")
     labels = in_label_order(map(label_of, names))
     if len(labels) < 2:
         raise BadInput(f"{folder} holds one class, {labels[0]}: training needs two")
@@ -170,8 +156,7 @@ def stratified_holdout(targets, fraction, seed):
     """Hold a stratified `fraction` of the images out: (indices to train on, indices held out), both sorted.
 
     The parts held out of the classes differ by rounding alone (largest remainder, ties by `seed`); at least
-    one image is held out, and every class has one left to train on. A fraction of 0 holds out nothing. Raises
-    BadInput where that cannot be done.
+    one image is held out, and each class has one left: else BadInput. A fraction of 0 holds out nothing.
     """
     if fraction == 0:
         return list(range(len(targets))), []
@@ -207,10 +192,10 @@ def random_streams(*entropy):
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """Images by key, as (tensor (3, H, W), target).
+    """Images as (tensor (3, H, W), target), by index.
 
-    For evaluation a key is an index. For training (`seed` given) it is (epoch, index), and the augmentation
-    depends on (seed, epoch, index) alone: not on the number of workers, nor on what was loaded before.
+    With `seed`, in training, by (epoch, index): the augmentation depends on (seed, epoch, index) alone, not
+    on the number of workers or what was loaded before.
     """
 
     def __init__(self, root, names, targets, transform, seed=None):
@@ -221,9 +206,7 @@ class ImageDataset(torch.utils.data.Dataset):
         return len(self.names)
 
     def __getitem__(self, key):
-        if self.seed is None:
-            return self.transform(load_image(self.root / self.names[key])), self.targets[key]
-        epoch, index = key
+        index = key if self.seed is None else key[1]
         image = load_image(self.root / self.names[index])
-        with random_streams(self.seed, epoch, index):
+        with contextlib.nullcontext() if self.seed is None else random_streams(self.seed, *key):
             return self.transform(image), self.targets[index]

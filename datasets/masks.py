@@ -9,7 +9,7 @@ from common.errors import BadInput
 
 
 def find_mask(folder, stem):
-    """The path of the mask for a photo of the name `stem`. Raises BadInput for a missing one."""
+    """The path of a photo's mask. BadInput for a missing one."""
     path = Path(folder) / f"{stem}.png"
     if not path.is_file():
         raise BadInput(f"{path} does not exist: each photo needs a mask, named like it")
@@ -17,11 +17,10 @@ def find_mask(folder, stem):
 
 
 def load_mask(path, size):
-    """The object and the background in the mask of a photo with the given (width, height).
+    """(object, background), bool (height, width), in the mask of a photo of `size` (width, height).
 
-    Two kinds are read: the trimaps of Oxford-IIIT Pet (1 object, 2 background, 3 a border of unsure pixels),
-    and masks that are 0 on the background. Returns (object, background), bool (height, width); a border is in
-    neither. Raises BadInput for a file that is no such mask, and for one of another size than the photo.
+    Two kinds are read: the trimaps of Oxford-IIIT Pet (1 object, 2 background, 3 a border, in neither), and
+    masks that are 0 on the background. Raises BadInput for anything else, and for another size.
     """
     values = _read(path, size)
     if values.min() > 0 and values.max() <= 3:

@@ -79,9 +79,8 @@ def arrange(images, annotations, folder):
     partial = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        for split in LISTS:
-            (partial / split).mkdir(parents=True)
-            (partial / "masks" / split).mkdir(parents=True)
+        for part in ("train", "val", "masks/train", "masks/val"):
+            (partial / part).mkdir(parents=True)
         rows = _read_lists(annotations)
         files = [(photo, split, f"{label}_{index}") for index, (photo, label, split) in enumerate(rows)]
         _extract(annotations, {f"annotations/trimaps/{photo}.png": partial / "masks" / split / f"{name}.png"

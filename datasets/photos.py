@@ -1,6 +1,7 @@
 """The photos that a script draws figures of, and the names of the figures."""
 
 from common.errors import BadInput
+from datasets.decode import bad_files, undecodable
 from datasets.images import list_files
 
 
@@ -20,6 +21,12 @@ def find_images(given):
             raise BadInput(f"{first[path.stem]} and {path} would have one figure, {path.stem}: rename one")
         first[path.stem] = path
     return paths
+
+
+def refuse_undecodable(paths):
+    """Raise BadInput that lists all images that cannot be decoded, before the first figure is drawn."""
+    if bad := undecodable("", paths):
+        raise bad_files("", bad, len(paths), remedy="fix them or leave them out")
 
 
 def refuse_to_overwrite(folder, ends, stems, inputs):

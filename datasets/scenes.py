@@ -3,8 +3,7 @@
 A scene shows two groups of shapes over a busy grey background: one shape, or two that are alike. Its caption
 follows from the picture: `a red star next to two blue squares` where the groups lie side by side, the left
 one named first, and `above` where they lie on top of each other. Colours and shapes of the two groups differ.
-Plurals split into two tokens, `square` and `##s`, `cross` and `##es`, since the vocabulary holds singulars
-and endings alone.
+Plurals are two tokens, such as `cross` and `##es`: the vocabulary holds singulars and endings alone.
 
     python -m datasets.scenes --output data/scenes --train 5000 --val 400
 
@@ -43,10 +42,9 @@ ROLES = {"a": "article", "two": "number", **dict.fromkeys(COLOURS, "colour"),
 
 
 def draw_scene(rng):
-    """Draw a scene with the numpy generator `rng`.
+    """Draw a scene with the numpy generator `rng`: (image, caption, mask).
 
-    Returns (image, uint8 (height, width, 3); caption; mask, uint8 (height, width): 1 and 2 on the groups, in
-    the order of the caption).
+    Image: uint8 (height, width, 3); mask: uint8 (height, width), 1 and 2 on the groups in caption order.
     """
     width, height = size = SIZES[rng.integers(len(SIZES))]
     colours, names = rng.choice(list(COLOURS), 2, replace=False), rng.choice(SHAPES, 2, replace=False)
@@ -87,10 +85,7 @@ def _places(rng, size, groups, radii, axis):
 
 
 def roles(tokens):
-    """The role of each token of a scene's caption, with the group that it speaks of: 1, 2, or 0 for both.
-
-    The roles are those of `ROLES`, and unknown.
-    """
+    """(role in `ROLES`, else unknown; group that it is of: 1, 2, or 0 for both) of a caption's tokens."""
     pairs, group = [], 1
     for token in tokens:
         role = ROLES.get(token, "unknown")

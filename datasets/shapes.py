@@ -1,12 +1,10 @@
 """Drawn images of one shape each: the embedded data set, made in seconds and needing no network.
 
 An image shows one filled shape, tilted, anywhere inside the square that a centre crop leaves: light, over a
-darker background of colour gradients, stripes and noise, with small strokes and dots of any colour as
-distractors. Colours and positions say nothing about the class, so a linear classifier on pixels fails where a
-network does not.
+darker background of gradients, stripes and noise, with small strokes and dots of any colour as distractors.
+Colours and positions say nothing about the class: a linear classifier on pixels fails, a network does not.
 
-    python -m datasets.shapes --output data/pretrain --classes pretrain --train-per-class 1000 --val-per-class
-    20 --seed 1
+    python -m datasets.shapes --output data/pretrain --classes pretrain --train-per-class 1000 --seed 1
 
 Written on disk, in the flat layout that `datasets.images` reads:
 
@@ -16,6 +14,7 @@ Written on disk, in the flat layout that `datasets.images` reads:
     DIR/draw.json                            what was drawn; a folder with the same one is not drawn again
 """
 
+import contextlib
 import json
 import math
 import shutil
@@ -39,14 +38,14 @@ SPLITS = {"train": 0, "val": 1}  # as numbers they enter the seeds, so that both
 PROCESSES = 2
 
 
-def _arc(radius_x, radius_y, start=0.0, stop=TAU, center=(0.0, 0.0), points=48):
-    angle = np.linspace(start, stop, points)
+def _arc(radius_x, radius_y, start=0.0, stop=TAU, center=(0.0, 0.0)):
+    angle = np.linspace(start, stop, 48)
     return np.stack([center[0] + radius_x * np.cos(angle), center[1] + radius_y * np.sin(angle)], 1)
 
 
-def _radial(radii, start=-TAU / 4):
-    """The polygon whose corners stand at equal angles from `start`, at the distances `radii`."""
-    angle = start + TAU * np.arange(len(radii)) / len(radii)
+def _radial(radii):
+    """The polygon with corners at equal angles, the first one at the top, and at the distances `radii`."""
+    angle = TAU * np.arange(len(radii)) / len(radii) - TAU / 4
     return np.asarray(radii)[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
 
 
@@ -157,7 +156,7 @@ def busy_background(rng, size):
 
 
 def draw_image(name, rng, radius=DEMO_RADIUS):
-    """Draw an image of the shape `name` with the numpy generator `rng`; `radius` is the range of its radius.
+    """Draw an image of the shape `name`, its radius in the range `radius`, with the numpy generator `rng`.
 
     Returns the image, uint8 (height, width, 3), and the mask, uint8 (height, width): 255 on the shape. The
     sides are 144 to 208 pixels; the shape lies inside the central square of 0.9 times the shorter side.
@@ -179,12 +178,12 @@ def draw_image(name, rng, radius=DEMO_RADIUS):
 def write_dataset(folder, classes=DEMO_CLASSES, radius=DEMO_RADIUS, train_per_class=100, val_per_class=40,
                   seed=0):
     """Draw a data set into `folder` (layout above) unless the same one is already there: see `drawn_once`."""
-    counts = {"train_per_class": train_per_class, "val_per_class": val_per_class}
-    draw = {"version": 1, "classes": list(classes), "radius": list(radius), **counts, "seed": seed}
+    draw = {"version": 1, "classes": list(classes), "radius": list(radius),
+            "train_per_class": train_per_class, "val_per_class": val_per_class, "seed": seed}
 
     def fill(unfinished):
         (unfinished / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
-        for split, count in zip(SPLITS, counts.values()):
+        for split, count in zip(SPLITS, (train_per_class, val_per_class)):
             jobs = [(label, i, name, radius, seed)
                     for label, name in enumerate(classes) for i in range(count)]
             draw_split(unfinished, split, _write_image, jobs)
@@ -214,16 +213,14 @@ def draw_split(folder, split, work, jobs):
 def drawn_once(folder, draw, names, fill):
     """Have `fill(path)` draw a data set, which becomes `folder` when it is whole; returns `folder`.
 
-    `draw` says what is drawn, and goes into draw.json: the same is not drawn again. `names` are the folder's
-    other entries; one that holds anything else is never overwritten: BadInput.
+    `draw` says what is drawn, and goes into draw.json: the same is not drawn again. A folder that holds more
+    than the other entries `names` is never overwritten: BadInput.
     """
-    folder = Path(folder)
+    folder, description = Path(folder), (json.dumps(draw, indent=1) + "\n").encode()
 
     def is_drawn():
-        try:
-            return json.loads((folder / "draw.json").read_text()) == draw
-        except (OSError, ValueError):
-            return False
+        with contextlib.suppress(OSError):
+            return (folder / "draw.json").read_bytes() == description
 
     if is_drawn():
         return folder
@@ -234,7 +231,7 @@ def drawn_once(folder, draw, names, fill):
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         fill(unfinished)
-        (unfinished / "draw.json").write_text(json.dumps(draw, indent=1) + "\n")
+        (unfinished / "draw.json").write_bytes(description)
         unfinished.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)
@@ -261,8 +258,8 @@ def get_args_parser():
 @reports_errors
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
-    sets = {"demo": (DEMO_CLASSES, DEMO_RADIUS), "pretrain": (PRETRAIN_CLASSES, PRETRAIN_RADIUS)}
-    classes, radius = sets[args.classes]
+    demo = args.classes == "demo"
+    classes, radius = (DEMO_CLASSES, DEMO_RADIUS) if demo else (PRETRAIN_CLASSES, PRETRAIN_RADIUS)
     write_dataset(args.output, classes, radius, args.train_per_class, args.val_per_class, args.seed)
     print(f"{args.output}: {len(classes)} classes, {len(classes) * args.train_per_class} images to train on, "
           f"{len(classes) * args.val_per_class} to validate on")

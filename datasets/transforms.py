@@ -12,22 +12,17 @@ def evaluation_transform(preprocessing):
 
 
 def evaluation_pixels(preprocessing):
-    """The same, but for the last step: PIL image -> uint8 tensor (3, H, W), a quarter of the memory.
-
-    `models.vit.Normalised` takes that step for a whole batch.
-    """
+    """The same as uint8, a quarter of the memory; `models.vit.Normalised` takes the last step, of a batch."""
     return timm.data.create_transform(**_arguments(preprocessing), is_training=False, normalize=False)
 
 
 def training_transform(preprocessing, crop_scale=0.5, rand_augment=0, random_erasing=0.0):
-    """PIL image -> augmented float tensor (3, H, W), by timm's transforms, which flip half of the images.
+    """PIL image -> augmented float tensor (3, H, W), by timm's transforms.
 
-    Args:
-        preprocessing: `models.vit.preprocessing`.
-        crop_scale: the least part of the area in a random resized crop.
-        rand_augment: magnitude of RandAugment (Cubuk et al. 2020, arXiv:1909.13719), 0 to 10: two operations
-            an image, each with probability 0.5, their magnitudes spread by 0.5. 0 leaves it out.
-        random_erasing: probability that noise replaces a rectangle (Zhong et al. 2017, arXiv:1708.04896).
+    `crop_scale` is the least part of the area that the random resized crop keeps; a horizontal flip follows.
+    `rand_augment` is the magnitude, 0 to 10, of RandAugment (Cubuk et al. 2020, arXiv:1909.13719): two
+    operations, each with probability 0.5, their magnitudes spread by 0.5; 0 leaves it out. `random_erasing`
+    is the probability that a rectangle is replaced by noise (Zhong et al. 2017, arXiv:1708.04896).
     """
     operations = f"rand-m{rand_augment}-mstd0.5-inc1" if rand_augment else None
     return timm.data.create_transform(
@@ -41,10 +36,9 @@ def _arguments(preprocessing):
 
 
 def crop_box(size, preprocessing):
-    """The part of a photo that the model takes in after `evaluation_transform`.
+    """The part of a photo of `size` (width, height) that the model takes in after `evaluation_transform`.
 
-    `size` is the photo's (width, height). Returns (left, top, right, bottom) in its pixels, as floats; where
-    the transform pads, the box reaches over the edge.
+    Returns (left, top, right, bottom) in its pixels, as floats; with padding the box reaches over the edge.
     """
     resize = evaluation_transform(preprocessing).transforms[0]
     resized = resize(Image.new("L", size)).size  # the library's own rounding of the longer side
@@ -60,12 +54,10 @@ def crop_box(size, preprocessing):
 class MixupCutMix:
     """Mixes each image of a batch with its mirror image in the order of the batch, by timm's Mixup.
 
-    Mixup (Zhang et al. 2018, arXiv:1710.09412) blends both, x = lam x_i + (1 - lam) x_j, CutMix (Yun et al.
-    2019, arXiv:1905.04899) puts a rectangle of one into the other; targets follow the shares. lam is of
-    Beta(alpha, alpha), one a batch; a coin decides between both. Draws from NumPy's global stream.
-
-    `mixup` and `cutmix` are the alphas, 0 leaves one out; `smoothing` is the part of each target that all
-    `classes` (a number) share alike.
+    Mixup (Zhang et al. 2018, arXiv:1710.09412) blends both as a whole, x = lam x_i + (1 - lam) x_j, CutMix
+    (Yun et al. 2019, arXiv:1905.04899) puts a rectangle of one into the other; targets follow the shares. lam
+    is of Beta(alpha, alpha), one a batch; alpha is `mixup` or `cutmix`, 0 for none, of both a coin picks.
+    All classes share the part `smoothing` of each target. Draws from NumPy's global stream.
     """
 
     def __init__(self, mixup, cutmix, smoothing, classes):

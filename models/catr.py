@@ -58,18 +58,17 @@ class Config:
     pretrained_backbone: bool = True  # bottlenecks and frozen batch norm; else basic blocks and group norm
 
     def __post_init__(self):
-        others = ("dropout", "stem_width", "pretrained_backbone")
-        sizes = [value for name, value in vars(self).items() if name not in others]
-        numbers = [each for value in sizes for each in (value if isinstance(value, tuple) else (value,))]
-        if not all(isinstance(each, int) and each > 0 for each in (*numbers, self.stem_width + 1)):
-            raise ValueError("sizes must be whole numbers above 0")
-        if self.width % self.heads or self.width % 4 or not 0 <= self.dropout < 1:
-            raise ValueError("the width must be a multiple of the heads and of 4, and dropout a share")
         if not all(isinstance(each, tuple) and len(each) == 4 for each in (self.blocks, self.channels)):
             raise ValueError("there must be four stages")
-        layers = max(self.encoder_layers, self.decoder_layers, *self.blocks)
-        if max(numbers) > MAX_SIZE or layers > MAX_LAYERS or self.longer_side > MAX_PHOTO:
-            raise ValueError(f"sizes above {MAX_SIZE}, layers above {MAX_LAYERS} or photos above {MAX_PHOTO}")
+        layers = (self.encoder_layers, self.decoder_layers, *self.blocks)
+        sizes = (*layers, *self.channels, self.vocabulary, self.width, self.heads, self.feedforward,
+                 self.head_width, self.positions, self.longer_side, self.stem_width + 1)
+        if not all(isinstance(each, int) and 0 < each <= MAX_SIZE for each in sizes):
+            raise ValueError(f"sizes must be whole numbers from 1 to {MAX_SIZE}")
+        if max(layers) > MAX_LAYERS or self.longer_side > MAX_PHOTO:
+            raise ValueError(f"layers above {MAX_LAYERS} or photos above {MAX_PHOTO}")
+        if self.width % self.heads or self.width % 4 or not 0 <= self.dropout < 1:
+            raise ValueError("the width must be a multiple of the heads and of 4, and dropout a share")
 
 
 def small_config(vocabulary):
@@ -77,9 +76,6 @@ def small_config(vocabulary):
     return Config(vocabulary, width=128, heads=4, encoder_layers=1, decoder_layers=1, feedforward=256,
                   head_width=128, positions=40, dropout=0.0, longer_side=128, blocks=(1, 1, 1, 1),
                   channels=(32, 64, 96, 128), stem_width=8, pretrained_backbone=False)
-
-
-# Layers -----------------------------------------------------------------------------------------------------
 
 
 def resnet(config):
@@ -153,10 +149,7 @@ class DecoderLayer(EncoderLayer):
         self.norm3 = nn.LayerNorm(config.width)
 
     def forward(self, x, positions, causal, tokens, memory, mask, with_maps):
-        """`tokens` and `memory` are the keys and values of the tokens before x, and of the photo.
-
-        Returns (x, the keys and values of all tokens, the cross-attention or None).
-        """
+        """With keys and values, `tokens` before x, `memory` of the photo: (x, all tokens', maps or None)."""
         normed = self.norm1(x)
         new = self.self_attn.keys_values(normed + positions, normed)
         tokens = [torch.cat(pair, 2) for pair in zip(tokens, new)]
@@ -205,8 +198,7 @@ def sine_positions(height, width, channels):
     """The position encoding of a feature map's cells, (height * width, channels): half for y, half for x.
 
     With p the row or column, counted from 1, over the last one (+ 1e-6) times 2 pi, channels 2i and 2i + 1 of
-    a half of c channels are sin and cos of p / 10000^(2i / c). (Carion et al. 2020, arXiv:2005.12872,
-    appendix A.4.)
+    a half of c are sin and cos of p / 10000^(2i / c) (Carion et al. 2020, arXiv:2005.12872, appendix A.4).
     """
     half = channels // 2
     rates = 10000 ** (torch.arange(half) // 2 * 2 / half)
@@ -218,28 +210,18 @@ def sine_positions(height, width, channels):
     return torch.cat([y[:, None].expand(-1, width, -1), x[None].expand(height, -1, -1)], 2).flatten(0, 1)
 
 
-# The network ------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Memory:
-    """What the decoder attends to, of B photos: (B, N, C) features and positions.
+    """What the decoder attends to, of B photos."""
 
-    The map of photo i is grids[i], (H, W), of its first H * W cells. The rest is padding, where `mask` (B, 1,
-    1, N) is False; without padding it is None.
-    """
-
-    features: torch.Tensor
-    positions: torch.Tensor
-    mask: torch.Tensor
-    grids: list
+    features: torch.Tensor  # (B, N, C), of which photo i takes the first H * W cells
+    positions: torch.Tensor  # (B, N, C)
+    mask: torch.Tensor  # (B, 1, 1, N), False on padding; None without any
+    grids: list  # (H, W) of each photo's map
 
 
 class Cache:
-    """Captions that are being written: what need not be computed again for their next tokens.
-
-    Keys and values, (B, heads, ., d), for each decoder layer: `memory` of the photo, `tokens` of the text.
-    """
+    """Each decoder layer's keys and values, (B, heads, ., d), of the photo and of the tokens so far."""
 
     def __init__(self, memory, mask):
         self.memory, self.mask = memory, mask
@@ -247,8 +229,8 @@ class Cache:
 
     def select(self, rows):
         """Keep the captions `rows` (long tensor), each as often as it is named."""
-        self.memory = [[each[rows] for each in keys_values] for keys_values in self.memory]
-        self.tokens = [[each[rows] for each in keys_values] for keys_values in self.tokens]
+        self.memory, self.tokens = ([[each[rows] for each in keys_values] for keys_values in layers]
+                                    for layers in (self.memory, self.tokens))
         if self.mask is not None:
             self.mask = self.mask[rows]
 
@@ -272,17 +254,13 @@ class CATR(nn.Module):
                 nn.init.xavier_uniform_(parameter)
 
     def encode(self, photos):
-        """A list of preprocessed photos (3, h, w), of any sizes, as a Memory.
-
-        Each is encoded as if alone: the backbone takes no padded pixel, and padded cells are masked.
-        """
-        by_size, maps = {}, [None] * len(photos)
-        for i, photo in enumerate(photos):
-            by_size.setdefault(photo.shape, []).append(i)
-        for indices in by_size.values():
-            features = self.input_proj(self.backbone[0].body(torch.stack([photos[i] for i in indices])))
-            for i, one in zip(indices, features):
-                maps[i] = one
+        """Preprocessed photos (3, h, w), of any sizes, as a Memory: each as if alone, no pixel padded."""
+        maps = {}
+        for size in dict.fromkeys(photo.shape for photo in photos):
+            indices = [i for i, photo in enumerate(photos) if photo.shape == size]
+            features = self.backbone[0].body(torch.stack([photos[i] for i in indices]))
+            maps.update(zip(indices, self.input_proj(features)))
+        maps = [maps[i] for i in range(len(photos))]
         grids = [tuple(one.shape[1:]) for one in maps]
         x = pad_sequence([one.flatten(1).T for one in maps], batch_first=True)
         encoding = {grid: sine_positions(*grid, self.config.width).to(x) for grid in set(grids)}
@@ -326,9 +304,6 @@ class CATR(nn.Module):
         return self.decode(tokens, self.begin(self.encode(photos)))
 
 
-# Photos -----------------------------------------------------------------------------------------------------
-
-
 def resized(size, longer_side):
     """The (width, height) of a resized photo: int(side * (longer_side / longer)) in floats, at least 1."""
     scale = longer_side / max(size)
@@ -344,17 +319,13 @@ def preprocess(photo, config):
 def grid_box(size, grid, config):
     """Where the cells of the feature map `grid` (H, W) lie on a photo of `size` (width, height).
 
-    Returns (left, top, right, bottom) in the photo's pixels, which the cells divide evenly. Every convolution
-    is centred: cell i stands for the neighbourhood of pixel 16 i of the resized photo. So the box reaches
-    over the left and upper edge.
+    Returns (left, top, right, bottom) in the photo's pixels, which the cells divide evenly. Convolutions are
+    centred: cell i is about pixel 16 i of the resized photo, so the box reaches over the left and upper edge.
     """
     scale = [full / small for full, small in zip(size, resized(size, config.longer_side))]
     low = 0.5 - STRIDE / 2
     return (low * scale[0], low * scale[1],
             (low + STRIDE * grid[1]) * scale[0], (low + STRIDE * grid[0]) * scale[1])
-
-
-# Checkpoints ------------------------------------------------------------------------------------------------
 
 
 def checkpoint_fields(config, vocabulary):
@@ -380,11 +351,11 @@ def open_captioner(path, vocab=None, default_vocab=None):
     content = read_tensors(path)
     content = content if isinstance(content, dict) else {}
     if {"captioner", "vocabulary", "state_dict"} <= content.keys():
-        model, tokenizer = _outline_of_ours(content, path, vocab)
+        model, tokenizer = _described(content, path, vocab)
     elif isinstance(content.get("model"), dict):
         if not vocab and default_vocab and default_vocab.exists():
             vocab = default_vocab
-        model, tokenizer = _outline(Config()), _matching_vocabulary(content["model"], path, vocab)
+        model, tokenizer = _without_weights(Config()), _matching_vocabulary(content["model"], path, vocab)
     else:
         kind = f": it is a classifier, {content['arch']}" if isinstance(content.get("arch"), str) else ""
         raise BadInput(f"{path} is not a captioner{kind}; {hint}")
@@ -394,13 +365,13 @@ def open_captioner(path, vocab=None, default_vocab=None):
     return model.eval(), tokenizer
 
 
-def _outline(config):
-    """A CATR without weights: none that would only be replaced, and no memory for what a file claims."""
+def _without_weights(config):
+    """A CATR that takes no memory for what a file claims, nor time for weights that are replaced."""
     with torch.device("meta"):
         return CATR(config)
 
 
-def _outline_of_ours(content, path, vocab):
+def _described(content, path, vocab):
     """(model without weights, Tokenizer) that a checkpoint of p2_train.py describes."""
     refuse_other_format(content, path)
     tokenizer = Tokenizer(content["vocabulary"], path)
@@ -410,10 +381,10 @@ def _outline_of_ours(content, path, vocab):
         config = config_of(content)
         if config.vocabulary != len(tokenizer.vocabulary):
             raise ValueError("the vocabulary is not that of the weights")
-        return _outline(config), tokenizer
+        return _without_weights(config), tokenizer
     except (TypeError, AttributeError, ValueError, RuntimeError) as error:
-        problem = "describes no captioner that this version knows"
-        raise BadInput(f"{path} {problem}: it is damaged, or newer") from error
+        message = f"{path} describes no captioner that this version knows: it is damaged, or newer"
+        raise BadInput(message) from error
 
 
 def _matching_vocabulary(weights, path, vocab):

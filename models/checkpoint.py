@@ -47,19 +47,20 @@ class Checkpoint:
 
 
 def open_checkpoint(path):
-    """Open a checkpoint of `p1_train.py` for evaluation or figures. Raises BadInput for anything else."""
+    """The Checkpoint in a file of `p1_train.py`. Raises BadInput for anything else."""
     content = read_tensors(path)
     if not isinstance(content, dict) or not FIELDS <= content.keys():
         raise BadInput(f"{path} is no checkpoint of p1_train.py: for plain weights pass --arch and --weights")
     refuse_other_format(content, path)
     arch, labels, names = content["arch"], content["labels"], content["class_names"]
-    if not isinstance(arch, str) or not _are_names(labels, names):
+    lists = isinstance(labels, list) and isinstance(names, list) and len(labels) == len(names) > 0
+    if not lists or not all(isinstance(name, str) for name in (arch, *labels, *names)):
         raise BadInput(f"{path} does not say which model it is, or of which classes: it is damaged")
     weights = state_dict_in(content, path, "it is damaged")
+    problem = f"do not fit its own architecture, {arch}"
     try:
         with torch.device("meta"):  # what a file claims takes no memory until its weights are known to fit
             model = build(arch, len(labels))
-        problem = f"do not fit its own architecture, {arch}"
         refuse_other_keys(weights, model, f"its weights {problem}", "it is damaged")
         if not all(name in weights for name, _ in model.named_buffers()):
             model = build(arch, len(labels))  # with what no file holds, such as rotary positions
@@ -72,22 +73,15 @@ def open_checkpoint(path):
                       content["settings"])
 
 
-def _are_names(labels, class_names):
-    return (isinstance(labels, list) and isinstance(class_names, list)
-            and len(labels) == len(class_names) > 0
-            and all(isinstance(name, str) for name in [*labels, *class_names]))
-
-
 def _is_preprocessing(config, expected):
     """Whether a checkpoint's data configuration can be that of a model whose own is `expected`."""
     if not isinstance(config, dict) or config.keys() != expected.keys():
         return False
     mean, std = config["mean"], config["std"]
-    if not isinstance(mean, list) or not isinstance(std, list):
-        return False
-    numbers = [config["crop_pct"], *mean, *std]
-    return (config["input_size"] == expected["input_size"] and len(mean) == len(std) == 3
-            and all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers)
+    return (isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3
+            and all(isinstance(value, (int, float)) and math.isfinite(value)
+                    for value in (config["crop_pct"], *mean, *std))
+            and config["input_size"] == expected["input_size"]
             and 0.05 <= config["crop_pct"] <= 2 and min(std) > 0
             and config["interpolation"] in ("nearest", "bilinear", "bicubic", "lanczos")
             and config["crop_mode"] in ("center", "squash", "border"))

@@ -26,8 +26,8 @@ def search(model, memory, tokenizer, max_tokens, beam=1):
     """The captions that a CATR gives the photos of a Memory: a list of lists of ids, without the start token.
 
     Each ends with the end token, unless it has `max_tokens` tokens. Beam search goes on with the `beam` most
-    probable beginnings; one that has ended holds its place. The caption is that with the highest mean
-    log-probability of its tokens. A beam of 1 is greedy: the most probable token each time.
+    probable beginnings (1: greedy); one that has ended holds its place. The caption is the one with the
+    highest mean log-probability of its tokens.
     """
     live = [[(0.0, [])] for _ in memory.grids]  # for each photo, beginnings: (log-probability, ids)
     ended = [[] for _ in memory.grids]
@@ -53,10 +53,7 @@ def search(model, memory, tokenizer, max_tokens, beam=1):
 
 
 def _best_longer(beginnings, log_probs, count):
-    """The `count` most probable longer beginnings: (log-probability, ids, index of the one continued).
-
-    `log_probs` (beginnings, vocabulary) are those of the next token.
-    """
+    """The `count` best a token longer: (log-probability, ids, index before); log_probs (beginnings, V)."""
     if not beginnings:
         return []
     totals = torch.tensor([total for total, _ in beginnings], dtype=torch.float64)
@@ -71,24 +68,19 @@ def _best_longer(beginnings, log_probs, count):
 
 @dataclass
 class TeacherForced:
-    """A caption of T tokens, passed through a captioner.
-
-    log_probs (T,) is the log-probability of each token, given the ones before. attention (layers, heads, T,
-    H, W) is the cross-attention of each decoder layer: [..., t, :, :], which sums to 1, is of the query that
-    predicts token t.
-    """
+    """A caption of T tokens, passed through a captioner."""
 
     ids: list
-    log_probs: torch.Tensor
-    attention: torch.Tensor
+    log_probs: torch.Tensor  # (T,), of each token, given the ones before
+    attention: torch.Tensor  # cross, (layers, heads, T, H, W); [..., t, :, :] of t's prediction sums to 1
 
 
 @torch.no_grad()
 def teacher_force(model, memory, captions, tokenizer):
-    """Pass given captions through a CATR, one for each photo of a Memory; returns a list of TeacherForced.
+    """Pass captions, ids without the start token, through a CATR, one a photo: a list of TeacherForced.
 
-    `captions` are lists of ids without the start token. Each position attends to the ones before it alone, so
-    that for a caption of the model's own these are the probabilities and maps of its search, row by row.
+    Each position attends to the ones before it alone: for a caption of the model's own these are the
+    probabilities and maps of its search, row by row.
     """
     tokens = padded([[tokenizer.start, *ids] for ids in captions]).to(memory.features.device)
     logits, maps = model.decode(tokens[:, :-1], model.begin(memory), with_maps=True)
@@ -103,8 +95,7 @@ def teacher_force(model, memory, captions, tokenizer):
 
 def padded(captions):
     """Lists of ids as one tensor (B, T), padded at the end."""
-    captions = [torch.tensor(ids) for ids in captions]
-    return pad_sequence(captions, batch_first=True, padding_value=Tokenizer.PAD)
+    return pad_sequence([torch.tensor(ids) for ids in captions], True, Tokenizer.PAD)
 
 
 def collate(items):
@@ -114,10 +105,9 @@ def collate(items):
 
 
 def token_losses(logits, ids):
-    """(loss, accuracy), summed over a batch's captions: the means over the tokens of each.
+    """(loss, accuracy), each the sum over captions of the mean over their tokens; padding does not count.
 
-    `logits` (B, T - 1, V) are those of what follows each token but the last of `ids` (B, T). Padding does not
-    count.
+    `logits` (B, T - 1, V) are those of what follows each token but the last of `ids` (B, T).
     """
     targets = ids[:, 1:]
     counted = targets != Tokenizer.PAD

@@ -8,8 +8,8 @@ NO_TARGET = -100  # of an image that stands for none, which cross_entropy ignore
 class ClassificationLoss:
     """(model, (images, targets)) -> (summed cross-entropy, number of correct answers), tensors.
 
-    `targets` (N,) are classes or NO_TARGET; or (N, classes) their shares after mixing, where the class with
-    the largest one counts as the answer, and a row of zeros as no image.
+    `targets`: (N,) classes or NO_TARGET; or (N, classes), their shares after mixing: the largest counts as
+    the answer, a row of zeros as no image.
     """
 
     def __init__(self, label_smoothing=0.0):

@@ -37,21 +37,21 @@ class Probe:
 
     weight: np.ndarray  # float64 (classes, D)
     bias: np.ndarray  # float64 (classes,)
-    C: float  # inverse regularisation strength
-    prior_weight: float  # alpha, of the pretrained head
-    accuracy: float | None  # in cross-validation; None where no class has two images
+    C: float  # the inverse regularisation strength
+    prior_weight: float  # alpha, the weight of the pretrained head as the prior
+    accuracy: float | None  # by cross-validation; None where no class has two images
 
 
 def start_from_probe(model, features_of, targets, use_prior, seed):
     """Give a timm model the head that a probe of its frozen features computes, one output a class.
 
-    `features_of(Features(model))` returns the features (N, D) of all images to train on, on every rank: each
-    may compute a shard. With `use_prior` the model's own head is the prior; `targets` and `seed` are those of
-    `fit_probe`. Returns what config.json says: `C`, `trust` (the prior weight), `accuracy` and `seconds`.
+    `features_of(Features(model))` returns the features (N, D) of all images to train on, on every rank: all
+    fit the same head. `targets` and `seed` are `fit_probe`'s; `use_prior` makes the model's head the prior.
+    Returns what config.json says of it: `C`, `trust` (the prior weight), `accuracy` and `seconds`.
     """
-    start, device = time.monotonic(), next(model.parameters()).device
-    features = features_of(Features(model))
-    probe = fit_probe(features, targets, read_head(model) if use_prior else None, seed)
+    start = time.monotonic()
+    device = next(model.parameters()).device
+    probe = fit_probe(features_of(Features(model)), targets, read_head(model) if use_prior else None, seed)
     model.reset_classifier(len(probe.bias))
     set_head(model, probe)
     model.to(device)
@@ -60,7 +60,7 @@ def start_from_probe(model, features_of, targets, use_prior, seed):
 
 
 def read_head(model):
-    """(weight (K, D), bias (K,)) of a timm model's head, float64; of two heads the mean, of none None."""
+    """(weight (K, D), bias (K,)), float64, of a timm model's head, of two the mean; None without one."""
     heads = _heads(model)
     if not all(isinstance(head, torch.nn.Linear) for head in heads):
         return None
@@ -92,11 +92,8 @@ def fit_probe(features, targets, pretrained=None, seed=0):
     of that class; without such a head alpha is 0. C and alpha are those of `C_GRID` and `PRIOR_WEIGHTS` with
     the smallest cross-entropy in stratified cross-validation, 1 and 0 where no class has two images.
 
-    Args:
-        features, targets: (N, D), and (N,) whole numbers of which each of 0 .. classes - 1 occurs.
-        pretrained: (weight (K, D), bias (K,)) of a head that was trained on these features, or None.
-        seed: of the folds.
-    Returns a Probe.
+    Takes features (N, D), targets (N,), in which each of 0 .. classes - 1 occurs, (weight (K, D), bias (K,))
+    of a head that was trained on these features, or None, and the seed of the folds. Returns a Probe.
     """
     x, y = np.asarray(features, np.float64), np.asarray(targets)
     mean, scale = x.mean(0), x.std()
@@ -131,8 +128,7 @@ def _fits(z, y, expected_rows, alphas, Cs):
 def _minimum(z, one_hot, prior_logits, C, start):
     """(W - alpha W0, b) at the minimum, side by side."""
 
-    def objective(theta):
-        """Per image, and its gradient."""
+    def objective(theta):  # per image, and its gradient
         delta, bias = np.split(theta.reshape(start.shape), [-1], axis=1)
         log_p = log_softmax(prior_logits + z @ delta.T + bias.T, axis=1)
         error = np.exp(log_p) - one_hot
@@ -155,9 +151,7 @@ def _choose(z, y, expected_rows, alphas, splitter):
         for alpha, C, weight, bias in _fits(z[fit], y[fit], expected_rows[fit], alphas, C_GRID):
             of_all = probabilities.setdefault((C, alpha), np.full((len(y), y.max() + 1), 1e-12))
             of_all[np.ix_(left_out, np.unique(y[fit]))] = softmax(z[left_out] @ weight.T + bias, axis=1)
-    losses = {}
-    for key, of_all in probabilities.items():
-        of_all /= of_all.sum(-1, keepdims=True)
-        losses[key] = log_loss(y, of_all, labels=np.arange(y.max() + 1))
+    losses = {key: log_loss(y, of_all / of_all.sum(-1, keepdims=True), labels=np.arange(y.max() + 1))
+              for key, of_all in probabilities.items()}
     C, alpha = min(losses, key=losses.get)
     return C, alpha, float((probabilities[C, alpha].argmax(1) == y).mean())

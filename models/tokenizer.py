@@ -1,7 +1,7 @@
 """WordPiece tokens: the vocabulary of BERT or one of our own, through the tokenizers library.
 
-A word that is not in the vocabulary is split into pieces that are; all but the first begin with `##`: `skis`
-is `ski` and `##s`. A word that cannot be split so is `[UNK]`.
+A word that is not in it is split into pieces that are; all but the first begin with `##`: `skis` is `ski` and
+`##s`. A word that cannot be split so is `[UNK]`.
 """
 
 from pathlib import Path
@@ -10,6 +10,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from common.errors import BadInput
+from common.files import refuse_missing
 
 CONTINUATION = "##"
 
@@ -17,12 +18,8 @@ CONTINUATION = "##"
 class Tokenizer:
     """Text to ids and back. Captions are lower case, accents are dropped, punctuation is a token of its own.
 
-    Args:
-        vocabulary: the tokens, in the order of their ids; `[PAD]` is the first. Also an attribute.
-        source: where they come from, for the error.
-
-    Attributes:
-        start, end, unknown: the ids of `[CLS]`, before a caption, of `[SEP]`, after it, and of `[UNK]`.
+    `vocabulary` lists the tokens by id, the first `[PAD]`; errors name `source`. `start`, `end` and `unknown`
+    are the ids of `[CLS]`, before a caption, `[SEP]`, after it, and `[UNK]`.
     """
 
     PAD = 0
@@ -33,13 +30,11 @@ class Tokenizer:
         self.vocabulary = list(vocabulary)
         ids = {token: i for i, token in enumerate(self.vocabulary)}
         special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
-        missing = [token for token in special if token not in ids]
-        if missing:
+        if missing := [token for token in special if token not in ids]:
             raise BadInput(f"{source} is no WordPiece vocabulary, it has no {missing[0]}: pass one such as "
                            "the vocab.txt of bert-base-uncased")
-        if len(ids) < len(self.vocabulary):
-            twice = next(token for i, token in enumerate(self.vocabulary) if ids[token] != i)
-            raise BadInput(f"{source} has the token {twice!r} twice: copy it again")
+        if twice := [token for i, token in enumerate(self.vocabulary) if ids[token] != i]:
+            raise BadInput(f"{source} has the token {twice[0]!r} twice: copy it again")
         if ids["[PAD]"] != self.PAD:
             raise BadInput(f"{source} does not begin with [PAD], which must have the id 0: copy it again")
         _, self.start, self.end, self.unknown = (ids[token] for token in special)
@@ -54,9 +49,7 @@ class Tokenizer:
     def from_file(cls, path):
         """Of a vocab.txt, one token a line. Raises BadInput for a missing file and for another kind."""
         path = Path(path)
-        if not path.is_file():
-            problem = "is not a file" if path.exists() else "does not exist"
-            raise BadInput(f"{path} {problem}: name a vocab.txt")
+        refuse_missing(path, "a vocab.txt")
         try:
             text = path.read_bytes().decode()
         except UnicodeDecodeError as error:
@@ -96,10 +89,9 @@ def words_of(tokens):
     """Which tokens make up each word, as lists of their indices: `a ski ##s` is [0], [1, 2]."""
     words = []
     for i, token in enumerate(tokens):
-        if token.startswith(CONTINUATION) and words:
-            words[-1].append(i)
-        else:
-            words.append([i])
+        if not words or not token.startswith(CONTINUATION):
+            words.append([])
+        words[-1].append(i)
     return words
 
 

@@ -14,10 +14,7 @@ FAMILIES = ["vision_transformer", "deit", "beit", "eva"]  # timm's modules
 
 
 def build(arch, num_classes=None):
-    """The timm model `arch`, randomly initialised, with `num_classes` outputs (its own number if None).
-
-    Raises BadInput for a name that timm does not know, with the nearest ones, and for another kind of model.
-    """
+    """The timm model `arch`, random, with `num_classes` outputs (None: its own). BadInput for others."""
     if not timm.is_model(arch):
         near = difflib.get_close_matches(arch, timm.list_models(module=FAMILIES), n=3)
         guess = f"; did you mean {', '.join(near)}?" if near else ""
@@ -25,8 +22,7 @@ def build(arch, num_classes=None):
     try:
         model = timm.create_model(arch, **({} if num_classes is None else {"num_classes": num_classes}))
     except RuntimeError as error:  # an unknown pretrained tag
-        known = timm.list_models(f"{arch.partition('.')[0]}.*", pretrained=True)
-        names = ", ".join(known) or "none"
+        names = ", ".join(timm.list_models(f"{arch.partition('.')[0]}.*", pretrained=True)) or "none"
         raise BadInput(f"--arch {arch}: timm knows no such weights; it has {names}") from error
     if not isinstance(model, tuple(CONVERSIONS)):
         raise BadInput(f"--arch {arch} is a {type(model).__name__}: name a timm VisionTransformer, Beit or "
@@ -35,23 +31,15 @@ def build(arch, num_classes=None):
 
 
 def create(arch, num_classes=None, weights=None, scratch=False):
-    """The model `arch`: random with `scratch`, else with a file's weights or timm's pretrained ones.
-
-    Returns (model, what to tell the user about its head or None). Raises BadInput as `build`, `load_weights`
-    and `fetch_pretrained` do.
-    """
+    """(model, what `load_weights` says or None): random with `scratch`, else a file's or timm's weights."""
     model = build(arch, num_classes)
     if scratch:
         return model, None
-    file = weights or fetch_pretrained(model, arch)
-    return model, load_weights(model, arch, file, adopt_head=num_classes is None)
+    return model, load_weights(model, arch, weights or fetch_pretrained(model, arch), num_classes is None)
 
 
 def set_image_size(model, size):
-    """Make the model take images of `size` (height, width): its position embedding is resampled as timm does.
-
-    Raises BadInput where the patches do not divide it.
-    """
+    """Make the model take images of `size` (height, width). BadInput where the patches do not divide it."""
     patch = model.patch_embed.feat_ratio(as_scalar=False)  # of a hybrid, with its convolutions' stride
     if any(side % step for side, step in zip(size, patch)):
         raise BadInput(f"--image-size {size[0]}x{size[1]}: each side must be a multiple of the patch, "
@@ -66,10 +54,7 @@ def preprocessing(model):
 
 
 class Normalised(torch.nn.Module):
-    """A model on the pixels of `datasets.transforms.evaluation_pixels`, uint8 (N, 3, H, W).
-
-    The arithmetic is that of `evaluation_transform`, bit for bit: (x / 255 - mean) / std.
-    """
+    """A model on `evaluation_pixels` (N, 3, H, W): (x / 255 - mean) / std, `evaluation_transform`'s bits."""
 
     def __init__(self, model, preprocessing):
         super().__init__()
@@ -90,9 +75,8 @@ def describe(model):
 def layer_groups(model, decay):
     """Parameter groups for layer-wise learning-rate decay: a list of dicts of `params` and `lr_scale`.
 
-    The rate of layer i is multiplied by lr_scale = decay ^ (depth + 1 - i) (Bao et al. 2021,
-    arXiv:2106.08254). timm counts the layers: 0 is the embedding, 1 to `depth` are the blocks, the last one
-    with a norm after it, and depth + 1 is the head, with a norm after the pooling.
+    lr_scale = decay ^ (depth + 1 - i) for layer i (Bao et al. 2021, arXiv:2106.08254). timm counts: 0 the
+    embedding, 1 to `depth` the blocks, the last with its norm, depth + 1 the head with a norm after pooling.
     """
     groups = param_groups_layer_decay(model, weight_decay=0.0, layer_decay=decay)
     # without its weight decay: that of the optimizer holds for all, as it does without layer decay

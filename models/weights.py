@@ -33,12 +33,9 @@ def state_dict_in(content, path, hint):
 
 
 def refuse_other_keys(weights, model, problem, hint):
-    """Raise BadInput unless a state dict has the keys and shapes of a model's.
-
-    The message is `problem`, the first key that is missing, unknown or misshapen, and `hint`.
-    """
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    shapes = {key: tuple(value.shape) for key, value in weights.items()}
+    """Raise BadInput, `problem` (a key): `hint`, unless a state dict has a model's keys and shapes."""
+    expected, shapes = ({key: tuple(value.shape) for key, value in state_dict.items()}
+                        for state_dict in (model.state_dict(), weights))
     wrong = [f"{key} is missing" for key in expected if key not in shapes]
     wrong += [f"{key} is unknown" for key in shapes if key not in expected]
     wrong += [f"{key} is {shapes[key]}, not {shape}" for key, shape in expected.items()
@@ -49,15 +46,11 @@ def refuse_other_keys(weights, model, problem, hint):
 
 
 def load_finite(model, weights, path):
-    """Load a state dict of the model's keys and shapes. Raises BadInput that names a tensor with NaN or inf.
-
-    A model on torch's meta device has no memory yet, and takes the file's tensors over.
-    """
+    """Load a state dict of the model's keys and shapes. BadInput names a tensor with NaN or inf."""
     for key, value in weights.items():
         if not value.float().isfinite().all():  # float8 has no isfinite of its own
-            raise BadInput(f"{path} is of no use: {key} holds values that are not finite; take an earlier "
-                           "checkpoint")
-    if any(parameter.is_meta for parameter in model.parameters()):
+            raise BadInput(f"{path}: {key} holds values that are not finite: take an earlier checkpoint")
+    if any(parameter.is_meta for parameter in model.parameters()):  # no memory yet: take the file's tensors
         model.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)
     else:
         model.load_state_dict(weights)
@@ -67,18 +60,16 @@ def refuse_other_format(content, path):
     """Raise BadInput for a checkpoint of ours, the dict `content`, in a format other than 1."""
     number = content.get("format")
     if type(number) is not int or number != 1:
-        raise BadInput(f"{path} has the checkpoint format {str(number)[:9]}, and this version reads 1: "
-                       "update it")
+        raise BadInput(f"{path} has the format {str(number)[:9]}, and this version reads 1: update it")
 
 
 def load_weights(model, arch, path, adopt_head=False):
     """Load a weights file into a model of the name `arch`, after timm's conversion from older layouts.
 
-    The model's head is left as it is where the file has none, or one of another size; with `adopt_head` the
-    model takes the file's number of classes instead. Returns what to tell the user about a head left at
-    random, or None. Raises BadInput for a file that does not fit otherwise.
+    Where the file has no head or one of another size, the model's stays; with `adopt_head` it gets the file's
+    number of classes. Returns what to tell the user about a head left at random, or None. Raises BadInput for
+    a file that does not fit otherwise.
     """
-    path = Path(path)
     content = read_tensors(path)
     weights = state_dict_in(content, path, "pass a timm weights file or a checkpoint of p1_train.py")
     problem, hint = f"{path} does not fit {arch}", "name the --arch that it was made for"
@@ -89,7 +80,7 @@ def load_weights(model, arch, path, adopt_head=False):
         weights = convert(clean_state_dict(weights), model)
     except (RuntimeError, ValueError, AssertionError) as error:  # tensors that its conversions cannot reshape
         raise BadInput(f"{problem}: {hint}") from error
-    message = _match_heads(model, weights, path.name, adopt_head)
+    message = _match_heads(model, weights, Path(path).name, adopt_head)
     refuse_other_keys(weights, model, problem, hint)
     load_finite(model, weights, path)
     return message
@@ -114,15 +105,14 @@ def _match_heads(model, weights, name, adopt_head):
         del weights[key]
     weights.update(ours)
     new = f"a new one ({len(next(iter(ours.values())))} classes)"
-    return (f"the head of {name} ({their_classes} classes) is replaced by {new}" if theirs
-            else f"{name} has no head: {new} takes its place")
+    return f"the head of {name} ({their_classes} classes) is replaced by {new}" if theirs else (
+        f"{name} has no head: {new} takes its place")
 
 
 def fetch_pretrained(model, arch):
-    """The file of timm's pretrained weights for a model, from the hub's cache or the hub itself.
+    """The file of timm's pretrained weights for a model, from the hub's cache or the hub, else BadInput.
 
-    Raises BadInput if the hub has no such weights or cannot be reached. huggingface_hub waits as long as the
-    environment's HF_HUB_ETAG_TIMEOUT for the first answer, and HF_HUB_DOWNLOAD_TIMEOUT for more of a file.
+    huggingface_hub waits for the environment's HF_HUB_ETAG_TIMEOUT, then HF_HUB_DOWNLOAD_TIMEOUT for more.
     """
     import huggingface_hub
     from huggingface_hub.errors import RemoteEntryNotFoundError
@@ -132,8 +122,7 @@ def fetch_pretrained(model, arch):
         raise BadInput(f"--arch {arch} has no pretrained weights on the hub: pass a file with --weights")
     names = [file] if file else ["model.safetensors", "pytorch_model.bin"]
     for name in names:
-        cached = huggingface_hub.try_to_load_from_cache(repository, name)
-        if isinstance(cached, str):
+        if isinstance(cached := huggingface_hub.try_to_load_from_cache(repository, name), str):
             return Path(cached)
     for name in names:
         try:

@@ -91,7 +91,7 @@ BAD = {  # by script: arguments, and what the error says
     ],
     "p1_eval.py": [
         ("{tmp}/missing --checkpoint {best}", "missing does not exist"),
-        ("{tmp}/file --checkpoint {best}", "is a file, not a folder"),
+        ("{tmp}/file --checkpoint {best}", "is not a folder"),
         ("{tmp}/empty --checkpoint {best}", "holds no images"),
         ("{tmp}/photos {out}/p.csv --checkpoint {best}", "1 file of 1"),
         ("{tmp}/photos {out}/p.csv --checkpoint {best} --skip-bad", "holds no image that can be used"),

@@ -58,8 +58,8 @@ def test_a_bad_captions_file_is_an_error_that_says_so(tmp_path, text, expected):
 
 def test_missing_and_ambiguous_parts_are_named(tmp_path):
     folder = coco(tmp_path / "coco", [(1, "a.jpg")], [(1, "a")])
-    for missing, expected in ((tmp_path / "nowhere", "does not exist"), (folder / "train2017" / "a.jpg",
-                                                                         "is a file")):
+    for missing, expected in ((tmp_path / "nowhere", "does not exist"),
+                              (folder / "train2017" / "a.jpg", "is not a folder")):
         with pytest.raises(BadInput, match=expected):
             read_captions(missing, "train")
     with pytest.raises(BadInput, match="no file captions_val"):

@@ -164,7 +164,7 @@ def test_values_that_are_not_finite_are_refused(value, dtype):
     model = torch.nn.Linear(2, 1, bias=False)
     load_finite(model, {"weight": torch.tensor([[1.0, 2.0]]).to(dtype)}, "w.pt")
     assert model.weight.dtype == torch.float32 and model.weight.tolist() == [[1, 2]]
-    with pytest.raises(BadInput, match="w.pt is of no use: weight holds values that are not finite"):
+    with pytest.raises(BadInput, match="w.pt: weight holds values that are not finite: take an earlier"):
         load_finite(model, {"weight": torch.tensor([[1.0, value]]).to(dtype)}, "w.pt")
 
 
