@@ -56,7 +56,7 @@ def call(run, best, photos, captioners, tmp_path, capsys):
                                    "--workers", 0],
             "p1_viz_posembed.py": lambda: ["--checkpoint", classifier, "--output", out / "posembed.png"],
             "p1_viz_attn.py": lambda: [images_in, "--checkpoint", classifier, "--output-dir", out],
-            "p1_viz_landscape.py": lambda: [classifier, "--data", data, "--output", out / "landscape.png", "--workers", 0],
+            "p1_viz_landscape.py": lambda: [classifier, "--data", data, "--output", out / "landscape.png"],
             "p1_report.py": lambda: [run, "--output", out],
             "p2_train.py": lambda: ["--data", data, "--output", out, "--epochs", 1, "--workers", 0],
             "p2_eval.py": lambda: ["--data", data, "--checkpoint", captioner, "--json", out / "result.json"],
