@@ -50,11 +50,6 @@ def point(attention, inside, other):
                     (attention * other).sum().item())
 
 
-def mean(pointings):
-    """The mean of each quantity over some Pointings."""
-    return Pointing(*torch.tensor([astuple(pointing) for pointing in pointings]).mean(0).tolist())
-
-
 def point_tokens(tokens, attention, groups):
     """The Pointing of each token of a drawn scene's caption by word class: a list of (class, Pointing).
 
@@ -77,6 +72,6 @@ def pointing_table(pointings):
     """The number of tokens and the mean Pointing of each word class in alphabetical order, as dicts."""
     by_class = {}
     for word_class, pointing in pointings:
-        by_class.setdefault(word_class, []).append(pointing)
-    return {word_class: {"tokens": len(parts), **vars(mean(parts))}
-            for word_class, parts in sorted(by_class.items())}
+        by_class.setdefault(word_class, []).append(astuple(pointing))
+    return {word_class: {"tokens": len(rows), **vars(Pointing(*torch.tensor(rows).mean(0).tolist()))}
+            for word_class, rows in sorted(by_class.items())}

@@ -49,14 +49,14 @@ def _leaves(weights):
 
 
 def _moved(weights, direction, distance):
-    """weights + distance * direction."""
     return {name: weight + distance * direction[name] for name, weight in weights.items()}
 
 
 def filter_norms(weight):
-    """The norm of each filter of a weight of two dimensions or more, in a shape that broadcasts to it.
+    """The norm of each filter of a weight (not of one dimension), in a shape that broadcasts to it.
 
-    A filter makes one output: a row of a matrix, a kernel; of embeddings (1, N, channels) it is a token's vector.
+    A filter makes one output: a row of a matrix, a kernel of a convolution. Of position embeddings and prefix
+    tokens (1, N, channels) it is the vector of each token.
     """
     first = 2 if weight.ndim == 3 and len(weight) == 1 else 1
     return torch.linalg.vector_norm(weight, dim=tuple(range(first, weight.ndim)), keepdim=True)
@@ -65,9 +65,9 @@ def filter_norms(weight):
 def random_directions(models, count, seed):
     """`count` random directions in weight space, the same for all models: a list of dicts like their weights.
 
-    They are Gaussian and normalised by filter (Li et al. 2018, arXiv:1712.09913, section 4): for each filter i
-    d_i <- d_i / ||d_i|| * ||w_i||, where ||w_i|| is the mean over `models`, dicts of weights of the same shapes.
-    Weights of one dimension (biases, normalisation layers) stay as they are, as in the authors' code.
+    They are Gaussian, normalised by filter (Li et al. 2018, arXiv:1712.09913, section 4): for each filter i
+    d_i <- d_i / ||d_i|| * ||w_i||, with the mean of ||w_i|| over `models`, dicts of weights of the same
+    shapes. Weights of one dimension (biases, normalisation layers) stay as they are, as in the authors' code.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -83,32 +83,32 @@ def random_directions(models, count, seed):
 
 def losses_along(loss, weights, batches, direction, distances):
     """The mean loss at weights + a * direction for each a of `distances`: an array."""
-    return np.array([mean_loss(loss, _moved(weights, direction, distance), batches) for distance in distances])
+    return np.array([mean_loss(loss, _moved(weights, direction, a), batches) for a in distances])
 
 
 def losses_over(loss, weights, batches, directions, across, up):
-    """The mean loss at weights + a * directions[0] + b * directions[1], a of `across`, b of `up`: an array [b, a]."""
-    rows = (_moved(weights, directions[1], distance) for distance in up)
-    return np.stack([losses_along(loss, start, batches, directions[0], across) for start in rows])
+    """The mean loss at weights + a * directions[0] + b * directions[1]: [b of `up`, a of `across`]."""
+    return np.stack([losses_along(loss, _moved(weights, directions[1], b), batches, directions[0], across)
+                     for b in up])
 
 
 def rises(loss, weights, batches, rhos):
-    """The rise of the mean loss L at SAM's perturbation (Foret et al. 2020, arXiv:2010.01412, eq. 2), for each rho.
+    """The rise of the mean loss L at SAM's perturbation (Foret et al. 2020, arXiv:2010.01412, eq. 2):
 
-    L(w + rho * g / ||g||) - L(w), where g is the gradient of L at w, with one norm over all weights; 0 where g is 0.
+    L(w + rho * g / ||g||) - L(w), for each rho, where g is the gradient of L at w, with one norm over all
+    weights; 0 where g is 0.
     """
     gradient = mean_gradient(loss, weights, batches)
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradient.values()]))
-    start = mean_loss(loss, weights, batches)
     steps = [rho / norm.item() if norm else 0.0 for rho in rhos]
-    return np.array([mean_loss(loss, _moved(weights, gradient, step), batches) - start for step in steps])
+    return losses_along(loss, weights, batches, gradient, steps) - mean_loss(loss, weights, batches)
 
 
 def hessian_product(loss, weights, batch):
-    """The function v -> H v, with H the Hessian of a batch's mean loss at the weights and v flat, in their order.
+    """The function v -> H v, with H the Hessian of a batch's mean loss and v flat, in the order of weights.
 
-    The gradient is computed once and differentiated again for each v (Pearlmutter 1994), with attention as plain
-    products: fused kernels have no second derivative.
+    The gradient is computed once and differentiated again for each v (Pearlmutter 1994), with attention as
+    plain products: fused kernels have no second derivative.
     """
     named = _leaves(weights)
     leaves = list(named.values())
@@ -132,8 +132,7 @@ def largest_eigenvalues(loss, weights, batch, count, seed=0, tolerance=1e-2):
     ||H v - lambda v|| is at most `tolerance` * lambda; the error of lambda goes with its square. Raises
     BadInput where Lanczos does not converge.
     """
-    product = hessian_product(loss, weights, batch)
-    first = next(iter(weights.values()))
+    product, first = hessian_product(loss, weights, batch), next(iter(weights.values()))
     size = sum(weight.numel() for weight in weights.values())
 
     def multiply(vector):

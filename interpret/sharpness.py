@@ -50,7 +50,7 @@ def trained_on(targets, settings):
 
 
 def evenly(targets, count, seed):
-    """The indices of `count` images (of all, if there are fewer), drawn by `seed`: one of each class in turn."""
+    """The indices of `count` images, or of all, drawn by `seed`: one of each class, and again."""
     rng = np.random.default_rng(seed)
     rank = np.empty(len(targets), int)
     for target in set(targets):
@@ -64,11 +64,11 @@ def load_batches(folder, checkpoint, batch_size, device):
     targets = [checkpoint.labels.index(folder.labels[target]) for target in folder.targets]
     dataset = ImageDataset(folder.root, folder.names, targets, evaluation_transform(checkpoint.preprocessing))
     with explaining_bad_images(folder.root, folder.names):
-        return [(inputs.to(device), targets.to(device)) for inputs, targets in DataLoader(dataset, batch_size)]
+        return [[part.to(device) for part in batch] for batch in DataLoader(dataset, batch_size)]
 
 
 def measure(checkpoints, names, batches, span, rhos, seed):
-    """The arrays of p1_viz_landscape.py from `loss` to `eigenvalues`, a dict. `names` are for the progress bars.
+    """The arrays of p1_viz_landscape.py from `loss` to `eigenvalues`; `names` are for the progress bars.
 
     All are moved along the same two directions, of `seed`. Raises BadInput where a loss is not finite.
     """
@@ -103,7 +103,7 @@ def _refuse_nonfinite(flag, *losses):
 
 
 def measures(arrays):
-    """What the arrays say, lower where it is flatter: arrays (C, B) by name; B is 1 for all photos at once."""
+    """What the arrays say, lower where it is flatter: arrays (C, B) by name; B is 1 for all at once."""
     by_name = {"loss": arrays["loss"][:, None], "highest loss nearby": arrays["loss_2d"].max((1, 2))[:, None]}
     for r, rho in enumerate(arrays["rhos"]):
         by_name[f"rise at rho {rho:g}"] = arrays["rise"][:, :, r]

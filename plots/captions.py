@@ -12,6 +12,7 @@ from matplotlib.font_manager import fontManager
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
+from plots.attention import show_map, show_photo
 from plots.style import DPI, downsampled, place, save
 
 # Sizes on the page, in inches.
@@ -49,7 +50,7 @@ def draw_caption(photo, box, maps, titles, probabilities, caption, heading, labe
         warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from")  # a letter of no font is a box
         bottom = MARGIN + max(across * aspect, _write_caption(write, left, caption, heading) + BAR_AND_LABEL)
         _draw_panels(figure, write, bottom + GAP, photo, box, maps, titles, probabilities, norm)
-        _show(place(figure, MARGIN, MARGIN, across, across * aspect), downsampled(photo, across), photo)
+        show_photo(place(figure, MARGIN, MARGIN, across, across * aspect), photo, downsampled(photo, across))
         bar = place(figure, left, bottom - BAR_AND_LABEL, min(BAR[0], PAGE[0] - MARGIN - left), BAR[1])
         figure.colorbar(ScalarMappable(norm, "inferno"), bar, orientation="horizontal", ticks=MaxNLocator(4),
                         format=FuncFormatter(lambda x, _: f"{x:.3g}"))
@@ -82,12 +83,9 @@ def _draw_panels(figure, write, start, photo, box, maps, titles, probabilities, 
         middle = MARGIN + (i % columns + 0.5) * pitch - GUTTER / 2
         top = start + i // columns * row + ABOVE
         axes = place(figure, middle - panel / 2, top, panel, panel * aspect)
-        _show(axes, small, photo)
-        shape = [max(1, round(side)) for side in axes.bbox.size[::-1]]
-        fine = upsampled(attention, box, (width, height), shape)
-        # where there is no attention the photo shows through
-        _show(axes, fine, photo, norm=norm, cmap="inferno", alpha=0.85 * np.sqrt(fine / norm.vmax),
-              interpolation="nearest")
+        show_photo(axes, photo, small)
+        show_map(axes, box, attention, norm, over_photo=True)
+        axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
         _fit(write(title, middle, top - 0.06, ha="center", va="bottom"), pitch - GUTTER, range(11, 5, -1))
         write(f"p = {probability:.2f}" if probability >= 0.005 else "p < 0.01", middle,
               top + panel * aspect + 0.05, size=8, color="0.4", ha="center")
@@ -104,27 +102,6 @@ def panels(count, aspect, room):
     fitting = np.minimum(limit, (room / np.ceil(count / columns) - ABOVE - BELOW - BETWEEN) / aspect)
     i = np.flatnonzero(fitting >= fitting.max() - 0.1 * abs(fitting.max()))[-1]
     return columns[i], min(max(fitting[i], least), limit[i])
-
-
-def upsampled(attention, box, size, shape):
-    """A map (H, W), whose cells divide `box` of a photo of `size` (width, height), on `shape` of its pixels.
-
-    Linear between the centres of the cells, constant beyond the first and the last.
-    """
-    def weights(cells, low, high, side, pixels):
-        centres = low + (np.arange(cells) + 0.5) * (high - low) / cells
-        at = (np.arange(pixels) + 0.5) * side / pixels
-        return np.stack([np.interp(at, centres, one) for one in np.eye(cells)], 1)
-
-    (left, top, right, bottom), (width, height) = box, size
-    rows = weights(attention.shape[0], top, bottom, height, shape[0])
-    columns = weights(attention.shape[1], left, right, width, shape[1])
-    return rows @ attention @ columns.T
-
-
-def _show(axes, pixels, photo, **style):
-    height, width = photo.shape[:2]
-    axes.imshow(pixels, extent=(0, width, height, 0), aspect="auto", **style)
 
 
 def _writer(figure):

@@ -29,6 +29,12 @@ def place(figure, left, top, width, height):
     return axes
 
 
+def legend_below(figure, **options):
+    """A legend below all axes of a figure; a name may hold $."""
+    for text in figure.legend(loc="outside lower center", **options).get_texts():
+        text.set_parse_math(False)
+
+
 def downsampled(photo, inches):
     """A photo, uint8 (height, width, 3), in no more pixels than a width on the page has: more are slow."""
     height, width = photo.shape[:2]
