@@ -4,13 +4,10 @@
     python p1_viz_posembed.py --arch vit_base_patch16_224 --image-size 384 --output figures/pretrained.pdf
     python p1_viz_posembed.py --arch vit_base_patch16_224 --checkpoint runs/headline/best.pt --output two.png
 
-The map in row i, column j compares the patch there with all patches. Several names and checkpoints stand side
-by side. FILE.npz holds the arrays: `similarity` (H, W, H, W), then `similarity_1`, `similarity_2`, ...; and
-their `titles`.
-
-Printed, and drawn below: the mean similarity to the patches of the same row, of the same column and
-elsewhere, and the share of patches whose most similar other patch is one of their 8 neighbours; each beside
-100 random embeddings.
+The map in row i, column j compares the patch there with all patches. Several models stand side by side.
+FILE.npz holds `similarity` (H, W, H, W), `similarity_1`, `similarity_2`, ... and their `titles`. Printed, and
+drawn below: the mean similarity to the patches of the same row, of the same column and elsewhere, and the
+share of patches whose most similar other one is one of their 8 neighbours; each beside 100 random embeddings.
 """
 
 import sys
@@ -81,7 +78,7 @@ def main(argv=None):
         if baseline not in random:
             random[baseline] = random_statistics(grid, channels, shape, RANDOM)
 
-    titles = [title for _, _, title in models]
+    *_, titles = zip(*models)
     names = [title.replace("\n", " ") for title in titles]
     with written_whole(args.output.with_suffix(".npz")) as temporary:
         np.savez_compressed(temporary, **arrays, titles=names)
@@ -91,8 +88,8 @@ def main(argv=None):
     for values, name in zip(statistics, names):
         print(as_row(values), name)
     for baseline, draws in random.items():
-        print(as_row({kind: values.mean() for kind, values in draws.items()}), f"mean of {baseline}")
-        print(as_row({kind: values.max() for kind, values in draws.items()}), "the highest of them")
+        for reduce, name in ((np.mean, f"mean of {baseline}"), (np.max, "the highest of them")):
+            print(as_row({kind: reduce(values) for kind, values in draws.items()}), name)
     print(f"{args.output} and {args.output.with_suffix('.npz')}")
     return 0
 

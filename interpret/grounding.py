@@ -41,10 +41,7 @@ class Pointing:
 
 
 def point(attention, inside, other):
-    """The Pointing of a map (H, W), which sums to 1, for an object and the other one.
-
-    `inside` and `other` (H, W) are the parts of each cell that they cover (`datasets.masks.patch_cover`).
-    """
+    """The Pointing of a map (H, W), which sums to 1, by what an object and the other cover of each cell."""
     hit, chance = peaks_on(attention, inside)
     return Pointing(float(hit), chance, (attention * inside).sum().item(), inside.mean().item(),
                     (attention * other).sum().item())

@@ -33,13 +33,10 @@ FALLBACKS = ["Noto Sans CJK SC", "Noto Sans CJK JP", "Droid Sans Fallback", "Wen
 def draw_caption(photo, box, maps, titles, probabilities, caption, heading, label, path):
     """Draw a photo with its caption, and below it a panel for each token, to a PNG file.
 
-    Args:
-        photo: uint8 (height, width, 3).
-        box: (left, top, right, bottom) in the photo's pixels of what the cells of a map divide evenly.
-        maps: (T, H, W), at least 0; all share one colour scale.
-        titles, probabilities: T of each, one for each panel.
-        caption, heading: text beside the photo, large and small.
-        label: what the maps are, for the colour bar.
+    `photo` is uint8 (height, width, 3); `box` (left, top, right, bottom), in its pixels, is what the cells of
+    the `maps` (T, H, W), at least 0, divide evenly. Each map has one of the `titles` and `probabilities`.
+    `caption` and `heading` stand beside the photo, large and small, `label`, what the maps are, at the colour
+    bar.
     """
     aspect, norm = photo.shape[0] / photo.shape[1], PowerNorm(0.5, 0, maps.max())
     across = min(PHOTO[0], PHOTO[1] / aspect)
@@ -61,7 +58,7 @@ def draw_caption(photo, box, maps, titles, probabilities, caption, heading, labe
 
 
 def _write_caption(write, left, caption, heading):
-    """Write both from `left` on to the right edge: how high they are with the gap below them, in inches."""
+    """Write both from `left` to the right edge. Returns how high they are with the gap below, in inches."""
     room = PAGE[0] - MARGIN - left
     _fit(write(heading, left, MARGIN, color="0.4"), room, [10])
     size = 17 if len(caption) < 120 else 13 if len(caption) < 300 else 10
