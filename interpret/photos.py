@@ -126,8 +126,9 @@ class Viewer:
             predicted = self.class_names[index]
             title += f": {predicted}, probability {confidence:.2f}"
         label = self.class_of.get(label_of(path.name)) or self.class_of.get(path.parent.name, "")
-        return title, {"model": self.name, "photo": str(path.resolve()), "label": label, "confidence": confidence,
-                       "predicted": predicted, "box": crop_box(size, self.preprocessing)}
+        box = crop_box(size, self.preprocessing)
+        return title, {"model": self.name, "photo": str(path.resolve()), "box": box, "predicted": predicted,
+                       "confidence": confidence, "label": label}
 
     def _arrays(self, maps, with_rollout, with_all):
         per_head, every = self._from_cls(maps[-1]), maps[:-1]

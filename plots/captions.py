@@ -75,7 +75,9 @@ def _draw_panels(figure, write, start, photo, box, maps, titles, probabilities, 
     columns, panel = panels(len(titles), aspect, PAGE[1] - MARGIN - start)
     row, pitch = ABOVE + panel * aspect + BELOW + BETWEEN, (ACROSS + GUTTER) / columns
     figure.set_size_inches(PAGE[0], start + -(-len(titles) // columns) * row - BETWEEN + MARGIN)
-    small = downsampled(photo, panel)
+    small, (left, upper, right, lower) = downsampled(photo, panel), box  # its outer cells go on to the edges
+    x, y = (right - left) / maps.shape[2], (lower - upper) / maps.shape[1]
+    box, maps = (left - x, upper - y, right + x, lower + y), np.pad(maps, ((0, 0), (1, 1), (1, 1)), "edge")
     for i, (attention, title, probability) in enumerate(zip(maps, titles, probabilities)):
         middle = MARGIN + (i % columns + 0.5) * pitch - GUTTER / 2
         top = start + i // columns * row + ABOVE
