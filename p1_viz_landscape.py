@@ -52,8 +52,7 @@ def get_args_parser():
 
     add = parser.add_argument_group("what is measured").add_argument
     add("--span", type=number(float, above=0), default=0.3, metavar="X",
-        help="how far the directions reach to both sides, in filter norms: 0.1 to 1; a fine-tuned ViT is at "
-             "chance by 0.5 (%(default)s)")
+        help="how far the directions reach, in filter norms; a ViT is at chance by 0.5 (%(default)s)")
     add("--rho", type=number(float, above=0), nargs="+", default=[0.01, 0.02, 0.05, 0.1, 0.2], metavar="X",
         help="lengths of the step along the gradient (0.01 0.02 0.05 0.1 0.2)")
     return parser

@@ -72,9 +72,8 @@ def main(argv=None):
         arrays[f"similarity_{i}" if i else "similarity"] = similarity.numpy()
         statistics.append(position_statistics(similarity))
         shape, channels = tuple(similarity.shape[:2]), model.pos_embed.shape[-1]
-        baseline = f"{RANDOM} random embeddings, {grid[0]}x{grid[1]} of {channels}"
-        if shape != grid:
-            baseline += f", resampled to {shape[0]}x{shape[1]}"
+        resampled = f", resampled to {shape[0]}x{shape[1]}" if shape != grid else ""
+        baseline = f"{RANDOM} random embeddings, {grid[0]}x{grid[1]} of {channels}{resampled}"
         if baseline not in random:
             random[baseline] = random_statistics(grid, channels, shape, RANDOM)
 

@@ -49,7 +49,7 @@ def attention_maps(model, images, blocks=(-1,)):
     bias), sum to 1. A block with parallel attention branches has the heads of all of them. The model runs
     once as it is, fused attention and autocast included; then only the blocks asked for run again, from their
     own input, with their attention computed in steps. A compiled model runs uncompiled, since it would not
-    call the hooks that catch those inputs. Raises BadInput for a block that the model does not have, and for
+    call the hooks that catch those inputs. Raises BadInput for a block that is not there, and for
     differential attention.
     """
     modules = [_block(model, index) for index in blocks]
@@ -92,10 +92,8 @@ def _attention(block, args, kwargs):
 
 def patch_grid(model, size):
     """The rows and columns of patches that the model cuts images of `size` (height, width) into."""
-    embed = model.patch_embed
-    if getattr(model, "dynamic_img_size", False):
-        return tuple(embed.dynamic_feat_size(tuple(size)))
-    return tuple(embed.grid_size)
+    embed, dynamic = model.patch_embed, getattr(model, "dynamic_img_size", False)
+    return tuple(embed.dynamic_feat_size(tuple(size)) if dynamic else embed.grid_size)
 
 
 def cls_to_patch(maps, model, grid):

@@ -12,8 +12,8 @@ def share_on(attention, inside, outside):
     """The share of attention (..., H, W) on an object and the share of the area that it covers.
 
     `inside` and `outside` (H, W) are the parts of each patch that the object and the background cover; what
-    is in neither, a border of unsure pixels, counts for neither. Returns (share of attention (...), share of
-    area).
+    is in neither, a border of unsure pixels, counts for neither. The first share is (...), the second a
+    scalar.
     """
     on, off = (attention * inside).sum((-2, -1)), (attention * outside).sum((-2, -1))
     return on / (on + off), inside.sum() / (inside.sum() + outside.sum())

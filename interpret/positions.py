@@ -13,8 +13,8 @@ from common.errors import BadInput
 def position_similarity(model):
     """Cosine similarity of every patch's position embedding with all others, float32 (H, W, H, W).
 
-    `[i, j]` is the map of the patch in row i, column j. Raises BadInput for a model without learned
-    embeddings.
+    `[i, j]` is the map of the patch in row i, column j. Raises BadInput for a model that has no such
+    embedding.
     """
     if getattr(model, "pos_embed", None) is None:
         rotary = getattr(model, "rope", None) is not None
@@ -77,7 +77,7 @@ def _displacements(height, width):
 def random_statistics(grid, channels, resampled_to=None, draws=100, seed=0):
     """`position_statistics` of `draws` embeddings from a normal distribution, as arrays (draws, ...).
 
-    They have a model's `grid` (H, W), and are resampled to another as its own are: that makes neighbours
+    They have the `grid` (H, W) of a model, and are resampled as its own are: that alone makes neighbours
     alike.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -28,8 +28,7 @@ def choose_photos(folder, checkpoints, count, seed):
         for what in ("arch", "labels", "preprocessing"):
             if getattr(other, what) != getattr(first, what):
                 raise BadInput(f"{other.path} and {first.path} differ in {what}: compare ones that share it")
-    unknown = [label for label in folder.labels if label not in first.labels]
-    if unknown:
+    if unknown := [label for label in folder.labels if label not in first.labels]:
         raise BadInput(f"{folder.root} holds the label {unknown[0]}, which {first.path} does not know: "
                        "name the folder that it was trained on")
     common = set.intersection(*(trained_on(folder.targets, each.settings) for each in checkpoints))
@@ -118,8 +117,8 @@ def compare_sam(arrays):
 
     A list of (measure, sam (B,), plain (B,), verdict), with means over checkpoints; empty where all or none
     are SAM's. The verdict is `flatter` where sam is lower in every batch, and each checkpoint of SAM's lower
-    than each other one in the mean over batches; `sharper` for the opposite; `overlap` where batches agree
-    and checkpoints do not; else `unclear`.
+    than each other one in the mean; `sharper` for the opposite; `overlap` where only batches agree; else
+    `unclear`.
     """
     with_sam = np.array(["SAM" in kind for kind in arrays["kinds"]])
     if with_sam.all() or not with_sam.any():

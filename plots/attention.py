@@ -29,16 +29,14 @@ class ModelView:
 
 def bar_label(block=-1, rollout=False):
     """What the colour bar says of the maps of a block, or of attention rollout."""
-    if rollout:
-        return "attention rollout from [CLS] to each patch"
-    return "attention of [CLS] to each patch" + (f", block {block}" if block != -1 else "")
+    of_block = "attention of [CLS] to each patch" + (f", block {block}" if block != -1 else "")
+    return "attention rollout from [CLS] to each patch" if rollout else of_block
 
 
 def draw_rows(rows, label, path):
     """Draw rows of a photo, the attention of its patches, and the one laid over the other, to a picture file.
 
-    `rows` are (ModelView, attention (H, W), title); all share one colour scale. A map covers exactly what the
-    model saw, and what was cropped away is dimmed.
+    `rows` are (ModelView, attention (H, W), title), on one colour scale. What was cropped away is dimmed.
     """
     size, heights = 1 if len(rows) <= 3 else 0.7, []
     for view, _, _ in rows:

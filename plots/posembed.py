@@ -9,10 +9,7 @@ KINDS = {"same_row": "same\nrow", "same_column": "same\ncolumn", "elsewhere": "e
 
 
 def mosaic(similarity):
-    """All maps of a similarity (H, W, H, W) as one image, NaN between them: map (i, j) in row i, column j.
-
-    Returns the image, and the number of cells between neighbouring maps: more where the cells get small.
-    """
+    """All maps (i, j) of a similarity (H, W, H, W) as one image, NaN between them, and how many cells are."""
     height, width = similarity.shape[:2]
     gap = 1 if max(height, width) <= 16 else 2
     image = np.full((height, height + gap, width, width + gap), np.nan, dtype=np.float32)
@@ -37,9 +34,9 @@ def draw_mosaic(axes, similarity):
 def draw_similarities(similarities, statistics, random, titles, path):
     """Draw one mosaic a model, side by side, on one colour scale from -1 to 1, to a picture file.
 
-    `similarities` are arrays (H, W, H, W), `titles` stand above them. Below are the `statistics`, dicts of
-    `interpret.positions.position_statistics`; `random` are such dicts of arrays over draws, by their names,
-    drawn as bands from the least to the most.
+    Of each model are an array (H, W, H, W), a title, and the dict of
+    `interpret.positions.position_statistics`, drawn below; `random` are such dicts of arrays over draws by
+    name, drawn from the least to the most.
     """
     count = len(similarities)
     tallest = max(similarity.shape[0] / similarity.shape[1] for similarity in similarities)

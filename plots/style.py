@@ -45,14 +45,11 @@ def downsampled(photo, inches):
 
 
 def save(figure, path):
-    """Write a matplotlib figure to a picture file, in the format of its name.
-
-    A PNG is drawn once, where `figure.savefig` goes through all of it twice, and has no alpha.
-    """
+    """Write a matplotlib figure to a picture file, in the format of its name."""
     if path.suffix != ".png":
         figure.savefig(path, dpi=DPI)
         return
-    figure.dpi = DPI
+    figure.dpi = DPI  # `savefig` would go through all of it twice
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     size = canvas.get_width_height()
