@@ -10,16 +10,14 @@ exactly the pixels that the model saw. STEM.npz holds the arrays:
     attention (H, W), attention_per_head (heads, H, W)   softmax(q k^T / sqrt(d)) from [CLS] to patches
     rollout (H, W)                                       with --rollout
     attention_all (layers, heads, N, N) as bytes         with --all; times attention_all_scale (layers, heads)
-                                                         it is every row of every layer
     share_on_object, share_of_area, peak_on_object       with --masks
     object_cover, background_cover (H, W)                with --masks: the part of each patch they cover
     probability, occlusion (rows, 3)                     with --occlusion: of the predicted class; share of
                                                          patches removed, the probability without the most
                                                          attended ones, and without as many random ones
 
-With --all it also says for `report_page.py` of what they are: `model`, `photo` (its path), `box` (left, top,
-right and bottom of what the model saw, in pixels of the photo), the names `predicted` and `label`, the true
-class by the photo's name (or empty), and `confidence`, the probability of the predicted class.
+With --all also `model`, `photo` (its path), `box` (left, top, right and bottom of what the model saw, in
+pixels of the photo), the names `predicted` and `label` (by the photo's name, or empty), and `confidence`.
 """
 
 import sys
@@ -59,10 +57,10 @@ def get_args_parser():
 
     add = parser.add_argument_group("what it means").add_argument
     add("--masks", type=Path, metavar="DIR",
-        help="trimaps of Oxford-IIIT Pet or masks that are 0 on the background, named STEM.png: print the "
-             "share of attention on the object, against the share of area that it covers")
+        help="trimaps of Oxford-IIIT Pet, or masks with 0 for background, named STEM.png: print the share of "
+             "attention on the object, and of the area that it covers")
     add("--occlusion", action="store_true",
-        help="print how far the probability falls without the most attended patches, against random ones")
+        help="print the probability without the most attended patches, against random ones")
     return parser
 
 

@@ -3,29 +3,28 @@
     python p1_viz_landscape.py runs/adam/best.pt runs/sam/best.pt --data p1_data --output landscape.png
     python p1_viz_landscape.py runs/*/best.pt --data demo --images 256 --output figures/landscape.pdf
 
-The loss is that of training: the mean cross-entropy on photos of DIR/train, the same for all checkpoints and
-without augmentation, fp32. Photos that a checkpoint held out to choose its epoch are left out. Drawn and
-printed are
+The loss is the mean cross-entropy on photos of DIR/train that all checkpoints were trained on, without
+augmentation, fp32. Drawn and printed are
 
 - the loss along one and over two random directions, normalised by filter (Li et al. 2018): at a distance of 1
   every filter has been moved by its length (the mean over checkpoints, which all move by the same vectors).
 - how far the loss rises at SAM's perturbation rho * g / ||g|| (Foret et al. 2020): for each batch by itself,
   as SAM has it in training, and of all photos at once.
-- the largest eigenvalues of the Hessian, for each batch.
+- the 3 largest eigenvalues of the Hessian, for each of the first 4 batches.
 
 SAM counts as flatter if both its largest eigenvalue and its rise at the --rho nearest to 0.05 are lower in
 every batch; of several checkpoints on a side means are compared, and the two sides may not overlap.
 
-FILE.npz holds, for C checkpoints, B batches and H of them for the Hessian, R rhos and K eigenvalues:
+FILE.npz holds, for C checkpoints, B batches and R rhos:
 
-    names, kinds (C)                      as in the figure; the optimizer, such as adam or SAM(adam)
-    loss (C)                              at the weights as they are
-    alphas (P), loss_1d (C, P)            along the first direction
-    grid_alphas (G), loss_2d (C, G, G)    [c, i, j]: grid_alphas[j] along the first, grid_alphas[i] the second
-    rhos (R), rise (C, B, R)              of each batch along its own gradient
-    rise_full (C, R)                      of all photos along their gradient
-    eigenvalues (C, H, K)                 largest first
-    images                                the names of the photos, in the order of the batches
+    names, kinds (C)                         as in the figure; the optimizer, such as adam or SAM(adam)
+    loss (C)                                 at the weights as they are
+    alphas (21), loss_1d (C, 21)             along the first direction
+    grid_alphas (9), loss_2d (C, 9, 9)       [c, i, j]: grid_alphas[j] along the first, [i] along the second
+    rhos (R), rise (C, B, R)                 of each batch along its own gradient
+    rise_full (C, R)                         of all photos along their gradient
+    eigenvalues (C, 4, 3)                    of each batch, largest first
+    images                                   the names of the photos, in the order of the batches
 
 A ViT-Tiny takes about 7 minutes a checkpoint on 2 cores, timm's test_vit half a minute.
 """
@@ -48,25 +47,14 @@ def get_args_parser():
         help="photos a batch; the Hessian needs several times the memory of training (%(default)s)")
     add("--seed", type=number(int, low=0, high=2**32 - 1), default=0, metavar="N",
         help="random seed: photos and directions (%(default)s)")
-    add("--workers", type=number(int, low=0, high=256), metavar="N",
-        help="processes that load images (one a core, at most 8)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: the GPU where there is one")
     add("--skip-bad", action="store_true", help="go on without files that cannot be used")
 
     add = parser.add_argument_group("what is measured").add_argument
     add("--span", type=number(float, above=0), default=0.3, metavar="X",
-        help="how far the directions reach to both sides, in filter norms: 0.1 to 1; a fine-tuned ViT is at "
-             "chance by 0.5 (%(default)s)")
-    add("--points", type=number(int, low=3, high=10**4), default=21, metavar="N",
-        help="on the curve (%(default)s)")
-    add("--grid", type=number(int, low=3, high=10**3), default=9, metavar="N",
-        help="points along each side of the contours (%(default)s)")
+        help="how far the directions reach, in filter norms; a ViT is at chance by 0.5 (%(default)s)")
     add("--rho", type=number(float, above=0), nargs="+", default=[0.01, 0.02, 0.05, 0.1, 0.2], metavar="X",
         help="lengths of the step along the gradient (0.01 0.02 0.05 0.1 0.2)")
-    add("--eigenvalues", type=number(int, low=1, high=100), default=3, metavar="K",
-        help="how many (%(default)s)")
-    add("--hessian-batches", type=number(int, low=1, high=10**6), default=4, metavar="N",
-        help="batches of which the Hessian is taken, each by itself (%(default)s)")
     return parser
 
 
@@ -80,7 +68,7 @@ def main(argv=None):
 
     from common.files import refuse_unwritable, written_whole
     from datasets import images, shapes
-    from engine.device import keep_freed_memory, loader_workers, pick_device
+    from engine.device import keep_freed_memory, pick_device
     from engine.flags import optimizer_name
     from interpret import sharpness
     from models.checkpoint import open_checkpoint
@@ -95,25 +83,21 @@ def main(argv=None):
     folder = sharpness.choose_photos(folder, checkpoints, args.images, args.seed)
     arrays_file = args.output.with_suffix(".npz")
     refuse_unwritable(args.output, arrays_file)
-    workers = loader_workers(args.workers)
-    batches = sharpness.load_batches(folder, checkpoints[0], args.batch_size, workers, device)
+    batches = sharpness.load_batches(folder, checkpoints[0], args.batch_size, device)
 
     for checkpoint in checkpoints:
         checkpoint.model.to(device)
-    arrays = {"names": names_of(args.checkpoints), "images": folder.names, "rhos": np.array(args.rho),
-              "kinds": [optimizer_name(checkpoint.settings) for checkpoint in checkpoints],
-              "alphas": np.linspace(-args.span, args.span, args.points),
-              "grid_alphas": np.linspace(-args.span, args.span, args.grid)}
-    arrays |= sharpness.measure(
-        checkpoints, batches, arrays, args.eigenvalues, args.hessian_batches, args.seed)
+    names = names_of(args.checkpoints)
+    arrays = {"names": names, "kinds": [optimizer_name(checkpoint.settings) for checkpoint in checkpoints],
+              "images": folder.names,
+              **sharpness.measure(checkpoints, names, batches, args.span, args.rho, args.seed)}
     with written_whole(arrays_file) as temporary:
         np.savez_compressed(temporary, **arrays)
     with written_whole(args.output) as temporary:
         draw_landscapes(arrays, f"Training loss of {checkpoints[0].arch} around its weights, on "
                         f"{len(folder.names)} photos of {len(set(folder.targets))} classes", temporary)
-    print_measures(arrays["names"], arrays["kinds"], sharpness.measures(arrays))
-    comparisons = sharpness.compare_sam(arrays)
-    if comparisons:
+    print_measures(names, arrays["kinds"], sharpness.measures(arrays))
+    if comparisons := sharpness.compare_sam(arrays):
         print_comparisons(comparisons)
         print(sharpness.overall({verdict for *_, verdict in comparisons}))
     print(f"{args.output} and {arrays_file}")

@@ -4,13 +4,10 @@
     python p1_viz_posembed.py --arch vit_base_patch16_224 --image-size 384 --output figures/pretrained.pdf
     python p1_viz_posembed.py --arch vit_base_patch16_224 --checkpoint runs/headline/best.pt --output two.png
 
-The map in row i, column j compares the patch there with all patches. Several names and checkpoints stand side
-by side. FILE.npz holds the arrays: `similarity` (H, W, H, W), then `similarity_1`, `similarity_2`, ...; and
-their `titles`.
-
-Printed, and drawn below: the mean similarity to the patches of the same row, of the same column and
-elsewhere, and the share of patches whose most similar other patch is one of their 8 neighbours; each beside
-100 random embeddings.
+The map in row i, column j compares the patch there with all patches. Several models stand side by side.
+FILE.npz holds `similarity` (H, W, H, W), `similarity_1`, `similarity_2`, ... and their `titles`. Printed, and
+drawn below: the mean similarity to the patches of the same row, of the same column and elsewhere, and the
+share of patches whose most similar other one is one of their 8 neighbours; each beside 100 random embeddings.
 """
 
 import sys
@@ -75,13 +72,12 @@ def main(argv=None):
         arrays[f"similarity_{i}" if i else "similarity"] = similarity.numpy()
         statistics.append(position_statistics(similarity))
         shape, channels = tuple(similarity.shape[:2]), model.pos_embed.shape[-1]
-        baseline = f"{RANDOM} random embeddings, {grid[0]}x{grid[1]} of {channels}"
-        if shape != grid:
-            baseline += f", resampled to {shape[0]}x{shape[1]}"
+        resampled = f", resampled to {shape[0]}x{shape[1]}" if shape != grid else ""
+        baseline = f"{RANDOM} random embeddings, {grid[0]}x{grid[1]} of {channels}{resampled}"
         if baseline not in random:
             random[baseline] = random_statistics(grid, channels, shape, RANDOM)
 
-    titles = [title for _, _, title in models]
+    *_, titles = zip(*models)
     names = [title.replace("\n", " ") for title in titles]
     with written_whole(args.output.with_suffix(".npz")) as temporary:
         np.savez_compressed(temporary, **arrays, titles=names)
@@ -91,8 +87,8 @@ def main(argv=None):
     for values, name in zip(statistics, names):
         print(as_row(values), name)
     for baseline, draws in random.items():
-        print(as_row({kind: values.mean() for kind, values in draws.items()}), f"mean of {baseline}")
-        print(as_row({kind: values.max() for kind, values in draws.items()}), "the highest of them")
+        for reduce, name in ((np.mean, f"mean of {baseline}"), (np.max, "the highest of them")):
+            print(as_row({kind: reduce(values) for kind, values in draws.items()}), name)
     print(f"{args.output} and {args.output.with_suffix('.npz')}")
     return 0
 

@@ -8,8 +8,7 @@ For each image (folders count as the images in them) STEM.png shows the photo, t
 the cross-attention of one layer of the decoder, mean over its heads, over the photo. STEM.json holds
 `caption`, `tokens`, `token_ids`, `log_probs`, `grid` (rows and columns of the maps), `photo` (its path),
 `box` (left, top, right and bottom of what the maps cover, in pixels of the photo) and, with
---merge-wordpieces, `words`. STEM.npz holds the maps as the softmax gives them, so that each sums to 1; row t
-belongs to the query that predicts token t:
+--merge-wordpieces, `words`. STEM.npz holds the maps, each sums to 1, in row t of the query that predicts t:
 
     attention (T, H, W)                  of --layer, mean over its heads
     attention_all (layers, T, H, W)      with --all, mean over the heads
@@ -47,8 +46,7 @@ def get_args_parser():
                        help="cut captions here (%(default)s)")
 
     add = parser.add_argument_group("the maps").add_argument
-    add("--layer", type=int, default=-1, metavar="N",
-        help="of this layer of the decoder: 0 is the first, -1 the last")
+    add("--layer", type=int, default=-1, metavar="N", help="of this decoder layer: 0 first, -1 last")
     add("--merge-wordpieces", action="store_true", help="one map for each word instead of each token")
     add("--all", action="store_true", help="also store all layers")
     return parser
@@ -102,8 +100,8 @@ def main(argv=None):
             print(f"{path.stem}: {caption or '(no words)'}")
             if forced.ids[-1] != tokenizer.end:
                 at_most = args.max_tokens == config.positions
-                note(f"{path.stem}: the caption was cut after {len(forced.ids)} tokens"
-                     + (", the captioner's most" if at_most else ": raise --max-tokens"))
+                remedy = ", the captioner's most" if at_most else ": raise --max-tokens"
+                note(f"{path.stem}: the caption was cut after {len(forced.ids)} tokens{remedy}")
     print(f"{len(paths)} caption{'s' * (len(paths) > 1)} drawn to {args.output_dir}")
     return 0
 
@@ -117,8 +115,7 @@ def given_caption(text, tokenizer, config):
         raise BadInput(f"--caption has {len(ids)} tokens, with the end, and this captioner has positions for "
                        f"{config.positions}: shorten it")
     words = dict.fromkeys(re.findall(r"\w+|[^\w\s]", text))
-    unknown = [word for word in words if tokenizer.unknown in tokenizer.encode(word)]
-    if unknown:
+    if unknown := [word for word in words if tokenizer.unknown in tokenizer.encode(word)]:
         note(f"--caption: not in the vocabulary, shown as [UNK]: {', '.join(unknown)}")
     return ids
 

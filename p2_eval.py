@@ -3,20 +3,18 @@
     python p2_eval.py --data demo --checkpoint weights/demo_captioner.pt
     python p2_eval.py --data coco --checkpoint downloads/catr.pth --vocab downloads/vocab.txt --beam 3
 
-`--data DIR` is in COCO's layout: `annotations/captions_val2017.json` and the photos in `val2017/`, or the
-same without a year. Printed are the share of captions that equal a reference word for word, and BLEU-4 over
-all; letters count as lower case, without accents, and punctuation as words.
+`--data DIR` is in COCO's layout: `annotations/captions_val2017.json` and photos in `val2017/`, or the same
+without a year. Printed are the share of captions that equal a reference word for word, and BLEU-4 over all;
+letters count as lower case, without accents, and punctuation as words.
 
-Where DIR/masks/val holds a mask for each photo, as with the demo's scenes, the true caption is
-teacher-forced, and the cross-attention of each token compared with the object that it speaks of, for each
-class of words:
+Where DIR/masks/val holds a mask for each photo, as with the demo's scenes, the true caption is forced, and
+for each class of words the cross-attention compared with the object that a token speaks of:
 
     peak     the pointing game: how often the peak of the map lies on the object, grown by a cell; by chance
     mass     the share of the attention on the object, and the share of the area that it covers
     other    the share of the attention on the other object of the scene
 
-A relation (`next to`) speaks of both objects. Articles are also listed by the phrase that they begin: the
-same word, at different places.
+A relation (`next to`) speaks of both objects. Articles are also listed by the phrase that they begin.
 """
 
 import sys
@@ -32,12 +30,10 @@ def get_args_parser():
     add("--checkpoint", type=Path, required=True, metavar="FILE", help="of p2_train.py or of CATR")
     add("--vocab", type=Path, metavar="FILE", help="the vocabulary of a CATR checkpoint")
     add("--json", type=Path, metavar="FILE", help="write the figures, and the caption of each photo")
-    add("--layer", type=int, default=-1, metavar="N",
-        help="maps of this layer of the decoder: 0 is the first, -1 the last")
+    add("--layer", type=int, default=-1, metavar="N", help="maps of this decoder layer: 0 first, -1 the last")
     add("--beam", type=number(int, low=1, high=100), default=1, metavar="N",
         help="width of the beam search; 1 is greedy (%(default)s)")
-    add("--max-tokens", type=number(int, low=1), default=40, metavar="N",
-        help="cut captions here (%(default)s)")
+    add("--max-tokens", type=number(int, low=1), default=40, metavar="N", help="cut them here (%(default)s)")
     add("--batch-size", type=number(int, low=1, high=10**6), default=16, metavar="N",
         help="photos at a time (%(default)s)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: the GPU where there is one")
@@ -79,10 +75,9 @@ def main(argv=None):
 
     captions, pointings = [], []
     batches = encoded(model, [folder.root / name for name in folder.names], args.batch_size)
-    bar = tqdm(batches, total=-(-len(folder.names) // args.batch_size), unit=" batches", disable=None,
-               dynamic_ncols=True)
+    total = -(-len(folder.names) // args.batch_size)
     with explaining_bad_images(folder.root, folder.names):
-        for rows, photos, memory in bar:
+        for rows, photos, memory in tqdm(batches, total=total, unit=" batches", disable=None):
             ids = decoding.search(model, memory, tokenizer, args.max_tokens, args.beam)
             captions += map(tokenizer.text, ids)
             if masks:

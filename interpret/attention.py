@@ -1,12 +1,10 @@
 """Where a Vision Transformer attends: the softmax of its blocks, the [CLS] row, and attention rollout.
 
-For the VisionTransformer, Beit and Eva classes of timm (DeiT, DINOv2 and DINOv3 are among them). Tokens stand
-in the order of timm: first the prefix ([CLS], then distillation or register tokens), then the H x W patches
-in row-major order.
+For timm's VisionTransformer, Beit and Eva (DeiT, DINOv2 and DINOv3 are among them). They have tokens in this
+order: first the prefix ([CLS], then distillation or register tokens), then the H x W patches, row by row.
 """
 
 import contextlib
-import functools
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +23,8 @@ class _ExplicitAttention(TorchFunctionMode):
         self.maps = []
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is F.scaled_dot_product_attention:
-            function = self.attend
-        return function(*args, **(kwargs or {}))
+        fused = function is F.scaled_dot_product_attention
+        return (self.attend if fused else function)(*args, **(kwargs or {}))
 
     def attend(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None):
         """softmax(scale * q k^T + mask) v, with what torch documents for its arguments; no dropout."""
@@ -46,14 +43,14 @@ class _ExplicitAttention(TorchFunctionMode):
 
 @torch.no_grad()
 def attention_maps(model, images, blocks=(-1,)):
-    """The model's output, and the attention of some of its blocks.
+    """The model's output (B, classes) for `images` (B, 3, H, W), preprocessed, and attention of some blocks.
 
-    `images` is (B, 3, H, W), preprocessed. Returns (logits (B, classes), maps): a tensor (B, heads, N, N),
-    float32, for each block, whose rows, softmax(q k^T / sqrt(d) + bias), sum to 1. A block with parallel
-    attention branches has the heads of all of them. The model runs once as it is, fused attention and
-    autocast included; then only the blocks asked for run again, from their own input, with their attention
-    computed in steps. A compiled model runs uncompiled, since it would not call the hooks that catch those
-    inputs. Raises BadInput for a block that the model does not have, and for differential attention.
+    The latter is a tensor (B, heads, N, N), float32, for each block, whose rows, softmax(q k^T / sqrt(d) +
+    bias), sum to 1. A block with parallel attention branches has the heads of all of them. The model runs
+    once as it is, fused attention and autocast included; then only the blocks asked for run again, from their
+    own input, with their attention computed in steps. A compiled model runs uncompiled, since it would not
+    call the hooks that catch those inputs. Raises BadInput for a block that is not there, and for
+    differential attention.
     """
     modules = [_block(model, index) for index in blocks]
     inputs = {}
@@ -62,18 +59,14 @@ def attention_maps(model, images, blocks=(-1,)):
         inputs[module] = args, kwargs
 
     hooks = [module.register_forward_pre_hook(catch, with_kwargs=True) for module in modules]
-    with _uncompiled(model):
+    compiled = any(hasattr(module, "_orig_mod") or module._compiled_call_impl for module in model.modules())
+    with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
         try:
             logits = model(images)
         finally:
             for hook in hooks:
                 hook.remove()
         return logits, [_attention(module, *inputs[module]) for module in modules]
-
-
-def _uncompiled(model):
-    compiled = any(hasattr(module, "_orig_mod") or module._compiled_call_impl for module in model.modules())
-    return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
 
 
 def _block(model, index):
@@ -87,7 +80,6 @@ def _block(model, index):
 
 
 def _attention(block, args, kwargs):
-    """The attention of a block for its input: (B, heads, N, N), float32."""
     with contextlib.ExitStack() as stack:
         for module in block.modules():
             if getattr(module, "fused_attn", True) is False:
@@ -100,10 +92,8 @@ def _attention(block, args, kwargs):
 
 def patch_grid(model, size):
     """The rows and columns of patches that the model cuts images of `size` (height, width) into."""
-    embed = model.patch_embed
-    if getattr(model, "dynamic_img_size", False):
-        return tuple(embed.dynamic_feat_size(tuple(size)))
-    return tuple(embed.grid_size)
+    embed, dynamic = model.patch_embed, getattr(model, "dynamic_img_size", False)
+    return tuple(embed.dynamic_feat_size(tuple(size)) if dynamic else embed.grid_size)
 
 
 def cls_to_patch(maps, model, grid):
@@ -123,6 +113,7 @@ def rollout(maps):
     Each map is (B, heads, N, N); with A the mean over heads, the result is the product of (A + 1) / 2 over
     all blocks, the last one leftmost: (B, N, N), whose rows sum to 1.
     """
-    identity = torch.eye(maps[0].shape[-1], device=maps[0].device)
-    first, *others = [(block.mean(1) + identity) / 2 for block in maps]
-    return functools.reduce(lambda product, block: block @ product, others, first)
+    product = identity = torch.eye(maps[0].shape[-1], device=maps[0].device)
+    for block in maps:
+        product = (block.mean(1) + identity) / 2 @ product
+    return product

@@ -28,8 +28,7 @@ def captioned(model, tokenizer, paths, batch_size, max_tokens, beam, given=None)
 def describe(forced, tokenizer, layer, photo, box, every_layer=False, words=False):
     """What p2_caption_viz.py stores and draws of a teacher-forced pass: (metadata, arrays, panels).
 
-    metadata and arrays are as its docstring says. panels are those of the figure, a token each or, with
-    `words`, a word: (maps (T, H, W), titles, probabilities).
+    The panels of the figure, a token each or, with `words`, a word: (maps (T, H, W), titles, probabilities).
     """
     tokens = tokenizer.tokens(forced.ids)
     titles = ["[end]" if i == tokenizer.end else token for i, token in zip(forced.ids, tokens)]

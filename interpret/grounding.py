@@ -12,8 +12,8 @@ def share_on(attention, inside, outside):
     """The share of attention (..., H, W) on an object and the share of the area that it covers.
 
     `inside` and `outside` (H, W) are the parts of each patch that the object and the background cover; what
-    is in neither, a border of unsure pixels, counts for neither. Returns (share of attention (...), share of
-    area).
+    is in neither, a border of unsure pixels, counts for neither. The first share is (...), the second a
+    scalar.
     """
     on, off = (attention * inside).sum((-2, -1)), (attention * outside).sum((-2, -1))
     return on / (on + off), inside.sum() / (inside.sum() + outside.sum())
@@ -41,18 +41,10 @@ class Pointing:
 
 
 def point(attention, inside, other):
-    """The Pointing of a map (H, W), which sums to 1, for an object and the other one.
-
-    `inside` and `other` (H, W) are the parts of each cell that they cover (`datasets.masks.patch_cover`).
-    """
+    """The Pointing of a map (H, W), which sums to 1, by what an object and the other cover of each cell."""
     hit, chance = peaks_on(attention, inside)
     return Pointing(float(hit), chance, (attention * inside).sum().item(), inside.mean().item(),
                     (attention * other).sum().item())
-
-
-def mean(pointings):
-    """The mean of each quantity over some Pointings."""
-    return Pointing(*torch.tensor([astuple(pointing) for pointing in pointings]).mean(0).tolist())
 
 
 def point_tokens(tokens, attention, groups):
@@ -77,6 +69,6 @@ def pointing_table(pointings):
     """The number of tokens and the mean Pointing of each word class in alphabetical order, as dicts."""
     by_class = {}
     for word_class, pointing in pointings:
-        by_class.setdefault(word_class, []).append(pointing)
-    return {word_class: {"tokens": len(parts), **vars(mean(parts))}
-            for word_class, parts in sorted(by_class.items())}
+        by_class.setdefault(word_class, []).append(astuple(pointing))
+    return {word_class: {"tokens": len(rows), **vars(Pointing(*torch.tensor(rows).mean(0).tolist()))}
+            for word_class, rows in sorted(by_class.items())}

@@ -49,18 +49,15 @@ def _leaves(weights):
 
 
 def _moved(weights, direction, distance):
-    """weights + distance * direction."""
     return {name: weight + distance * direction[name] for name, weight in weights.items()}
 
 
 def filter_norms(weight):
-    """The norm of each filter of a weight, in a shape that broadcasts to it; 0 for weights of one dimension.
+    """The norm of each filter of a weight (not of one dimension), in a shape that broadcasts to it.
 
-    A filter is what makes one output: a row of a matrix, a kernel of a convolution. Of position embeddings
-    and prefix tokens (1, N, channels) it is the vector of each token.
+    A filter makes one output: a row of a matrix, a kernel of a convolution. Of position embeddings and prefix
+    tokens (1, N, channels) it is the vector of each token.
     """
-    if weight.ndim < 2:
-        return torch.zeros_like(weight)
     first = 2 if weight.ndim == 3 and len(weight) == 1 else 1
     return torch.linalg.vector_norm(weight, dim=tuple(range(first, weight.ndim)), keepdim=True)
 
@@ -68,60 +65,50 @@ def filter_norms(weight):
 def random_directions(models, count, seed):
     """`count` random directions in weight space, the same for all models: a list of dicts like their weights.
 
-    They are normalised by filter (Li et al. 2018, arXiv:1712.09913, section 4): d is Gaussian, and for each
-    filter i
-
-        d_i <- d_i / ||d_i|| * ||w_i||
-
-    Weights of one dimension (biases, normalisation layers) stay as they are, as in the authors' code. The
-    paper has one network; here ||w_i|| is the mean over `models`, dicts of weights of the same shapes: all
-    are moved by the same vectors, whatever their order.
+    They are Gaussian, normalised by filter (Li et al. 2018, arXiv:1712.09913, section 4): for each filter i
+    d_i <- d_i / ||d_i|| * ||w_i||, with the mean of ||w_i|| over `models`, dicts of weights of the same
+    shapes. Weights of one dimension (biases, normalisation layers) stay as they are, as in the authors' code.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def direction_of(*weights):
         raw = torch.randn(weights[0].shape, generator=generator, dtype=weights[0].dtype).to(weights[0].device)
-        norms = torch.stack([filter_norms(weight) for weight in weights]).mean(0)
-        return raw / filter_norms(raw) * norms if raw.ndim > 1 else torch.zeros_like(raw)
+        if raw.ndim < 2:
+            return torch.zeros_like(raw)
+        return raw / filter_norms(raw) * torch.stack([filter_norms(weight) for weight in weights]).mean(0)
 
     return [{name: direction_of(*(weights[name] for weights in models)) for name in models[0]}
             for _ in range(count)]
 
 
-def losses_along(loss, weights, batches, direction, distances, tick=lambda: None):
-    """The mean loss at weights + a * direction for each a of `distances`: an array. Each calls `tick`."""
-    losses = []
-    for distance in distances:
-        losses.append(mean_loss(loss, _moved(weights, direction, distance), batches))
-        tick()
-    return np.array(losses)
+def losses_along(loss, weights, batches, direction, distances):
+    """The mean loss at weights + a * direction for each a of `distances`: an array."""
+    return np.array([mean_loss(loss, _moved(weights, direction, a), batches) for a in distances])
 
 
-def losses_over(loss, weights, batches, directions, distances, tick=lambda: None):
-    """The mean loss at weights + a * directions[0] + b * directions[1]: an array [b, a] over `distances`."""
-    rows = (_moved(weights, directions[1], distance) for distance in distances)
-    return np.stack([losses_along(loss, start, batches, directions[0], distances, tick) for start in rows])
+def losses_over(loss, weights, batches, directions, across, up):
+    """The mean loss at weights + a * directions[0] + b * directions[1]: [b of `up`, a of `across`]."""
+    return np.stack([losses_along(loss, _moved(weights, directions[1], b), batches, directions[0], across)
+                     for b in up])
 
 
 def rises(loss, weights, batches, rhos):
     """The rise of the mean loss L at SAM's perturbation (Foret et al. 2020, arXiv:2010.01412, eq. 2):
 
-        L(w + rho * g / ||g||) - L(w)
-
-    where g is the gradient of L at w, with one norm over all weights; 0 where g is 0. An array, for each rho.
+    L(w + rho * g / ||g||) - L(w), for each rho; g is the gradient of L at w, its norm that of all weights. 0
+    where g is 0.
     """
     gradient = mean_gradient(loss, weights, batches)
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradient.values()]))
-    start = mean_loss(loss, weights, batches)
     steps = [rho / norm.item() if norm else 0.0 for rho in rhos]
-    return np.array([mean_loss(loss, _moved(weights, gradient, step), batches) - start for step in steps])
+    return losses_along(loss, weights, batches, gradient, steps) - mean_loss(loss, weights, batches)
 
 
 def hessian_product(loss, weights, batch):
-    """The function v -> H v, with H the Hessian of a batch's mean loss at the weights and v a flat tensor.
+    """The function v -> H v, with H the Hessian of a batch's mean loss and v flat, in the order of weights.
 
-    Weights follow one another in v as in the dict. The gradient is computed once and differentiated again for
-    each v (Pearlmutter 1994), with attention as plain products: fused kernels have no second derivative.
+    The gradient is computed once and differentiated again for each v (Pearlmutter 1994), with attention as
+    plain products: fused kernels have no second derivative.
     """
     named = _leaves(weights)
     leaves = list(named.values())
@@ -138,19 +125,17 @@ def hessian_product(loss, weights, batch):
     return product
 
 
-def largest_eigenvalues(loss, weights, batch, count, seed=0, tolerance=1e-2, tick=lambda: None):
+def largest_eigenvalues(loss, weights, batch, count, seed=0, tolerance=1e-2):
     """The `count` most positive Hessian eigenvalues of a batch's mean loss: an array, largest first.
 
     By the implicitly restarted Lanczos method, from a random vector of `seed`, until the residual
-    ||H v - lambda v|| is at most `tolerance` * lambda; the error of lambda goes with its square. `tick` is
-    called for each product with the Hessian. Raises BadInput where Lanczos does not converge.
+    ||H v - lambda v|| is at most `tolerance` * lambda; the error of lambda goes with its square. Raises
+    BadInput where Lanczos does not converge.
     """
-    product = hessian_product(loss, weights, batch)
-    first = next(iter(weights.values()))
+    product, first = hessian_product(loss, weights, batch), next(iter(weights.values()))
     size = sum(weight.numel() for weight in weights.values())
 
     def multiply(vector):
-        tick()
         flat = torch.as_tensor(vector, dtype=first.dtype, device=first.device).flatten()
         return product(flat).cpu().numpy()
 
@@ -163,6 +148,6 @@ def largest_eigenvalues(loss, weights, batch, count, seed=0, tolerance=1e-2, tic
             values = eigsh(hessian, count, which="LA", v0=start, ncv=min(4 * count + 4, size), tol=tolerance,
                            maxiter=50, return_eigenvectors=False)
     except ArpackNoConvergence as error:
-        converged = len(error.eigenvalues)
-        raise BadInput(f"--eigenvalues {count}: {converged} of them converged: ask for fewer") from error
+        raise BadInput(f"of {count} eigenvalues of the Hessian {len(error.eigenvalues)} converged: "
+                       "pass another --seed") from error
     return np.sort(values)[::-1]

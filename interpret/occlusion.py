@@ -8,9 +8,9 @@ def occlusion(model, image, attention, shares=(0.1, 0.25, 0.5), draws=10, seed=0
     """The predicted probability without the most attended patches, and without as many random ones.
 
     `image` (3, height, width) is preprocessed, `attention` (H, W) the map of its patches. A patch is removed
-    by setting its pixels to 0, the mean that the preprocessing subtracts. Returns (probability of the whole
-    image, list of (share of patches removed, probability without the most attended, mean probability without
-    random ones)), for the class that the model predicts for the whole image.
+    by setting its pixels to 0, the mean that the preprocessing subtracts. Returns, for the class that the
+    model predicts for the whole image, its probability there and a list of (share of patches removed,
+    probability without the most attended, mean probability without random ones).
     """
     height, width = attention.shape
     count = height * width

@@ -60,8 +60,7 @@ class PhotoAttention:
 class Viewer:
     """A model that photos are shown to: of a checkpoint, or timm's `arch` with its own weights or a file's.
 
-    `image_size` (height, width) replaces the model's own. `class_names` are those of its outputs, empty for a
-    head that predicts no classes. Raises BadInput for what cannot be opened.
+    `image_size` (height, width) replaces its own. `class_names` is empty for a head that predicts no classes.
     """
 
     def __init__(self, device, checkpoint=None, arch=None, weights=None, image_size=None):
@@ -84,9 +83,9 @@ class Viewer:
         self.grid = patch_grid(model, preprocessing["input_size"][1:])
 
     def cover(self, path, mask):
-        """The parts of each patch of a photo that object and background cover by a mask: float32 (2, H, W).
+        """What object and background cover of each patch of a photo, by a mask file: float32 (2, H, W).
 
-        Raises BadInput for a file that is no such mask, or has neither in what the model sees.
+        Raises BadInput for a file that is no mask, or has neither in what the model sees.
         """
         size = decode.load_image(path).size
         box = crop_box(size, self.preprocessing)
@@ -97,10 +96,7 @@ class Viewer:
         return cover
 
     def attend(self, paths, batch_size=16, block=-1, with_rollout=False, with_all=False):
-        """Yield the PhotoAttention of each photo, with `attention` and `attention_per_head` of one block.
-
-        Of all blocks come `rollout` and `attention_all`. Raises BadInput for a model without such attention.
-        """
+        """Yield the PhotoAttention of each photo. Raises BadInput for a model without [CLS] attention."""
         blocks = [*range(len(self.model.blocks) if with_rollout or with_all else 0), block]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(paths), batch_size):
@@ -130,9 +126,9 @@ class Viewer:
             predicted = self.class_names[index]
             title += f": {predicted}, probability {confidence:.2f}"
         label = self.class_of.get(label_of(path.name)) or self.class_of.get(path.parent.name, "")
-        return title, {
-            "model": self.name, "photo": str(path.resolve()), "box": crop_box(size, self.preprocessing),
-            "predicted": predicted, "confidence": confidence, "label": label}
+        box = crop_box(size, self.preprocessing)
+        return title, {"model": self.name, "photo": str(path.resolve()), "box": box, "predicted": predicted,
+                       "confidence": confidence, "label": label}
 
     def _arrays(self, maps, with_rollout, with_all):
         per_head, every = self._from_cls(maps[-1]), maps[:-1]

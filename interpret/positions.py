@@ -13,22 +13,18 @@ from common.errors import BadInput
 def position_similarity(model):
     """Cosine similarity of every patch's position embedding with all others, float32 (H, W, H, W).
 
-    `[i, j]` is the map of the patch in row i, column j. The embeddings of prefix tokens are left out. Raises
-    BadInput for a model without learned position embeddings.
+    `[i, j]` is the map of the patch in row i, column j. Raises BadInput for a model that has no such
+    embedding.
     """
     if getattr(model, "pos_embed", None) is None:
-        raise BadInput(f"this model has {_other_positions(model)}, and no learned embedding of positions to "
-                       "compare: choose one that has, such as vit_base_patch16_224")
+        rotary = getattr(model, "rope", None) is not None
+        biases = [getattr(module, "relative_position_bias_table", None) for module in model.modules()]
+        kind = "rotary" if rotary else "relative" if any(bias is not None for bias in biases) else "no"
+        raise BadInput(f"this model has {kind} positions, and no learned embedding of positions to compare: "
+                       "choose one that has, such as vit_base_patch16_224")
     embedding = model.pos_embed.detach().float()[0]
     height, width = model.patch_embed.grid_size
     return _cosines(embedding[len(embedding) - height * width:], height, width)
-
-
-def _other_positions(model):
-    if getattr(model, "rope", None) is not None:
-        return "rotary positions"
-    biases = (getattr(module, "relative_position_bias_table", None) for module in model.modules())
-    return "relative positions" if any(bias is not None for bias in biases) else "no positions"
 
 
 def _cosines(embedding, height, width):
@@ -67,8 +63,10 @@ def position_statistics(similarity):
 
 @functools.lru_cache(maxsize=4)
 def _displacements(height, width):
-    """How far patches lie apart: rows * width + columns for all pairs (H * W, H * W), and the number of pairs
-    (H, W) for each number of rows and columns, without a patch and itself."""
+    """For all pairs of patches how far they lie apart, and how many pairs lie so far.
+
+    That is rows * width + columns (H * W, H * W), and (H, W) without a patch and itself.
+    """
     row, column = torch.arange(height * width) // width, torch.arange(height * width) % width
     apart = (row[:, None] - row).abs() * width + (column[:, None] - column).abs()
     counts = apart.flatten().bincount(minlength=height * width).reshape(height, width)
@@ -79,8 +77,8 @@ def _displacements(height, width):
 def random_statistics(grid, channels, resampled_to=None, draws=100, seed=0):
     """`position_statistics` of `draws` embeddings from a normal distribution, as arrays (draws, ...).
 
-    They have the `grid` (H, W) of a model, and are resampled to another one as the model's own are: that
-    alone makes neighbours alike.
+    They have the `grid` (H, W) of a model, and are resampled as its own are: that alone makes neighbours
+    alike.
     """
     generator = torch.Generator().manual_seed(seed)
     samples = []

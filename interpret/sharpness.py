@@ -13,6 +13,8 @@ from datasets.images import ImageDataset, stratified_holdout
 from datasets.transforms import evaluation_transform
 from interpret import landscape
 
+POINTS, GRID = 21, 9  # along the curve, and along each side of the contours
+EIGENVALUES, HESSIAN_BATCHES = 3, 4  # how many, of how many batches
 USUAL_RHO = 0.05  # where the rise of checkpoints is compared
 
 
@@ -25,10 +27,8 @@ def choose_photos(folder, checkpoints, count, seed):
     for other in checkpoints[1:]:
         for what in ("arch", "labels", "preprocessing"):
             if getattr(other, what) != getattr(first, what):
-                raise BadInput(f"{other.path} and {first.path} differ in {what}: "
-                               "compare checkpoints that share it")
-    unknown = [label for label in folder.labels if label not in first.labels]
-    if unknown:
+                raise BadInput(f"{other.path} and {first.path} differ in {what}: compare ones that share it")
+    if unknown := [label for label in folder.labels if label not in first.labels]:
         raise BadInput(f"{folder.root} holds the label {unknown[0]}, which {first.path} does not know: "
                        "name the folder that it was trained on")
     common = set.intersection(*(trained_on(folder.targets, each.settings) for each in checkpoints))
@@ -49,11 +49,7 @@ def trained_on(targets, settings):
 
 
 def evenly(targets, count, seed):
-    """The indices of `count` images (of all, if there are fewer), drawn by `seed`, evenly from the classes.
-
-    So is every part of them from the start: first come images of different classes, until there is one of
-    each.
-    """
+    """The indices of `count` images, or of all, drawn by `seed`: one of each class, and again."""
     rng = np.random.default_rng(seed)
     rank = np.empty(len(targets), int)
     for target in set(targets):
@@ -62,23 +58,20 @@ def evenly(targets, count, seed):
     return np.lexsort((rng.random(len(targets)), rank))[:count].tolist()
 
 
-def load_batches(folder, checkpoint, batch_size, workers, device):
+def load_batches(folder, checkpoint, batch_size, device):
     """The images of a LabelledFolder, preprocessed for a checkpoint's model: a list of (inputs, targets)."""
     targets = [checkpoint.labels.index(folder.labels[target]) for target in folder.targets]
-    transform = evaluation_transform(checkpoint.preprocessing)
-    dataset = ImageDataset(folder.root, folder.names, targets, transform)
-    loader = DataLoader(dataset, batch_size, num_workers=workers)
+    dataset = ImageDataset(folder.root, folder.names, targets, evaluation_transform(checkpoint.preprocessing))
     with explaining_bad_images(folder.root, folder.names):
-        return [(inputs.to(device), targets.to(device)) for inputs, targets in loader]
+        return [[part.to(device) for part in batch] for batch in DataLoader(dataset, batch_size)]
 
 
-def measure(checkpoints, batches, arrays, eigenvalues, hessian_batches, seed):
-    """The arrays loss, loss_1d, loss_2d, rise, rise_full and eigenvalues of p1_viz_landscape.py, a dict.
+def measure(checkpoints, names, batches, span, rhos, seed):
+    """The arrays of p1_viz_landscape.py from `loss` to `eigenvalues`; `names` are for the progress bars.
 
-    `arrays` has the names of the checkpoints, and alphas, grid_alphas and rhos. All are moved along the same
-    two directions, of `seed`. Raises BadInput where a loss is not finite.
+    All are moved along the same two directions, of `seed`. Raises BadInput where a loss is not finite.
     """
-    alphas, grid_alphas = arrays["alphas"], arrays["grid_alphas"]
+    alphas, grid_alphas = np.linspace(-span, span, POINTS), np.linspace(-span, span, GRID)
     weights = [landscape.weights_of(checkpoint.model) for checkpoint in checkpoints]
     losses = [landscape.classification_loss(checkpoint.model) for checkpoint in checkpoints]
     rows = [{"loss": landscape.mean_loss(loss, start, batches)} for loss, start in zip(losses, weights)]
@@ -86,20 +79,21 @@ def measure(checkpoints, batches, arrays, eigenvalues, hessian_batches, seed):
         if not math.isfinite(row["loss"]):
             raise BadInput(f"{checkpoint.path}: its weights give outputs that are not finite: it is damaged")
     directions = landscape.random_directions(weights, 2, seed)
-    for name, loss, start, row in zip(arrays["names"], losses, weights, rows):
-        with tqdm(desc=f"{name}: loss", total=len(alphas) + len(grid_alphas) ** 2, unit=" points") as bar:
-            row["loss_1d"] = landscape.losses_along(loss, start, batches, directions[0], alphas, bar.update)
-            row["loss_2d"] = landscape.losses_over(loss, start, batches, directions, grid_alphas, bar.update)
+    for name, loss, start, row in zip(names, losses, weights, rows):
+        points = tqdm(alphas, f"{name}: loss", unit=" points")
+        row["loss_1d"] = landscape.losses_along(loss, start, batches, directions[0], points)
+        up = tqdm(grid_alphas, f"{name}: contours", unit=" rows")
+        row["loss_2d"] = landscape.losses_over(loss, start, batches, directions, grid_alphas, up)
         _refuse_nonfinite("--span", row["loss_1d"], row["loss_2d"])
         parts = [*([batch] for batch in batches), batches]
-        *row["rise"], row["rise_full"] = (landscape.rises(loss, start, part, arrays["rhos"])
-                                          for part in tqdm(parts, desc=f"{name}: rise", unit=" gradients"))
+        *row["rise"], row["rise_full"] = (landscape.rises(loss, start, part, rhos)
+                                          for part in tqdm(parts, f"{name}: rise", unit=" gradients"))
         _refuse_nonfinite("--rho", *row["rise"], row["rise_full"])
-        with tqdm(desc=f"{name}: Hessian", unit=" products") as bar:  # how many Lanczos needs is not known
-            row["eigenvalues"] = [
-                landscape.largest_eigenvalues(loss, start, batch, eigenvalues, seed, tick=bar.update)
-                for batch in batches[:hessian_batches]]
-    return {key: np.array([row[key] for row in rows]) for key in rows[0]}
+        row["eigenvalues"] = [
+            landscape.largest_eigenvalues(loss, start, batch, EIGENVALUES, seed)
+            for batch in tqdm(batches[:HESSIAN_BATCHES], f"{name}: Hessian", unit=" batches")]
+    return {"alphas": alphas, "grid_alphas": grid_alphas, "rhos": np.array(rhos),
+            **{key: np.array([row[key] for row in rows]) for key in rows[0]}}
 
 
 def _refuse_nonfinite(flag, *losses):
@@ -108,10 +102,7 @@ def _refuse_nonfinite(flag, *losses):
 
 
 def measures(arrays):
-    """What the arrays of p1_viz_landscape.py say, lower where it is flatter: a dict of arrays (C, B) by name.
-
-    B is 1 for what is of all photos at once.
-    """
+    """What the arrays say, lower where it is flatter: arrays (C, B) by name; B is 1 for all at once."""
     by_name = {"loss": arrays["loss"][:, None], "highest loss nearby": arrays["loss_2d"].max((1, 2))[:, None]}
     for r, rho in enumerate(arrays["rhos"]):
         by_name[f"rise at rho {rho:g}"] = arrays["rise"][:, :, r]
@@ -126,8 +117,8 @@ def compare_sam(arrays):
 
     A list of (measure, sam (B,), plain (B,), verdict), with means over checkpoints; empty where all or none
     are SAM's. The verdict is `flatter` where sam is lower in every batch, and each checkpoint of SAM's lower
-    than each other one in the mean over batches; `sharper` for the opposite; `overlap` where batches agree
-    and checkpoints do not; else `unclear`.
+    than each other one in the mean; `sharper` for the opposite; `overlap` where only batches agree; else
+    `unclear`.
     """
     with_sam = np.array(["SAM" in kind for kind in arrays["kinds"]])
     if with_sam.all() or not with_sam.any():

@@ -26,27 +26,22 @@ class ModelView:
         left, top, right, bottom = self.box
         return (min(0, left), max(width, right)), (max(height, bottom), min(0, top))
 
-    def aspect(self):
-        """Height by width of the limits."""
-        (left, right), (bottom, top) = self.limits()
-        return (bottom - top) / (right - left)
-
 
 def bar_label(block=-1, rollout=False):
     """What the colour bar says of the maps of a block, or of attention rollout."""
-    if rollout:
-        return "attention rollout from [CLS] to each patch"
-    return "attention of [CLS] to each patch" + (f", block {block}" if block != -1 else "")
+    of_block = "attention of [CLS] to each patch" + (f", block {block}" if block != -1 else "")
+    return "attention rollout from [CLS] to each patch" if rollout else of_block
 
 
 def draw_rows(rows, label, path):
     """Draw rows of a photo, the attention of its patches, and the one laid over the other, to a picture file.
 
-    `rows` are (ModelView, attention (H, W) with any scale, title); all share one colour scale. A map covers
-    exactly what the model saw, and what was cropped away is dimmed.
+    `rows` are (ModelView, attention (H, W), title), on one colour scale. What was cropped away is dimmed.
     """
-    size = 1 if len(rows) <= 3 else 0.7
-    heights = [size * min(6.5, max(1.6, 3.3 * view.aspect())) for view, _, _ in rows]
+    size, heights = 1 if len(rows) <= 3 else 0.7, []
+    for view, _, _ in rows:
+        (left, right), (bottom, top) = view.limits()
+        heights.append(size * min(6.5, max(1.6, 3.3 * (bottom - top) / (right - left))))
     above = [LINE * (title.count("\n") + 1) + GAP for _, _, title in rows]
     # without a layout engine, which would take longer than all the rest
     figure = Figure(figsize=(size * 10 + 1, sum(above) + sum(heights) + GAP))
@@ -71,15 +66,15 @@ def draw_rows(rows, label, path):
 
 
 def _draw_row(panels, view, attention, norm, inches):
-    """Draw a photo, its map, and both into three axes of a width in inches. Returns the image of the map."""
+    """Draw a photo, its map, and both into three axes, `inches` wide. Returns the image of the map."""
     photo, alone, over = panels
     pixels = downsampled(view.photo, inches)
-    left, upper, right, lower = view.box
-    _show_photo(photo, view, pixels)
-    photo.add_patch(Rectangle((left, upper), right - left, lower - upper, fill=False, color="white", ls="--"))
-    image = _show_map(alone, view, attention, norm)
-    _show_photo(over, view, pixels)
-    _show_map(over, view, attention, norm, over_photo=True)
+    left, top, right, bottom = view.box
+    show_photo(photo, view.photo, pixels)
+    photo.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color="white", ls="--"))
+    image = show_map(alone, view.box, attention, norm)
+    show_photo(over, view.photo, pixels)
+    show_map(over, view.box, attention, norm, over_photo=True)
     _dim_unseen(over, view)
     across, down = view.limits()
     for axes in panels:
@@ -89,22 +84,23 @@ def _draw_row(panels, view, attention, norm, inches):
     return image
 
 
-def _show_photo(axes, view, pixels):
-    axes.imshow(pixels, extent=(0, view.photo.shape[1], view.photo.shape[0], 0), interpolation="bilinear")
+def show_photo(axes, photo, pixels):
+    """Draw a photo by its `downsampled` pixels: places in the axes are in the photo's own."""
+    axes.imshow(pixels, extent=(0, photo.shape[1], photo.shape[0], 0), interpolation="bilinear")
 
 
-def _show_map(axes, view, attention, norm, over_photo=False):
+def show_map(axes, box, attention, norm, over_photo=False):
     """A map alone shows its patches; over a photo it is smooth and, where it is weak, transparent."""
-    left, upper, right, lower = view.box
+    left, top, right, bottom = box
     alpha = 0.85 * np.sqrt(attention / norm.vmax) if over_photo else None
     return axes.imshow(attention, interpolation="bilinear" if over_photo else "nearest", alpha=alpha,
-                       cmap="inferno", norm=norm, extent=(left, right, lower, upper))
+                       cmap="inferno", norm=norm, extent=(left, right, bottom, top))
 
 
 def _dim_unseen(axes, view):
     height, width = view.photo.shape[:2]
-    left, upper, right, lower = view.box
-    for x, y, across, down in ((0, 0, width, upper), (0, lower, width, height - lower),
-                               (0, upper, left, lower - upper), (right, upper, width - right, lower - upper)):
-        if across > 0 and down > 0:
-            axes.add_patch(Rectangle((x, y), across, down, color="black", alpha=1 - DIMMED, linewidth=0))
+    left, top, right, bottom = view.box
+    for x, y, to_x, to_y in ((0, 0, width, top), (0, bottom, width, height), (0, top, left, bottom),
+                             (right, top, width, bottom)):
+        if x < to_x and y < to_y:
+            axes.add_patch(Rectangle((x, y), to_x - x, to_y - y, color="black", alpha=1 - DIMMED, lw=0))

@@ -12,6 +12,7 @@ from matplotlib.font_manager import fontManager
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
+from plots.attention import show_map, show_photo
 from plots.style import DPI, downsampled, place, save
 
 # Sizes on the page, in inches.
@@ -32,13 +33,10 @@ FALLBACKS = ["Noto Sans CJK SC", "Noto Sans CJK JP", "Droid Sans Fallback", "Wen
 def draw_caption(photo, box, maps, titles, probabilities, caption, heading, label, path):
     """Draw a photo with its caption, and below it a panel for each token, to a PNG file.
 
-    Args:
-        photo: uint8 (height, width, 3).
-        box: (left, top, right, bottom) in the photo's pixels of what the cells of a map divide evenly.
-        maps: (T, H, W), at least 0; all share one colour scale.
-        titles, probabilities: T of each, one for each panel.
-        caption, heading: text beside the photo, large and small.
-        label: what the maps are, for the colour bar.
+    `photo` is uint8 (height, width, 3); `box` (left, top, right, bottom), in its pixels, is what the cells of
+    the `maps` (T, H, W), at least 0, divide evenly. Each map has one of the `titles` and `probabilities`.
+    `caption` and `heading` stand beside the photo, large and small; `label` says at the colour bar what the
+    maps are.
     """
     aspect, norm = photo.shape[0] / photo.shape[1], PowerNorm(0.5, 0, maps.max())
     across = min(PHOTO[0], PHOTO[1] / aspect)
@@ -49,7 +47,7 @@ def draw_caption(photo, box, maps, titles, probabilities, caption, heading, labe
         warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from")  # a letter of no font is a box
         bottom = MARGIN + max(across * aspect, _write_caption(write, left, caption, heading) + BAR_AND_LABEL)
         _draw_panels(figure, write, bottom + GAP, photo, box, maps, titles, probabilities, norm)
-        _show(place(figure, MARGIN, MARGIN, across, across * aspect), downsampled(photo, across), photo)
+        show_photo(place(figure, MARGIN, MARGIN, across, across * aspect), photo, downsampled(photo, across))
         bar = place(figure, left, bottom - BAR_AND_LABEL, min(BAR[0], PAGE[0] - MARGIN - left), BAR[1])
         figure.colorbar(ScalarMappable(norm, "inferno"), bar, orientation="horizontal", ticks=MaxNLocator(4),
                         format=FuncFormatter(lambda x, _: f"{x:.3g}"))
@@ -60,7 +58,7 @@ def draw_caption(photo, box, maps, titles, probabilities, caption, heading, labe
 
 
 def _write_caption(write, left, caption, heading):
-    """Write both from `left` on to the right edge: how high they are with the gap below them, in inches."""
+    """Write both from `left` to the right edge. Returns how high they are with the gap below, in inches."""
     room = PAGE[0] - MARGIN - left
     _fit(write(heading, left, MARGIN, color="0.4"), room, [10])
     size = 17 if len(caption) < 120 else 13 if len(caption) < 300 else 10
@@ -77,17 +75,16 @@ def _draw_panels(figure, write, start, photo, box, maps, titles, probabilities, 
     columns, panel = panels(len(titles), aspect, PAGE[1] - MARGIN - start)
     row, pitch = ABOVE + panel * aspect + BELOW + BETWEEN, (ACROSS + GUTTER) / columns
     figure.set_size_inches(PAGE[0], start + -(-len(titles) // columns) * row - BETWEEN + MARGIN)
-    small = downsampled(photo, panel)
+    small, (left, upper, right, lower) = downsampled(photo, panel), box  # its outer cells go on to the edges
+    x, y = (right - left) / maps.shape[2], (lower - upper) / maps.shape[1]
+    box, maps = (left - x, upper - y, right + x, lower + y), np.pad(maps, ((0, 0), (1, 1), (1, 1)), "edge")
     for i, (attention, title, probability) in enumerate(zip(maps, titles, probabilities)):
         middle = MARGIN + (i % columns + 0.5) * pitch - GUTTER / 2
         top = start + i // columns * row + ABOVE
         axes = place(figure, middle - panel / 2, top, panel, panel * aspect)
-        _show(axes, small, photo)
-        shape = [max(1, round(side)) for side in axes.bbox.size[::-1]]
-        fine = upsampled(attention, box, (width, height), shape)
-        # where there is no attention the photo shows through
-        _show(axes, fine, photo, norm=norm, cmap="inferno", alpha=0.85 * np.sqrt(fine / norm.vmax),
-              interpolation="nearest")
+        show_photo(axes, photo, small)
+        show_map(axes, box, attention, norm, over_photo=True)
+        axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
         _fit(write(title, middle, top - 0.06, ha="center", va="bottom"), pitch - GUTTER, range(11, 5, -1))
         write(f"p = {probability:.2f}" if probability >= 0.005 else "p < 0.01", middle,
               top + panel * aspect + 0.05, size=8, color="0.4", ha="center")
@@ -104,27 +101,6 @@ def panels(count, aspect, room):
     fitting = np.minimum(limit, (room / np.ceil(count / columns) - ABOVE - BELOW - BETWEEN) / aspect)
     i = np.flatnonzero(fitting >= fitting.max() - 0.1 * abs(fitting.max()))[-1]
     return columns[i], min(max(fitting[i], least), limit[i])
-
-
-def upsampled(attention, box, size, shape):
-    """A map (H, W), whose cells divide `box` of a photo of `size` (width, height), on `shape` of its pixels.
-
-    Linear between the centres of the cells, constant beyond the first and the last.
-    """
-    def weights(cells, low, high, side, pixels):
-        centres = low + (np.arange(cells) + 0.5) * (high - low) / cells
-        at = (np.arange(pixels) + 0.5) * side / pixels
-        return np.stack([np.interp(at, centres, one) for one in np.eye(cells)], 1)
-
-    (left, top, right, bottom), (width, height) = box, size
-    rows = weights(attention.shape[0], top, bottom, height, shape[0])
-    columns = weights(attention.shape[1], left, right, width, shape[1])
-    return rows @ attention @ columns.T
-
-
-def _show(axes, pixels, photo, **style):
-    height, width = photo.shape[:2]
-    axes.imshow(pixels, extent=(0, width, height, 0), aspect="auto", **style)
 
 
 def _writer(figure):

@@ -13,10 +13,9 @@ from common.files import written_whole
 
 
 class Drawing:
-    """Inside this context `draw` gives figures to other processes; at its end all are drawn.
+    """Inside, `draw` gives figures, half a second each, to other processes; at the end all are drawn.
 
-    matplotlib draws one figure at a time in a process, half a second each. An error of one, a full disk for
-    instance, comes out of a later `draw` or of the end of the context.
+    An error of one, a full disk for instance, comes out of a later `draw` or of the end of the context.
     """
 
     def __enter__(self):
@@ -55,8 +54,8 @@ def _explaining_a_lost_process():
     try:
         yield
     except BrokenProcessPool as error:
-        raise BadInput("a process that draws figures was killed, perhaps for want of memory: free "
-                       "some") from error
+        raise BadInput(
+            "a process that draws figures was killed, perhaps for want of memory: free some") from error
 
 
 def draw_whole(path, function, args, kwargs):

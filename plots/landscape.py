@@ -3,9 +3,9 @@
 import numpy as np
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from plots.style import COLOURS, DASHES, DPI, MARKERS
+from plots.style import COLOURS, DASHES, DPI, MARKERS, legend_below
 
 LEVELS = 16  # of the contours
 COLUMNS = 3
@@ -13,12 +13,12 @@ COLUMNS = 3
 
 def styles(kinds):
     """A colour, line and marker for each checkpoint: a colour a kind, or a checkpoint of a single kind."""
-    order = list(dict.fromkeys(kinds))
-    places = [(order.index(kind), kinds[:i].count(kind)) for i, kind in enumerate(kinds)]
-    if len(order) == 1:
-        places = [(i, i) for i in range(len(kinds))]
-    return [{"color": COLOURS[group % len(COLOURS)], "linestyle": DASHES[member % len(DASHES)],
-             "marker": MARKERS[i % len(MARKERS)]} for i, (group, member) in enumerate(places)]
+    order, looks = list(dict.fromkeys(kinds)), []
+    for i, kind in enumerate(kinds):
+        group = order.index(kind) if len(order) > 1 else i
+        looks.append({"color": COLOURS[group % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)],
+                      "linestyle": DASHES[kinds[:i].count(kind) % len(DASHES)]})
+    return looks
 
 
 def contour_levels(rises):
@@ -28,7 +28,7 @@ def contour_levels(rises):
 
 
 def draw_landscapes(arrays, title, path):
-    """Draw the arrays of p1_viz_landscape.py for C checkpoints, to a png, pdf or svg file.
+    """Draw the arrays of p1_viz_landscape.py to a picture file.
 
     Above the loss along one direction, its rise and the largest eigenvalues, with bars from the least to the
     most of the batches; below the contours over two directions, on one scale.
@@ -44,7 +44,7 @@ def draw_landscapes(arrays, title, path):
 
 
 def _draw_measures(figure, names, arrays):
-    curve, rise, eigen = figure.subplots(1, 3)
+    panels = curve, rise, eigen = figure.subplots(1, 3)
     ranks = np.arange(1, arrays["eigenvalues"].shape[2] + 1)
     for i, (name, look) in enumerate(zip(names, styles(arrays["kinds"]))):
         shift = i - (len(names) - 1) / 2
@@ -56,18 +56,19 @@ def _draw_measures(figure, names, arrays):
               title="loss along one direction")
     rise.set(xscale="log", xlabel="rho, the length of the step along the gradient", ylabel="rise of the loss",
              title="rise of the loss at SAM's perturbation")
-    rise.xaxis.set_minor_locator(NullLocator())
     rise.set_xticks(arrays["rhos"], [f"{rho:g}" for rho in arrays["rhos"]])
+    rise.set_xticks([], minor=True)
     eigen.set(xticks=ranks, xlabel="rank", ylabel="eigenvalue", title="largest eigenvalues of the Hessian",
               xlim=(0.4, len(ranks) + 0.6))
-    for axes, values in ((curve, arrays["loss_1d"]), (rise, arrays["rise"]), (eigen, arrays["eigenvalues"])):
-        if values.min() > 0:
+    for axes, name in zip(panels, ("loss_1d", "rise", "eigenvalues")):
+        if arrays[name].min() > 0:  # 1, 2, 5, 10 instead of powers
             axes.set_yscale("log")
-        _plain_numbers(axes.yaxis)
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.grid(alpha=0.3)
         axes.title.set_fontsize(11)
-    for text in figure.legend(loc="outside lower center", ncols=COLUMNS, frameon=False).get_texts():
-        text.set_parse_math(False)
+    legend_below(figure, ncols=COLUMNS, frameon=False)
 
 
 def _draw_contours(figure, rows, names, arrays):
@@ -85,9 +86,8 @@ def _draw_contours(figure, rows, names, arrays):
         axes.set_title(f"{name}\nloss {arrays['loss'][i]:.3g} at +", fontsize=11, parse_math=False)
         axes.set(xlabel="along the first direction", ylabel="along the second direction")
         axes.label_outer()
-    bar = figure.colorbar(filled, ax=panels[:, :len(names)], aspect=30, ticks=levels[::3],
-                          label="loss above that at +")
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+    figure.colorbar(filled, ax=panels[:, :len(names)], aspect=30, ticks=levels[::3],
+                    label="loss above that at +", format=FuncFormatter(lambda value, _: f"{value:.2g}"))
 
 
 def _draw_spread(axes, x, values, look, label=None):
@@ -96,11 +96,3 @@ def _draw_spread(axes, x, values, look, label=None):
     # of one batch, rounding may put the mean outside
     around = np.maximum(0, [mean - values.min(0), values.max(0) - mean])
     axes.errorbar(x, mean, around, **look, markersize=4.5, capsize=2, elinewidth=0.9, label=label)
-
-
-def _plain_numbers(axis):
-    """1, 2, 5, 10 instead of powers, and more of them where a log scale covers little."""
-    if axis.get_scale() == "log":
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_minor_formatter(NullFormatter())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -3,16 +3,13 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from plots.style import line_style, save
+from plots.style import legend_below, line_style, save
 
 KINDS = {"same_row": "same\nrow", "same_column": "same\ncolumn", "elsewhere": "elsewhere"}
 
 
 def mosaic(similarity):
-    """All maps of a similarity (H, W, H, W) as one image, NaN between them: map (i, j) in row i, column j.
-
-    Returns the image, and the number of cells between neighbouring maps: more where the cells get small.
-    """
+    """All maps (i, j) of a similarity (H, W, H, W) as one image, NaN between them, and how many cells are."""
     height, width = similarity.shape[:2]
     gap = 1 if max(height, width) <= 16 else 2
     image = np.full((height, height + gap, width, width + gap), np.nan, dtype=np.float32)
@@ -21,10 +18,7 @@ def mosaic(similarity):
 
 
 def draw_mosaic(axes, similarity):
-    """Draw the mosaic of a similarity (H, W, H, W) into axes, with the rows and columns of the patches.
-
-    Returns matplotlib's image.
-    """
+    """Draw the mosaic of a similarity (H, W, H, W), its rows and columns numbered. Returns the image."""
     height, width = similarity.shape[:2]
     values, gap = mosaic(similarity)
     image = axes.imshow(values, vmin=-1, vmax=1, cmap="viridis", interpolation="nearest")
@@ -38,11 +32,11 @@ def draw_mosaic(axes, similarity):
 
 
 def draw_similarities(similarities, statistics, random, titles, path):
-    """Draw one mosaic a model, side by side, on one colour scale from -1 to 1, to a png, pdf or svg file.
+    """Draw one mosaic a model, side by side, on one colour scale from -1 to 1, to a picture file.
 
-    `similarities` are arrays (H, W, H, W), `titles` stand above them. Below are the `statistics`, dicts of
-    `interpret.positions.position_statistics`; `random` are such dicts of arrays over draws, by their names,
-    each drawn as the band from the least to the most.
+    Of each model are an array (H, W, H, W), a title, and the dict of
+    `interpret.positions.position_statistics`, drawn below; `random` are such dicts of arrays over draws by
+    name, drawn from the least to the most.
     """
     count = len(similarities)
     tallest = max(similarity.shape[0] / similarity.shape[1] for similarity in similarities)
@@ -53,8 +47,8 @@ def draw_similarities(similarities, statistics, random, titles, path):
     for axes, similarity, title in zip(panels, similarities, titles):
         image = draw_mosaic(axes, similarity)
         axes.set_title(title, fontsize=10, parse_math=False)  # a name may hold $
-    label = "cosine similarity of the position embeddings"
-    upper.colorbar(image, ax=panels, aspect=30, pad=0.02, label=label)
+    upper.colorbar(image, ax=panels, aspect=30, pad=0.02,
+                   label="cosine similarity of the position embeddings")
     _draw_statistics(lower, statistics, random, [title.replace("\n", " ") for title in titles])
     save(figure, path)
 
@@ -69,17 +63,14 @@ def _draw_statistics(figure, statistics, random, names):
                    label=_with_share(name, values["nearest_adjacent"]))
     for name, draws in random.items():
         values = [draws[kind] for kind in KINDS]
-        low, high = np.min(values, 1), np.max(values, 1)
-        means.bar(range(3), high - low, 0.9, low, color="gray", alpha=0.4)
-        low, high = draws["by_distance"].min(0), draws["by_distance"].max(0)
-        curve.fill_between(np.arange(1, len(low) + 1), low, high, color="gray", alpha=0.4,
-                           label=_with_share(name, draws["nearest_adjacent"].mean()))
+        means.bar(range(3), np.ptp(values, 1), 0.9, np.min(values, 1), color="gray", alpha=0.4)
+        curves = draws["by_distance"]
+        curve.fill_between(np.arange(1, curves.shape[1] + 1), curves.min(0), curves.max(0), color="gray",
+                           alpha=0.4, label=_with_share(name, draws["nearest_adjacent"].mean()))
     means.set_xticks(range(3), list(KINDS.values()))
     means.set(ylabel="mean similarity", title="to the other patches of")
     curve.set(xlabel="distance in patches", ylabel="mean similarity", title="by distance")
-    legend = figure.legend(loc="outside lower center", fontsize=8, ncols=1 if len(names) == 1 else 2)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    legend_below(figure, fontsize=8, ncols=min(2, len(names)))
     for axes in (means, curve):
         axes.axhline(0, color="black", linewidth=0.8)
         axes.grid(alpha=0.3, axis="y")

@@ -29,6 +29,12 @@ def place(figure, left, top, width, height):
     return axes
 
 
+def legend_below(figure, **options):
+    """A legend below all axes of a figure; a name may hold $."""
+    for text in figure.legend(loc="outside lower center", **options).get_texts():
+        text.set_parse_math(False)
+
+
 def downsampled(photo, inches):
     """A photo, uint8 (height, width, 3), in no more pixels than a width on the page has: more are slow."""
     height, width = photo.shape[:2]
@@ -39,14 +45,11 @@ def downsampled(photo, inches):
 
 
 def save(figure, path):
-    """Write a matplotlib figure to a picture file, in the format of its name.
-
-    A PNG is drawn once, where `figure.savefig` goes through all of it twice, and has no alpha.
-    """
+    """Write a matplotlib figure to a picture file, in the format of its name."""
     if path.suffix != ".png":
         figure.savefig(path, dpi=DPI)
         return
-    figure.dpi = DPI
+    figure.dpi = DPI  # `savefig` would go through all of it twice
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     size = canvas.get_width_height()

@@ -138,7 +138,7 @@ BAD = {  # by script: arguments, and what the error says
         ("{best} --data {data} --output {out}/f.png --rho 0.05 0", "--rho"),
         ("{best} --data {tmp}/missing --output {out}/f.png", "missing/train does not exist"),
         ("{tmp}/file --data {data} --output {out}/f.png", "not a weights file"),
-        ("{tmp}/nan.pt --data {data} --output {out}/f.png --workers 0", "not finite"),
+        ("{tmp}/nan.pt --data {data} --output {out}/f.png", "not finite"),
         ("{best} --data {data} --output {tmp}/file/f.png", "file"),
     ],
     "p1_report.py": [

@@ -6,11 +6,16 @@ import torch
 
 import p1_viz_landscape
 from datasets import decode, images, transforms
-from interpret import landscape
+from interpret import landscape, sharpness
 from models.checkpoint import open_checkpoint
 
-QUICK = ["--device", "cpu", "--workers", "0", "--images", "10", "--batch-size", "5", "--points", "3",
-         "--grid", "3", "--rho", "0.05", "0.1", "--eigenvalues", "1", "--hessian-batches", "1"]
+QUICK = ["--device", "cpu", "--images", "10", "--batch-size", "5", "--rho", "0.05", "0.1"]
+
+
+@pytest.fixture(autouse=True)
+def few_points(monkeypatch):
+    for name, value in (("POINTS", 3), ("GRID", 3), ("EIGENVALUES", 1), ("HESSIAN_BATCHES", 1)):
+        monkeypatch.setattr(sharpness, name, value)
 
 
 def draw(*arguments):

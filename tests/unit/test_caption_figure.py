@@ -92,11 +92,3 @@ def test_the_brightest_spot_is_the_centre_of_the_hot_cell(drawn, tmp_path, size,
             assert spot[1] < 110 and np.ptp(spot) > 30, "half way up the scale that both share"
         far = inside[-1, 0 if (i, j) == (row, column) else -1]
         assert np.abs(far - 128).max() < 3, "no attention: the photo as it is"
-
-
-def test_a_map_is_interpolated_between_the_centres_and_constant_beyond():
-    attention = np.array([[0.0, 2.0], [4.0, 6.0]])
-    fine = captions.upsampled(attention, (-2, -2, 6, 6), (8, 6), (6, 8))  # centres at 0 and 4, both ways
-    assert fine[0].tolist() == pytest.approx([0.25 + 0.5, 0.75 + 0.5, 1.25 + 0.5, 1.75 + 0.5, *4 * [2.5]])
-    assert fine[:, 7].tolist() == pytest.approx([2.5, 3.5, 4.5, 5.5, 6, 6])
-    assert captions.upsampled(np.ones((1, 1)), (-8, -8, 8, 8), (30, 20), (2, 3)).tolist() == [[1] * 3] * 2

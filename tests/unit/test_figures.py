@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -8,7 +9,7 @@ from datasets import transforms
 from interpret.attention import attention_maps
 from models import vit
 from plots import style
-from plots.attention import ModelView, bar_label, draw_rows
+from plots.attention import ModelView, bar_label, draw_rows, show_map
 from plots.posembed import draw_similarities, mosaic
 
 
@@ -104,6 +105,19 @@ def test_rows_share_one_scale_in_the_order_given(drawn, tmp_path):
     assert panels[4].images[0].get_interpolation() == "nearest", "its patches, alone"
     assert panels[5].images[1].get_interpolation() == "bilinear", "over the photo"
     assert panels[3].get_xlim() == (-5, 35) and panels[3].get_ylim() == (90, 0), "with the padding"
+
+
+def test_a_map_over_a_photo_is_smooth_between_the_centres_of_its_cells_and_constant_beyond(tmp_path):
+    figure = Figure(figsize=(6, 1))
+    axes = style.place(figure, 0, 0, 6, 1)
+    show_map(axes, (-2, 0, 6, 6), np.array([[0.25, 1.0]]), Normalize(0, 1), over_photo=True)  # centres: 0, 4
+    axes.set(xlim=(0, 6), ylim=(6, 0), aspect="auto")
+    style.save(figure, tmp_path / "f.png")
+    row = np.asarray(Image.open(tmp_path / "f.png")).astype(int)[40, 3:-3]
+    steps = np.abs(np.diff(row, axis=0)).max(1)
+    edge = 4 * style.DPI  # pixels for each of the 6 units
+    assert steps.max() <= 4 and steps[edge:].max() <= 1 and steps[:edge - 9].sum() > 150
+    assert np.abs(row[edge // 2] - row[edge]).max() > 30 < np.abs(row[edge // 2] - row[0]).max()
 
 
 def test_the_label_of_the_bar_says_what_the_maps_are(drawn, tmp_path):

@@ -1,6 +1,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 import torch
 
 from interpret import grounding
@@ -16,8 +17,9 @@ def test_pointing_is_what_the_masks_say():
     assert np.allclose(dataclasses.astuple(pointing), [1, 6 / 16, 0.3, 1.5 / 16, 0.2])
     assert grounding.point(attention.flip(1), inside, other).hit == 1
     assert grounding.point(attention, other, inside).hit == 0
-    assert np.allclose(dataclasses.astuple(grounding.mean([pointing, grounding.Pointing(0, 0, 0, 0, 0)])),
-                       np.array(dataclasses.astuple(pointing)) / 2)
+    pair = [("shape", pointing), ("shape", grounding.Pointing(0, 0, 0, 0, 0))]
+    assert grounding.pointing_table(pair)["shape"] == pytest.approx(
+        {"tokens": 2, **{name: value / 2 for name, value in vars(pointing).items()}})
 
 
 def test_each_token_points_at_the_group_that_it_speaks_of():

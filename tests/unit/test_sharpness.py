@@ -96,12 +96,17 @@ def batches():
     return [(images[:4], targets[:4]), (images[4:], targets[4:])]
 
 
-AXES = {"names": ["a", "b"], "alphas": np.linspace(-0.3, 0.3, 3), "grid_alphas": np.linspace(-0.3, 0.3, 3),
-        "rhos": np.array([0.05, 0.1])}
+@pytest.fixture
+def quick(monkeypatch):
+    for name, value in (("POINTS", 3), ("GRID", 3), ("EIGENVALUES", 2), ("HESSIAN_BATCHES", 1)):
+        monkeypatch.setattr(sharpness, name, value)
 
 
-def test_what_is_measured_is_of_each_checkpoint_along_the_same_directions(checkpoints, batches):
-    arrays = sharpness.measure(checkpoints, batches, AXES, eigenvalues=2, hessian_batches=1, seed=3)
+def test_what_is_measured_is_of_each_checkpoint_along_the_same_directions(quick, checkpoints, batches):
+    rhos = [0.05, 0.1]
+    arrays = sharpness.measure(checkpoints, ["a", "b"], batches, 0.3, rhos, seed=3)
+    axes = [arrays.pop(name).tolist() for name in ("alphas", "grid_alphas", "rhos")]
+    assert axes == [[-0.3, 0, 0.3], [-0.3, 0, 0.3], rhos]
     assert {key: values.shape for key, values in arrays.items()} == {
         "loss": (2,), "loss_1d": (2, 3), "loss_2d": (2, 3, 3), "rise": (2, 2, 2), "rise_full": (2, 2),
         "eigenvalues": (2, 1, 2)}
@@ -110,29 +115,29 @@ def test_what_is_measured_is_of_each_checkpoint_along_the_same_directions(checkp
     for i, checkpoint in enumerate(checkpoints):
         loss = landscape.classification_loss(checkpoint.model)
         assert arrays["loss"][i] == landscape.mean_loss(loss, weights[i], batches)
-        along = landscape.losses_along(loss, weights[i], batches, directions[0], AXES["alphas"])
+        along = landscape.losses_along(loss, weights[i], batches, directions[0], axes[0])
         assert arrays["loss_1d"][i].tolist() == along.tolist() == arrays["loss_2d"][i, 1].tolist()
         for b, batch in enumerate(batches):
-            rises = landscape.rises(loss, weights[i], [batch], AXES["rhos"])
+            rises = landscape.rises(loss, weights[i], [batch], rhos)
             assert arrays["rise"][i, b].tolist() == rises.tolist()
-        full = landscape.rises(loss, weights[i], batches, AXES["rhos"])
+        full = landscape.rises(loss, weights[i], batches, rhos)
         assert arrays["rise_full"][i].tolist() == full.tolist()
         eigenvalues = landscape.largest_eigenvalues(loss, weights[i], batches[0], 2, 3)
         assert arrays["eigenvalues"][i, 0].tolist() == eigenvalues.tolist()
 
 
-@pytest.mark.parametrize("change, expected", [({"alphas": np.array([1e308])}, "--span leads to where"),
-                                              ({"rhos": np.array([np.inf])}, "--rho leads to where")])
-def test_a_distance_at_which_the_loss_is_not_finite_is_refused(checkpoints, batches, change, expected):
+@pytest.mark.parametrize("span, rho, expected", [(1e307, 0.1, "--span leads to where"),
+                                                 (0.3, np.inf, "--rho leads to where")])
+def test_a_distance_at_which_the_loss_is_not_finite_is_refused(quick, checkpoints, batches, span, rho, expected):
     with pytest.raises(BadInput, match=expected):
-        sharpness.measure(checkpoints, batches, {**AXES, **change}, 1, 1, 0)
+        sharpness.measure(checkpoints, ["a", "b"], batches, span, [rho], 0)
 
 
 def test_a_checkpoint_whose_outputs_are_not_finite_is_named(checkpoints, batches):
     with torch.no_grad():
         checkpoints[1].model.head.bias.fill_(torch.inf)
     with pytest.raises(BadInput, match="1.pt: its weights give outputs that are not finite"):
-        sharpness.measure(checkpoints, batches, AXES, 1, 1, 0)
+        sharpness.measure(checkpoints, ["a", "b"], batches, 0.3, [0.1], 0)
 
 
 def test_each_measure_has_its_values():
