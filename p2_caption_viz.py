@@ -33,7 +33,8 @@ def get_args_parser():
     add("--output-dir", type=Path, required=True, metavar="DIR", help="is created")
     add("--checkpoint", type=Path, metavar="FILE", help="of CATR or of p2_train.py (downloads/catr.pth)")
     add("--vocab", type=Path, metavar="FILE", help="vocabulary of a CATR checkpoint (downloads/vocab.txt)")
-    add("--batch-size", type=number(int, low=1, high=10**6), default=8, metavar="N", help="photos at once (8)")
+    add("--batch-size", type=number(int, low=1, high=10**6), default=8, metavar="N",
+        help="photos at a time (%(default)s)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: the GPU where there is one")
 
     group = parser.add_argument_group("the caption")
