@@ -199,7 +199,7 @@ BAD = {  # how to write it, and what is said of it
     "0_cut.jpg": (cut, "truncated"),
     "0_gigapixel.bmp": (claiming_a_gigapixel, "exceeds limit"),
     "0_line.png": (lambda path: Image.new("RGB", (1, 10000)).save(path),
-                   "1 x 10000 pixels: one side is more than 100 times"),
+                   "1 x 10000 pixels: one side is over 100 times"),
     "0_float.tiff": (lambda path: Image.new("F", (4, 4)).save(path), "floating-point"),
     "0_32_bits.tiff": (lambda path: Image.fromarray(np.full((4, 4), 70000, np.int32)).save(path),
                        "32-bit integer"),

@@ -128,7 +128,7 @@ def test_what_is_measured_is_of_each_checkpoint_along_the_same_directions(quick,
 
 @pytest.mark.parametrize("span, rho, expected", [(1e307, 0.1, "--span leads to where"),
                                                  (0.3, np.inf, "--rho leads to where")])
-def test_a_distance_at_which_the_loss_is_not_finite_is_refused(quick, checkpoints, batches, span, rho, expected):
+def test_a_distance_where_the_loss_is_not_finite_is_refused(quick, checkpoints, batches, span, rho, expected):
     with pytest.raises(BadInput, match=expected):
         sharpness.measure(checkpoints, ["a", "b"], batches, span, [rho], 0)
 
