@@ -7,6 +7,6 @@ if [ -n "${REAL_DATA:-}" ]; then
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . common/setup.sh
-# A process a core, each with one thread; tests that share what takes long to make stay together.
+# A process a core, each with one thread. The tests of a file share what takes long to make: they stay together.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec .venv/bin/python -m pytest -n auto --dist loadgroup "$@"
+exec .venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"

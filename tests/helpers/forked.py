@@ -1,13 +1,18 @@
-"""A script's main in forked processes, which need not import torch again.
+"""A script's main in forked processes, which need not import torch, timm and what mains import again.
 
 Threads do not survive a fork, so only a process in which torch has not computed anything may do this:
 not the tests'.
 """
 
+import importlib
 import os
 import socket
 import sys
 import traceback
+
+for name in ("engine.run", "engine.loop", "engine.inference", "models.checkpoint", "models.losses",
+             "models.catr", "datasets.scenes", "datasets.shapes", "datasets.transforms", "compare.statistics"):
+    importlib.import_module(name)
 
 
 def start(main, arguments, log, prepare=lambda: None):

@@ -17,8 +17,6 @@ from engine.state import TrainingState
 from models import catr
 from tests.helpers.training import metrics, same, weights
 
-pytestmark = pytest.mark.xdist_group("captioner_training")  # they share what takes long to make
-
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["--device", "cpu", "--workers", "0", "--batch-size", "8"]
 

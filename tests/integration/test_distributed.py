@@ -22,8 +22,6 @@ from engine import checkpointing
 from sam import SAM
 from tests.helpers.training import TRAIN, largest_difference, metrics, same, weights
 
-pytestmark = pytest.mark.xdist_group("distributed")  # they share what takes long to make
-
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, MICRO_BATCHES = 5, 3
 

@@ -30,8 +30,6 @@ from tests.helpers.browser import (
 )
 from tests.helpers.run_folders import write_run
 
-pytestmark = pytest.mark.xdist_group("page")  # they share what takes long to make
-
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 CLASS_NAMES = [HOSTILE, "heart", "ring", "star & co"]
 

@@ -18,8 +18,6 @@ from models.probe import Features, fit_probe, read_head, set_head
 from tests.helpers.checkpoints import write_checkpoint
 from tests.helpers.training import TRAIN, same, train, weights
 
-pytestmark = pytest.mark.xdist_group("probe")  # they share what takes long to make
-
 ROOT = Path(__file__).parents[2]
 SETTINGS = ["--lr", 0, "--optimizer", "adam", "--holdout", 0, "--head-init", "probe"]
 PRETRAINED = [argument for argument in TRAIN if argument != "--scratch"]
