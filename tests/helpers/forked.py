@@ -11,7 +11,8 @@ import sys
 import traceback
 
 for name in ("engine.run", "engine.loop", "engine.inference", "models.checkpoint", "models.losses",
-             "models.catr", "datasets.scenes", "datasets.shapes", "datasets.transforms", "compare.statistics"):
+             "models.catr", "datasets.scenes", "datasets.shapes", "datasets.transforms",
+             "compare.statistics"):
     importlib.import_module(name)
 
 
