@@ -49,7 +49,8 @@ def known_labels(names, checkpoint, args):
     """Each image's label, None where the checkpoint knows none. BadInput if --expect has none at all."""
     from datasets.images import label_of
 
-    labels = [label if label in checkpoint.labels else None for label in map(label_of, names)]
+    known = set(checkpoint.labels)
+    labels = [label if label in known else None for label in map(label_of, names)]
     unlabelled = labels.count(None)
     if unlabelled:
         note(f"{unlabelled} of {len(names)} images carry no label that the checkpoint knows: not scored")

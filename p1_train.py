@@ -141,7 +141,7 @@ def shard_loader(run, folder, preprocessing):
                       batch_size=run.args.batch_size)
 
 
-def train(args, run, folder):
+def train(args, run, folder, fingerprint):
     """Train a model on a LabelledFolder, of which a part is held out to choose the epoch."""
     from datasets import images, transforms
     from engine import distributed
@@ -175,7 +175,7 @@ def train(args, run, folder):
     optimizer, scaler = build_optimizer(args, parameters, ddp_model), run.scaler()
     take_step = OptimizerStep(ddp_model, optimizer, scaler, ClassificationLoss(smoothing), run.device,
                               args.precision)
-    state = TrainingState(model, optimizer, scaler, run.settings, folder.fingerprint(), about, args.ema)
+    state = TrainingState(model, optimizer, scaler, run.settings, fingerprint, about, args.ema)
     saver = run.restore(state, checkpoint_fields(args.arch, folder.labels, folder.class_names, preprocessing))
 
     def evaluate(model, until_stopped):
@@ -207,9 +207,10 @@ def main(argv=None):
     if args.data == "demo":
         data = distributed.main_process_first(lambda: shapes.write_dataset(shapes.DEMO_DATA))
     folder = images.read_training_folder(data / "train", data / "classes.txt", args.skip_bad)
-    run.check_images(folder.fingerprint(), folder.root)
+    fingerprint = folder.fingerprint()
+    run.check_images(fingerprint, folder.root)
     with explaining_bad_images(folder.root, folder.names):
-        train(args, run, folder)
+        train(args, run, folder, fingerprint)
     return 0
 
 

@@ -75,7 +75,7 @@ def training_ids(caption, tokenizer, positions):
     return [tokenizer.start, *tokenizer.caption(caption, positions)]
 
 
-def train(args, run, folder, model, tokenizer):
+def train(args, run, folder, fingerprint, model, tokenizer):
     """Train a CATR on a CaptionedFolder, of which a part is held out to choose the epoch."""
     from datasets import captions
     from engine import distributed
@@ -110,7 +110,7 @@ def train(args, run, folder, model, tokenizer):
     ddp_model = distributed.data_parallel(model)
     optimizer, scaler = build_optimizer(args, model.parameters(), ddp_model), run.scaler()
     take_step = OptimizerStep(ddp_model, optimizer, scaler, loss, run.device, args.precision)
-    state = TrainingState(model, optimizer, scaler, run.settings, folder.fingerprint(), {}, args.ema)
+    state = TrainingState(model, optimizer, scaler, run.settings, fingerprint, {}, args.ema)
     saver = run.restore(state, catr.checkpoint_fields(model.config, tokenizer.vocabulary))
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -140,10 +140,11 @@ def main(argv=None):
     if args.data == "demo":
         data = distributed.main_process_first(lambda: scenes.write_scenes(scenes.DEMO_DATA))
     folder = captions.read_captions(data, "train")
-    run.check_images(folder.fingerprint(), folder.root)
+    fingerprint = folder.fingerprint()
+    run.check_images(fingerprint, folder.root)
     model, tokenizer = open_captioner(args, run, data)
     with explaining_bad_images(folder.root, folder.names):
-        train(args, run, folder, model.to(run.device).train(), tokenizer)
+        train(args, run, folder, fingerprint, model.to(run.device).train(), tokenizer)
     return 0
 
 

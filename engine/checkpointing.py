@@ -1,7 +1,7 @@
 """What a training run leaves in its output folder, written whole, and how a run goes on from it.
 
-    last.pt  best.pt     checkpoints (models.checkpoint, models.catr); last.pt also holds what a resume needs,
-    as `resume` previous.pt          the last.pt before that
+    last.pt  best.pt     checkpoints (models.checkpoint, models.catr); last.pt also holds `resume`
+    previous.pt          the last.pt before that
     metrics.csv          a row an epoch
     config.json          every setting, facts about the model, the versions, the git commit, the command
     curves.png           loss and accuracy over the epochs
@@ -59,8 +59,7 @@ def describe_run(settings, about):
     return json.dumps(config, indent=2) + "\n"
 
 
-# Going on
-# ----------------------------------------------------------------------------------------------------
+# Going on ----------------------------------------------------------------------------------------------
 
 
 def find_run(folder, resume):
@@ -153,8 +152,7 @@ def complete_outputs(folder, saved):
             resume["best"] = -1.0
 
 
-# Saving
-# ------------------------------------------------------------------------------------------------------
+# Saving ------------------------------------------------------------------------------------------------
 
 
 def save_checkpoint(content, path, previous=None):

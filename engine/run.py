@@ -45,10 +45,7 @@ class Run:
 
     def start(self):
         """Fix what a kill left in the folder, connect the ranks, start the random streams. Collective."""
-        if self.is_main:
-            checkpointing.remove_half_written(self.args.output)
-            if self.saved:
-                checkpointing.complete_outputs(self.args.output, self.saved)
+        self._complete_outputs()
         if self.args.resume and not self.saved:
             note(f"{self.args.output} holds no {checkpointing.LAST}: starting anew")
         if self.args.deterministic:
@@ -62,12 +59,16 @@ class Run:
 
     def finish(self):
         """Of a finished run: write what a kill at its end left out, and say that nothing is left to do."""
+        self._complete_outputs()
         if self.is_main:
-            output = self.args.output
-            checkpointing.remove_half_written(output)
-            checkpointing.complete_outputs(output, self.saved)
-            draw_curves(self.saved["resume"]["history"], output / checkpointing.CURVES)
-            print(f"{output} is finished: {self.args.epochs} epochs. Raise --epochs to train on.")
+            draw_curves(self.saved["resume"]["history"], self.args.output / checkpointing.CURVES)
+            print(f"{self.args.output} is finished: {self.args.epochs} epochs. Raise --epochs to train on.")
+
+    def _complete_outputs(self):
+        if self.is_main:
+            checkpointing.remove_half_written(self.args.output)
+            if self.saved:
+                checkpointing.complete_outputs(self.args.output, self.saved)
 
     def check_images(self, fingerprint, where):
         """Raise BadInput where the training data is not what the run began with."""

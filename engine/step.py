@@ -57,8 +57,7 @@ class OptimizerStep:
             nonlocal passes
             passes += 1
             loss, correct = self._forward_backward(batches, size)
-            # in fp16 an overflow of the first gradient makes the perturbation NaN, and the scaler skips the
-            # step
+            # in fp16 an overflow of the first gradient makes the perturbation NaN: the scaler skips the step
             if not math.isfinite(loss) and (passes == 1 or not self.scaler.is_enabled()):
                 raise _NonFiniteLoss
             return loss, correct
