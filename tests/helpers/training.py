@@ -5,6 +5,7 @@ import csv
 import torch
 
 import p1_train
+from engine import checkpointing
 
 TRAIN = ["--arch", "test_vit", "--scratch", "--device", "cpu", "--workers", "0", "--batch-size", "8",
          "--lr", "1e-3"]
@@ -39,3 +40,20 @@ def metrics(output):
 def computed(output):
     """The metrics, without what depends on the machine."""
     return [{key: value for key, value in row.items() if key not in MEASURED} for row in metrics(output)]
+
+
+class Killed(BaseException):
+    """What stands for a kill in the tests' own process."""
+
+
+def die_after_saves(monkeypatch, *numbers):
+    """Have training raise Killed when last.pt has been saved so many times over all runs of a test."""
+    save, saves = checkpointing.save_checkpoint, []
+
+    def save_then_die(content, path, *previous):
+        save(content, path, *previous)
+        saves.append(path.name)
+        if path.name == "last.pt" and saves.count("last.pt") in numbers:
+            raise Killed
+
+    monkeypatch.setattr(checkpointing, "save_checkpoint", save_then_die)

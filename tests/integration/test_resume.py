@@ -14,7 +14,7 @@ import torch
 from datasets import images
 from engine import checkpointing
 from tests.helpers.linear import Training
-from tests.helpers.training import TRAIN, metrics, same, train, weights
+from tests.helpers.training import TRAIN, Killed, die_after_saves, metrics, same, train, weights
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,19 +57,8 @@ def test_a_run_goes_on_to_more_epochs_and_a_finished_one_is_only_completed(run, 
 @pytest.fixture
 def stopped(shapes, tmp_path, monkeypatch):
     """A run of SAM with --sync-perturbation that was stopped after step 1 of its second epoch."""
-    class Killed(BaseException):
-        pass
-
-    save, saves = checkpointing.save_checkpoint, []
-
-    def save_then_die(content, path, *previous):
-        save(content, path, *previous)
-        saves.append(path.name)
-        if saves.count("last.pt") == 6:  # four steps and the end of an epoch come before
-            raise Killed
-
     with monkeypatch.context() as patch:
-        patch.setattr(checkpointing, "save_checkpoint", save_then_die)
+        die_after_saves(patch, 6)  # four steps and the end of an epoch come before
         with pytest.raises(Killed):
             train(shapes, tmp_path / "run", "--epochs", 2, "--sam", "--sync-perturbation", "--save-every", 1)
     return tmp_path / "run"

@@ -14,8 +14,7 @@ from PIL import Image
 
 import p1_train
 from datasets import images
-from engine import checkpointing
-from tests.helpers.training import computed, metrics, same, train, weights
+from tests.helpers.training import Killed, computed, die_after_saves, metrics, same, train, weights
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -73,18 +72,7 @@ def test_a_run_with_everything_resumes_in_the_middle_of_an_epoch(shapes, tmp_pat
     scales = {group["lr_scale"] for group in saved["resume"]["optimizer"]["param_groups"]}
     assert min(scales) == pytest.approx(0.7**7) and max(scales) == 1, "layer decay reaches the optimizer"
 
-    class Killed(BaseException):
-        pass
-
-    save, saves = checkpointing.save_checkpoint, []
-
-    def save_then_die(content, path, *previous):
-        save(content, path, *previous)
-        saves.append(path.name)
-        if path.name == "last.pt" and saves.count("last.pt") in (2, 6):
-            raise Killed
-
-    monkeypatch.setattr(checkpointing, "save_checkpoint", save_then_die)
+    die_after_saves(monkeypatch, 2, 6)
     for part in range(3):
         random.seed(part), np.random.seed(part), torch.manual_seed(part)
         try:
