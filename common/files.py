@@ -18,7 +18,10 @@ MOST_CLAIMED = 2**30  # bytes that a tensor may take beyond what a file stores o
 
 @contextlib.contextmanager
 def written_whole(path, previous=None):
-    """A temporary path that replaces `path`, flushed, unless an error ends the block; the old: `previous`."""
+    """A temporary path that takes the place of `path`, flushed to disk, unless an error ends the block.
+
+    The file that was there before becomes `previous`, if that is given.
+    """
     path = Path(path)
     _make_room(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=path.parent)

@@ -124,10 +124,9 @@ def compare_sam(arrays):
     if with_sam.all() or not with_sam.any():
         return []
     nearest = min(arrays["rhos"], key=lambda rho: abs(math.log(rho / USUAL_RHO)))
-    rows = []
+    by_name, rows = measures(arrays), []
     for name in ("eigenvalue 1", f"rise at rho {nearest:g}"):
-        values = measures(arrays)[name]
-        sam, plain = values[with_sam], values[~with_sam]
+        sam, plain = by_name[name][with_sam], by_name[name][~with_sam]
         lower, verdict = sam.mean(0) < plain.mean(0), "unclear"
         if lower.all():
             verdict = "flatter" if sam.mean(1).max() < plain.mean(1).min() else "overlap"

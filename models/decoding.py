@@ -53,7 +53,10 @@ def search(model, memory, tokenizer, max_tokens, beam=1):
 
 
 def _best_longer(beginnings, log_probs, count):
-    """The `count` best a token longer: (log-probability, ids, index before); log_probs (beginnings, V)."""
+    """The `count` most probable beginnings with one more token: (log-probability, ids, index before).
+
+    `log_probs` (beginnings, V) are those of the tokens to come.
+    """
     if not beginnings:
         return []
     totals = torch.tensor([total for total, _ in beginnings], dtype=torch.float64)

@@ -31,7 +31,10 @@ def build(arch, num_classes=None):
 
 
 def create(arch, num_classes=None, weights=None, scratch=False):
-    """(model, what `load_weights` says or None): random with `scratch`, else a file's or timm's weights."""
+    """The model `arch`, random with `scratch`, else with the weights of a file or timm's own from the hub.
+
+    Returns (model, what to tell the user about its head or None). Raises BadInput as `load_weights` does.
+    """
     model = build(arch, num_classes)
     if scratch:
         return model, None
@@ -54,7 +57,10 @@ def preprocessing(model):
 
 
 class Normalised(torch.nn.Module):
-    """A model on `evaluation_pixels` (N, 3, H, W): (x / 255 - mean) / std, `evaluation_transform`'s bits."""
+    """A model on the pixels (N, 3, H, W), uint8, of `datasets.transforms.evaluation_pixels`.
+
+    It begins with (x / 255 - mean) / std, which gives the bits of `evaluation_transform`.
+    """
 
     def __init__(self, model, preprocessing):
         super().__init__()

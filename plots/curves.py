@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from common.files import written_whole
-from plots.style import DPI, line_style
+from plots.style import DPI, legend_below, line_style
 
 CAPTION = ("Line: mean over seeds. Band: range over seeds. "
            "Above over epochs, below over forward-backward passes.")
@@ -107,6 +107,4 @@ def add_legend_below(figure, axes):
     width, height = figure.get_size_inches()
     columns = max(1, min(4, len(names), int(12 * width / (max(map(len, names)) + 8))))
     figure.set_size_inches(width, height + 0.22 * -(-len(names) // columns))
-    legend = figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize=9)
-    for text in legend.get_texts():
-        text.set_parse_math(False)  # a name may hold $
+    legend_below(figure, handles=handles, labels=names, ncols=columns, fontsize=9)
