@@ -16,6 +16,7 @@ Exit code: 0; 1 if the accuracy differs from --expect by more than --tolerance; 
 import csv
 import io
 import json
+import math
 import os
 import sys
 from collections import Counter
@@ -61,21 +62,20 @@ def known_labels(names, checkpoint, args):
 
 def predict_all(checkpoint, names, args, device):
     """The logits, float32 (images, classes), of all images on every rank. Collective."""
-    from torch.utils.data import DataLoader
     from tqdm import tqdm
 
     from datasets import decode, images, transforms
     from engine import distributed
-    from engine.device import loader_workers
     from engine.inference import predict_shards
+    from engine.loader import Loader, loader_workers
     from models.vit import Normalised
 
     distributed.init_process_group(device)
     local_names = distributed.shard(names)
     pixels = transforms.evaluation_pixels(checkpoint.preprocessing)
     dataset = images.ImageDataset(args.images, local_names, [0] * len(local_names), pixels)
-    loader = DataLoader(dataset, batch_size=args.batch_size, num_workers=loader_workers(args.workers),
-                        pin_memory=device.type == "cuda")
+    batch_bytes = min(args.batch_size, len(dataset)) * math.prod(checkpoint.preprocessing["input_size"])
+    loader = Loader(dataset, loader_workers(args.workers, batch_bytes), device, batch_size=args.batch_size)
     model = Normalised(checkpoint.model, checkpoint.preprocessing).to(device)
     with decode.explaining_bad_images(args.images, names):
         logits = predict_shards(model, loader, device, progress=lambda batches: tqdm(

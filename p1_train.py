@@ -24,6 +24,7 @@ bit for bit, as one that was not. Exit code: 0; 2 for bad input; 3 if it stopped
 or because another process failed; 130 and 143 after SIGINT and SIGTERM, saved.
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -137,8 +138,13 @@ def shard_loader(run, folder, preprocessing):
     from engine.distributed import shard
 
     transform = evaluation_transform(preprocessing)
-    return run.loader(ImageDataset(folder.root, shard(folder.names), shard(folder.targets), transform),
-                      batch_size=run.args.batch_size)
+    dataset = ImageDataset(folder.root, shard(folder.names), shard(folder.targets), transform)
+    return run.loader(dataset, image_bytes(preprocessing), batch_size=run.args.batch_size)
+
+
+def image_bytes(preprocessing):
+    """What an image takes as the model takes it, in fp32."""
+    return 4 * math.prod(preprocessing["input_size"])
 
 
 def train(args, run, folder, fingerprint):
@@ -163,7 +169,7 @@ def train(args, run, folder, fingerprint):
     dataset = images.ImageDataset(fit.root, fit.names + fit.names[:1], fit.targets + [NO_TARGET], augment,
                                   args.seed)
     sampler = run.sampler(len(fit.names))
-    loader = run.loader(dataset, batch_sampler=sampler)
+    loader = run.loader(dataset, image_bytes(preprocessing), batch_sampler=sampler)
     held_out_loader = shard_loader(run, held_out, preprocessing)
     mix, smoothing = None, args.label_smoothing
     if args.mixup or args.cutmix:

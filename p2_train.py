@@ -94,10 +94,12 @@ def train(args, run, folder, fingerprint, model, tokenizer):
     # the last item stands for no photo, for a rank that has none left
     dataset = captions.CaptionDataset(folder.root, names + names[:1], texts + [None], transform, encode)
     sampler = run.sampler(len(names))
-    loader = run.loader(dataset, batch_sampler=sampler, collate_fn=decoding.collate)
+    photo_bytes = 4 * 3 * model.config.longer_side**2
+    loader = run.loader(dataset, photo_bytes, batch_sampler=sampler, collate_fn=decoding.collate)
     local_held_out = captions.CaptionDataset(folder.root, distributed.shard(held_out_names),
                                              distributed.shard(held_out_texts), transform, encode)
-    held_out_loader = run.loader(local_held_out, batch_size=args.batch_size, collate_fn=decoding.collate)
+    held_out_loader = run.loader(local_held_out, photo_bytes, batch_size=args.batch_size,
+                                 collate_fn=decoding.collate)
 
     # Optimization
     def loss(model, batch):

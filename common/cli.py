@@ -4,12 +4,11 @@ import argparse
 import functools
 import math
 import operator
-import os
 import sys
-from datetime import timedelta
 from pathlib import Path
 
 from common.errors import BadInput, Interrupted
+from common.machine import is_first_rank_to, is_lost_rank, rank
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -79,7 +78,7 @@ def one_line(text):
 
 def note(text):
     """Tell the user something that does not stop the work. Of several ranks only the first does."""
-    if os.environ.get("RANK", "0") == "0":
+    if rank() == 0:
         print(f"note: {one_line(text)}", file=sys.stderr)
 
 
@@ -95,7 +94,13 @@ def reports_errors(main):
 
     @functools.wraps(main)
     def wrapped(argv=None):
+        for stream in sys.stdout, sys.stderr:
+            if getattr(stream, "errors", "") == "strict":  # a name that the encoding lacks gets escapes
+                stream.reconfigure(errors="backslashreplace")
         try:
+            if sys.platform == "win32":
+                raise BadInput("Windows has neither the signals nor the locks that this needs: run it in WSL "
+                               "(wsl --install)")
             return main(argv) or 0
         except BadInput as error:
             print_error(f"error: {error}", *error.details)
@@ -121,21 +126,3 @@ def reports_errors(main):
             return 130
 
     return wrapped
-
-
-def is_first_rank_to(text):
-    """Whether this process is the first to call this with `text`; True where the others cannot be asked."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        return True
-    from torch.distributed import TCPStore
-
-    try:  # the store through which they meet: it counts
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        return TCPStore(address, port, timeout=timedelta(seconds=2)).add(text, 1) == 1
-    except (KeyError, RuntimeError):  # not torchrun's, or gone
-        return True
-
-
-def is_lost_rank(error):
-    """Whether a RuntimeError says that a rank we waited for has ended: torch's DistError, or gloo's words."""
-    return any(kind.__name__ == "DistError" for kind in type(error).__mro__) or "/gloo/" in str(error)

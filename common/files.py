@@ -23,7 +23,8 @@ def written_whole(path, previous=None):
     The file that was there before becomes `previous`, if that is given.
     """
     path = Path(path)
-    _make_room(path)
+    _refuse_folder(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -33,7 +34,8 @@ def written_whole(path, previous=None):
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # what open() would have given; mkstemp's files are private
+        with contextlib.suppress(OSError):  # of a mount without permissions, such as FAT or a cloud's
+            temporary.chmod(0o666 & ~umask)  # what open() would have given; mkstemp's files are private
         if previous and path.exists():
             path.replace(previous)
         temporary.replace(path)
@@ -48,10 +50,9 @@ def written_whole(path, previous=None):
         temporary.unlink(missing_ok=True)
 
 
-def _make_room(path):
+def _refuse_folder(path):
     if path.is_dir():
         raise BadInput(f"{path} is a folder: name a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def refuse_missing(path, wanted, folder=False):
@@ -62,10 +63,11 @@ def refuse_missing(path, wanted, folder=False):
 
 
 def refuse_unwritable(*paths):
-    """Raise BadInput or OSError for files that could not be written, before the work. Makes their folders."""
+    """Raise BadInput or OSError for files that could not be written, before the work. Makes nothing."""
     for path in paths:
-        _make_room(path)
-        tempfile.TemporaryFile(dir=path.parent).close()
+        _refuse_folder(path)
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 def remove_leftovers(path):

@@ -21,11 +21,13 @@ from pathlib import Path
 
 import torch
 
-from common.cli import is_first_rank_to, note
+from common.cli import note
 from common.errors import BadImage, BadInput, TrainingStopped
 from common.files import read_tensors, remove_leftovers, write_text, written_whole
+from common.machine import is_first_rank_to
 from engine import distributed
 from engine.flags import HARMLESS, current_settings
+from engine.loader import LostWorker
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 METRICS, CONFIG, CURVES = "metrics.csv", "config.json", "curves.png"
@@ -242,10 +244,10 @@ class Saver:
 
     @contextlib.contextmanager
     def rescuing(self):
-        """Save before the block ends because an image could not be read, or because another rank has ended.
+        """Save before the block ends because an image could not be read, or another process was lost.
 
-        For the latter, which one of the ranks that are left does, it raises RankLost. Where nothing was saved
-        before, an image that cannot be read leaves no run behind, so that a new one may go without it.
+        After a LostWorker or RankLost one of the ranks that are left does. Where nothing was saved before, an
+        image that cannot be read leaves no run behind, so that a new one may go without it.
         """
         try:
             with distributed.detect_lost_ranks():
@@ -254,7 +256,7 @@ class Saver:
             if self.position != (0, 0):
                 self.save()
             raise
-        except distributed.RankLost as error:
+        except (distributed.RankLost, LostWorker) as error:
             epoch, step = self._position()
             if (epoch, step) != (0, 0) and is_first_rank_to(f"save epoch {epoch}, step {step}"):
                 self.stop_if_nonfinite()
@@ -262,7 +264,7 @@ class Saver:
             way_out = "nothing was saved yet"
             if epoch or step:
                 way_out = f"--resume goes on {position_in_words(epoch, step)}"
-            raise distributed.RankLost(f"{error}: {way_out}") from error
+            raise type(error)(f"{error}: {way_out}") from error
 
 
 def position_in_words(epoch, step):

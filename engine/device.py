@@ -1,9 +1,10 @@
-"""The device and the number format that a model runs with, and the processes that feed it."""
+"""The device and the number format that a model runs with."""
 
 import contextlib
 import ctypes
 import os
 import resource
+import sys
 
 import torch
 
@@ -60,20 +61,12 @@ def autocast(device, precision):
     return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
 
 
-def loader_workers(number):
-    """The number of processes that load images: `number`, or for None one a core that we may use, at most 8.
-
-    Ranks that torchrun started on this machine share its cores.
-    """
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(1, min(8, cores)) if number is None else number
-
-
 def peak_memory(device):
     """The most memory so far, in bytes: what torch allocated on a GPU, or all that this process held."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on a Mac, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def to_device(batch, device):

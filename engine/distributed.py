@@ -8,23 +8,15 @@ import warnings
 import torch
 import torch.distributed as dist
 
-from common.cli import is_lost_rank
 from common.errors import BadInput, TrainingStopped
-
-
-def world_size():
-    """The number of ranks."""
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def rank():
-    """The number of this rank, from 0. Rank 0 alone writes and reports."""
-    return int(os.environ.get("RANK", 0))
+from common.machine import is_lost_rank, rank, world_size
 
 
 def local_device(device):
     """This rank's own GPU where `device` is one: they are numbered on each machine."""
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if device.type == "cuda" else device
+    if device.type == "cuda" and world_size() > 1:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return device
 
 
 def init_process_group(device):
@@ -32,7 +24,11 @@ def init_process_group(device):
     if world_size() > 1:
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        try:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        except ValueError as error:  # a variable is missing
+            raise BadInput("RANK and WORLD_SIZE are set, but not MASTER_ADDR and MASTER_PORT: start with "
+                           "torchrun, or unset RANK") from error
 
 
 def destroy_process_group():

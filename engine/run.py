@@ -6,10 +6,11 @@ import torch
 
 from common.cli import SaveEvery, note
 from common.errors import BadInput
+from common.files import refuse_unwritable
 from engine import checkpointing, device, distributed
 from engine.flags import optimizer_name
+from engine.loader import Loader, loader_workers
 from engine.seeding import ShuffledBatches, seed_everything
-from engine.signals import ignore_stop_signals
 from plots.curves import draw_curves
 
 
@@ -41,10 +42,16 @@ class Run:
         self.saved = checkpointing.find_run(args.output, args.resume)
         if self.saved:
             checkpointing.check_settings(self.settings, self.saved["settings"], default)
+        self._workers = None
         self.finished = bool(self.saved) and self.saved["resume"]["epoch"] == args.epochs
 
     def start(self):
-        """Fix what a kill left in the folder, connect the ranks, start the random streams. Collective."""
+        """Fix what a kill left in the folder, connect the ranks, start the random streams. Collective.
+
+        Raises OSError where the folder cannot be written.
+        """
+        if self.is_main:
+            refuse_unwritable(self.args.output / checkpointing.LAST)
         self._complete_outputs()
         if self.args.resume and not self.saved:
             note(f"{self.args.output} holds no {checkpointing.LAST}: starting anew")
@@ -81,13 +88,13 @@ class Run:
         return ShuffledBatches(images, self.args.batch_size, self.args.seed, distributed.rank(),
                                distributed.world_size())
 
-    def loader(self, dataset, **options):
-        """A DataLoader with the run's workers, whose own generator leaves the global stream to the model."""
-        workers = device.loader_workers(self.args.workers)
-        return torch.utils.data.DataLoader(
-            dataset, generator=torch.Generator(), num_workers=workers, pin_memory=self.device.type == "cuda",
-            persistent_workers=workers > 0, worker_init_fn=ignore_stop_signals,
-            multiprocessing_context="fork" if workers else None, **options)
+    def loader(self, dataset, image_bytes, **options):
+        """A Loader of images of at most so many bytes; the global random stream is left to the model."""
+        if self._workers is None:
+            self._workers = loader_workers(self.args.workers, self.args.batch_size * image_bytes,
+                                           held=2 * self.args.accumulate)  # a step's, and the next one's
+        return Loader(dataset, self._workers, self.device, generator=torch.Generator(),
+                      persistent_workers=self._workers > 0, **options)
 
     def scaler(self):
         """The GradScaler of the run's precision; one that does nothing unless it is fp16."""

@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import signal
 
+from common.machine import rank
+
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -33,7 +35,7 @@ class StopSignal:
         under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
         for each in STOPPING:
             signal.signal(each, signal.SIG_IGN if under_torchrun else signal.SIG_DFL)
-        if os.environ.get("RANK", "0") == "0":
+        if rank() == 0:
             more = "" if under_torchrun else "; once more stops at once"
             # not print: the signal may have come in the middle of one
             name = signal.Signals(number).name

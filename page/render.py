@@ -5,11 +5,10 @@ A view is one .py, one .html and one .js file of the same name; page.html and so
 
 from pathlib import Path
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib import colormaps
 
 from page.packing import packed
+from plots.style import colour_table
 
 HERE = Path(__file__).resolve().parent
 SHARED = ("packing", "drawing", "controls", "overlay")
@@ -20,8 +19,7 @@ def as_html(title, sections):
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True)
     scripts = [f"{name}.js" for name in (*SHARED, *(section.id for section in sections), "page")]
-    colours = {name: packed(np.rint(colormaps[name](np.arange(256))[:, :3] * 255).astype(np.uint8))
-               for name in ("inferno", "viridis")}
+    colours = {name: packed(colour_table(name)) for name in ("inferno", "viridis")}
     return environment.get_template("page.html").render(
         title=title, sections=sections,
         data={"colours": colours, "sections": {section.id: section.data for section in sections}},

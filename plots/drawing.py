@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from common.errors import BadInput
 from common.files import written_whole
+from common.machine import START_METHOD, usable_cores
 
 
 class Drawing:
@@ -19,9 +20,8 @@ class Drawing:
     """
 
     def __enter__(self):
-        workers = len(os.sched_getaffinity(0)) + 1  # one may wait for the disk
-        context = multiprocessing.get_context("fork")  # its processes have matplotlib imported
-        self._pool = ProcessPoolExecutor(workers, context, _begin)
+        workers = usable_cores() + 1  # one may wait for the disk
+        self._pool = ProcessPoolExecutor(workers, multiprocessing.get_context(START_METHOD), _begin)
         self._pending, self._most = deque(), 2 * workers
         return self
 

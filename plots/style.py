@@ -3,6 +3,7 @@
 import zlib
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
@@ -19,6 +20,11 @@ def line_style(i):
     """Colour, dashes and marker of the i-th of several lines."""
     return {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i // len(COLOURS) % len(DASHES)],
             "marker": MARKERS[i % len(MARKERS)], "markersize": 3.5}
+
+
+def colour_table(name):
+    """The colours of a colour map, uint8 (256, 3)."""
+    return np.rint(colormaps[name](np.arange(256))[:, :3] * 255).astype(np.uint8)
 
 
 def place(figure, left, top, width, height):

@@ -4,12 +4,14 @@
     python -m tests.helpers.kill_training --kills 25 --optimizer adam --sam --workers 2
 
     python -m tests.helpers.kill_training --kills 25 --captioner
+    python -m tests.helpers.kill_training --kills 25 --optimizer adam --sam --workers 2 --loaders
 
 Unknown flags go to p1_train.py, or with --captioner to p2_train.py. The model has dropout and stochastic
 depth, so that random numbers count. Most kills come from outside, after a random time. Every third one is an
 ambush in the middle of a save: while last.pt or best.pt is written, or before, between or after the renames.
-A run that survives to its end is compared, weights, optimizer and all, bit for bit; then the next one begins,
-until there were enough kills and the last run was finished.
+With --loaders a process that loads images is killed; the run saves by itself and ends with 3. A run that
+survives to its end is compared, weights, optimizer and all, bit for bit; then the next one begins, until
+there were enough kills and the last run was finished.
 
 Exit code: 0 if all is equal, 1 otherwise.
 """
@@ -85,6 +87,13 @@ def start(main, arguments, log, ambush=None):
     return forked.start(main, arguments, log, prepare)
 
 
+def a_child(process, chance):
+    """A random child of a process, as soon as it has one."""
+    while not (children := Path(f"/proc/{process}/task/{process}/children").read_text().split()):
+        time.sleep(0.001)
+    return int(chance.choice(children))
+
+
 def flattened(value, name=""):
     """All that a checkpoint holds, by name, but the times that steps took."""
     if isinstance(value, dict):
@@ -122,6 +131,7 @@ def main(argv=None):
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--seed", type=int, default=None, help="of the random moments")
     parser.add_argument("--captioner", action="store_true", help="train a captioner instead of a classifier")
+    parser.add_argument("--loaders", action="store_true", help="kill a process that loads images instead")
     args, settings = parser.parse_known_args(argv)
     chance = random.Random(args.seed)
     torch.set_num_threads(1)  # this process forks, and threads do not survive that
@@ -152,7 +162,7 @@ def main(argv=None):
             output, runs = scratch / f"run{runs}", runs + 1
             code = None
             while code != 0:
-                ambush = chance if kills % 3 == 2 else None
+                ambush = chance if kills % 3 == 2 and not args.loaders else None
                 process = start(script, arguments(output, "--resume"), scratch / "log",
                                 ambush if kills < args.kills else None)
                 if kills < args.kills and not ambush:
@@ -160,11 +170,11 @@ def main(argv=None):
                     while (code := forked.ended(process, wait=False)) is None and time.monotonic() < end:
                         time.sleep(0.001)
                     if code is None:
-                        os.kill(process, signal.SIGKILL)
+                        os.kill(a_child(process, chance) if args.loaders else process, signal.SIGKILL)
                         code = forked.ended(process)
                 else:
                     code = forked.ended(process)
-                if code == -signal.SIGKILL:
+                if code == (3 if args.loaders else -signal.SIGKILL):
                     kills += 1
                     saving = any(path.name.startswith(".") for path in output.glob(".*"))
                     in_saves += saving

@@ -2,7 +2,9 @@
 
 import argparse
 import errno
+import io
 import signal
+import sys
 
 import pytest
 import torch
@@ -40,6 +42,19 @@ def test_other_errors_are_tracebacks_and_success_is_zero():
         reports_errors(lambda argv: (_ for _ in ()).throw(RuntimeError("a bug")))([])
 
 
+def test_a_name_that_the_output_s_encoding_lacks_is_escaped(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    assert reports_errors(lambda argv: print("caf\xe9 柴犬.jpg"))([]) == 0
+    sys.stdout.flush()
+    assert written.getvalue() == b"caf\xe9 \\u67f4\\u72ac.jpg\n"
+
+
+def test_windows_is_sent_to_wsl(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert reports_errors(lambda argv: 0)([]) == 2 and "WSL" in capsys.readouterr().err
+
+
 def test_numbers_have_bounds_in_words():
     parse = number(float, above=0, high=1)
     assert parse("0.5") == 0.5 and parse("1") == 1
@@ -72,5 +87,6 @@ def test_sizes_and_pictures():
 def test_notes_are_one_line_of_the_first_rank(capsys, monkeypatch):
     note("a\nb")
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     note("c")
     assert capsys.readouterr().err == "note: a\\nb\n" and one_line("\r") == "\\r"

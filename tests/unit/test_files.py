@@ -1,15 +1,17 @@
-"""Files from strangers: what would run code or take more memory than there is."""
+"""Files from strangers: what would run code or take more memory than there is; and files to write."""
 
 import json
+import os
 import pickle
 import struct
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
 from common.errors import BadInput
-from common.files import read_tensors
+from common.files import read_tensors, refuse_unwritable, write_text
 from tests.helpers.strangers import Trap, grown
 
 
@@ -87,3 +89,23 @@ def test_weights_that_run_code_or_claim_memory_are_refused(tmp_path, recwarn, wr
         assert str(caught.value).startswith(f"{path} ") and "\n" not in str(caught.value)
 
     assert grown(read) < 80 and not (tmp_path / "ran").exists() and not recwarn.list
+
+
+def test_a_mount_without_permissions_is_written_to(tmp_path, monkeypatch):
+    def refuse(path, mode, **options):
+        raise PermissionError(1, "Operation not permitted", path)
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    with pytest.raises(PermissionError):
+        tmp_path.chmod(0o700)
+    write_text(tmp_path / "file.txt", "x")
+    assert (tmp_path / "file.txt").read_text() == "x"
+
+
+def test_whether_a_file_can_be_written_is_asked_without_making_anything(tmp_path):
+    refuse_unwritable(tmp_path / "new" / "folder" / "file.txt")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(OSError):
+        refuse_unwritable(Path("/proc/new/file.txt"))
+    with pytest.raises(BadInput, match="is a folder: name a file"):
+        refuse_unwritable(tmp_path)

@@ -11,7 +11,7 @@ import torch
 
 from common.cli import SaveEvery
 from common.errors import Interrupted, TrainingStopped
-from engine import checkpointing
+from engine import checkpointing, distributed
 from engine.schedule import warmup_cosine
 from engine.state import TrainingState
 from tests.helpers.linear import NAMES, Training
@@ -89,7 +89,7 @@ def test_each_step_starts_all_random_streams_from_seed_rank_epoch_and_step(tmp_p
         Training(tmp_path / f"{len(draws)}", seed=seed).run()
     first, again, other = draws[:12], draws[12:24], draws[24:]
     assert first == again and len(set(first)) == 12 and not set(first) & set(other)
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
     Training(tmp_path / "rank 1").run()
     assert len(draws) == 48 and not set(draws[36:]) & set(first)
 

@@ -60,6 +60,19 @@ def test_starting_it_completes_what_a_kill_left_out(folder):
     assert not dist.is_initialized(), "alone it needs no group"
 
 
+def test_a_folder_that_cannot_be_written_is_refused_at_the_start():
+    with pytest.raises(OSError):
+        open_run("/proc/runs/one").start()
+
+
+def test_half_a_cluster_s_variables_are_refused(monkeypatch, tmp_path):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": ""}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR")
+    with pytest.raises(BadInput, match="not MASTER_ADDR and MASTER_PORT: start with torchrun, or unset RANK"):
+        open_run(tmp_path / "run").start()
+
+
 def test_a_finished_run_is_completed_and_says_so(folder, capsys):
     saved = torch.load(folder / "last.pt", weights_only=True)
     torch.save({**saved, "settings": {**saved["settings"], "epochs": 1}}, folder / "last.pt")

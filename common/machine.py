@@ -1,0 +1,55 @@
+"""What a process may count on where it runs: its rank among others, its cores, how others are started."""
+
+import os
+import sys
+from datetime import timedelta
+
+# fork shares what is imported; beside the threads of a Mac's own libraries it is not safe
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+
+
+def world_size():
+    """The number of ranks; 1 without RANK, whatever else a cluster sets."""
+    return _ranks()[1]
+
+
+def rank():
+    """The number of this rank, from 0. Rank 0 alone writes and reports."""
+    return _ranks()[0]
+
+
+def _ranks():
+    try:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    except (KeyError, ValueError):  # not those of torchrun: a process alone
+        return 0, 1
+
+
+def ranks_here():
+    """The number of ranks that share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if world_size() > 1 else 1
+
+
+def usable_cores():
+    """The number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on a Mac
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def is_first_rank_to(text):
+    """Whether this process is the first to call this with `text`; True where the others cannot be asked."""
+    if world_size() == 1:
+        return True
+    from torch.distributed import TCPStore
+
+    try:  # the store through which they meet: it counts
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return TCPStore(address, port, timeout=timedelta(seconds=2)).add(text, 1) == 1
+    except (KeyError, RuntimeError):  # not torchrun's, or gone
+        return True
+
+
+def is_lost_rank(error):
+    """Whether a RuntimeError says that a rank we waited for has ended: torch's DistError, or gloo's words."""
+    return any(kind.__name__ == "DistError" for kind in type(error).__mro__) or "/gloo/" in str(error)
