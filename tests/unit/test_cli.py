@@ -7,7 +7,16 @@ import signal
 import pytest
 import torch
 
-from common.cli import SaveEvery, image_size, note, number, one_line, picture_file, reports_errors
+from common.cli import (
+    ArgumentParser,
+    SaveEvery,
+    image_size,
+    note,
+    number,
+    one_line,
+    picture_file,
+    reports_errors,
+)
 from common.errors import BadImage, BadInput, Interrupted, TrainingStopped
 
 
@@ -38,6 +47,16 @@ def test_other_errors_are_tracebacks_and_success_is_zero():
     assert reports_errors(lambda argv: None)([]) == 0 and reports_errors(lambda argv: 1)([]) == 1
     with pytest.raises(RuntimeError, match="a bug"):
         reports_errors(lambda argv: (_ for _ in ()).throw(RuntimeError("a bug")))([])
+
+
+def test_flags_are_not_abbreviated(capsys):
+    parser = ArgumentParser("What it does.")
+    parser.add_argument("--recipe")
+    assert parser.parse_args(["--recipe", "x"]).recipe == "x"
+    for short in (["--rec", "x"], ["--rec=x"]):
+        with pytest.raises(SystemExit):
+            parser.parse_args(short)
+        assert capsys.readouterr().err.startswith("error: unrecognized arguments: --rec")
 
 
 def test_numbers_have_bounds_in_words():
