@@ -24,7 +24,7 @@ from pathlib import Path
 
 from common.cli import ArgumentParser, note, number, reports_errors
 from common.errors import BadInput
-from common.files import refuse_unwritable, sha256, write_text, written_whole
+from common.files import nfc, refuse_unwritable, sha256, write_text, written_whole
 
 
 def get_args_parser():
@@ -48,10 +48,10 @@ def get_args_parser():
 
 def known_labels(names, checkpoint, args):
     """Each image's label, None where the checkpoint knows none. BadInput if --expect has none at all."""
-    from datasets.images import label_of
+    from datasets.images import known_label
 
-    known = set(checkpoint.labels)
-    labels = [label if label in known else None for label in map(label_of, names)]
+    known = {nfc(label): label for label in checkpoint.labels}
+    labels = [known_label(name, known) for name in names]
     unlabelled = labels.count(None)
     if unlabelled:
         note(f"{unlabelled} of {len(names)} images carry no label that the checkpoint knows: not scored")

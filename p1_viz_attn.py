@@ -5,7 +5,7 @@
     python p1_viz_attn.py photos --checkpoint runs/a/best.pt --output-dir figures --masks trimaps --occlusion
 
 For each image (folders count as the images in them) STEM.png shows the photo, the map, and the map over
-exactly the pixels that the model saw. STEM.npz holds the arrays:
+exactly the pixels that the model saw; for one in a subfolder, SUBFOLDER/STEM.png. STEM.npz holds the arrays:
 
     attention (H, W), attention_per_head (heads, H, W)   softmax(q k^T / sqrt(d)) from [CLS] to patches
     rollout (H, W)                                       with --rollout
@@ -17,7 +17,8 @@ exactly the pixels that the model saw. STEM.npz holds the arrays:
                                                          attended ones, and without as many random ones
 
 With --all also `model`, `photo` (its path), `box` (left, top, right and bottom of what the model saw, in
-pixels of the photo), the names `predicted` and `label` (by the photo's name, or empty), and `confidence`.
+pixels of the photo), the names `predicted` and `label` (by the photo's folder, else its name, or empty), and
+`confidence`.
 """
 
 import sys
@@ -57,8 +58,8 @@ def get_args_parser():
 
     add = parser.add_argument_group("what it means").add_argument
     add("--masks", type=Path, metavar="DIR",
-        help="trimaps of Oxford-IIIT Pet, or masks with 0 for background, named STEM.png: print the share of "
-             "attention on the object, and of the area that it covers")
+        help="trimaps of Oxford-IIIT Pet, or masks with 0 for background, named like the figures: print the "
+             "share of attention on the object, and of the area that it covers")
     add("--occlusion", action="store_true",
         help="print the probability without the most attended patches, against random ones")
     return parser
@@ -74,8 +75,8 @@ def main(argv=None):
     import numpy as np
 
     from common.files import written_whole
-    from datasets.masks import find_mask
-    from datasets.photos import find_images, refuse_to_overwrite, refuse_undecodable
+    from datasets.masks import find_masks
+    from datasets.photos import find_photos, refuse_to_overwrite, refuse_undecodable
     from engine.device import keep_freed_memory, pick_device
     from interpret.photos import Viewer
     from plots.attention import ModelView, bar_label, draw_rows
@@ -83,11 +84,11 @@ def main(argv=None):
 
     device = pick_device(args.device)
     keep_freed_memory(device)
-    paths = find_images(args.images)
-    refuse_sheet(args, paths)
-    masks = {path: find_mask(args.masks, path.stem) for path in paths} if args.masks else {}
-    refuse_to_overwrite(args.output_dir, (args.format, "npz"), [SHEET, *(path.stem for path in paths)],
-                        [*paths, *masks.values()])
+    photos = find_photos(args.images)
+    names, paths = list(photos), list(photos.values())
+    refuse_sheet(args, photos)
+    masks = dict(zip(paths, find_masks(args.masks, names))) if args.masks else {}
+    refuse_to_overwrite(args.output_dir, (args.format, "npz"), [SHEET, *names], [*paths, *masks.values()])
     refuse_undecodable(paths)
     viewer = Viewer(device, args.checkpoint, args.arch, args.weights, args.image_size)
     if args.occlusion and not viewer.class_names:
@@ -97,19 +98,20 @@ def main(argv=None):
     label = bar_label(args.block, args.rollout)
     rows, groundings, occlusions = [], [], []
     with Drawing() as drawing:
-        for photo in viewer.attend(paths, args.batch_size, args.block, args.rollout, args.all):
-            stem, arrays, view = photo.path.stem, photo.arrays, ModelView(photo.pixels, photo.metadata["box"])
+        attended = viewer.attend(paths, args.batch_size, args.block, args.rollout, args.all, names)
+        for name, photo in zip(names, attended):
+            arrays, view = photo.arrays, ModelView(photo.pixels, photo.metadata["box"])
             if args.all:
                 arrays.update(photo.metadata)
             if args.masks:
                 groundings.append(photo.ground(*covers[photo.path]))
-                print(f"{stem}: {on_object(*groundings[-1][:3])}")
+                print(f"{name}: {on_object(*groundings[-1][:3])}")
             if args.occlusion:
                 occlusions.append(photo.occlude(viewer.model))
-                print(f"{stem}: {without_patches(*occlusions[-1])}")
-            with written_whole(args.output_dir / f"{stem}.npz") as temporary:
+                print(f"{name}: {without_patches(*occlusions[-1])}")
+            with written_whole(args.output_dir / f"{name}.npz") as temporary:
                 np.savez_compressed(temporary, **arrays)
-            drawing.draw(args.output_dir / f"{stem}.{args.format}", draw_rows,
+            drawing.draw(args.output_dir / f"{name}.{args.format}", draw_rows,
                          [(view, photo.attention, photo.title)], label)
             if args.sheet:
                 rows.append((view, photo.attention, photo.title.replace(": ", "\n", 1)))
@@ -120,10 +122,10 @@ def main(argv=None):
     return 0
 
 
-def refuse_sheet(args, paths):
-    if args.sheet and len(paths) > MOST_ON_A_SHEET:
-        raise BadInput(f"--sheet: {len(paths)} photos do not fit: name at most {MOST_ON_A_SHEET}")
-    if args.sheet and SHEET in {path.stem for path in paths}:
+def refuse_sheet(args, photos):
+    if args.sheet and len(photos) > MOST_ON_A_SHEET:
+        raise BadInput(f"--sheet: {len(photos)} photos do not fit: name at most {MOST_ON_A_SHEET}")
+    if args.sheet and SHEET in photos:
         raise BadInput(f"--sheet takes the name of {SHEET}.{args.format}, the figure of a photo: rename it")
 
 

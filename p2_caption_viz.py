@@ -5,7 +5,8 @@
     python p2_caption_viz.py girl.jpg --output-dir OUT --caption "a girl holding a red umbrella ." --layer 2
 
 For each image (folders count as the images in them) STEM.png shows the photo, the caption, and for each token
-the cross-attention of one layer of the decoder, mean over its heads, over the photo. STEM.json holds
+the cross-attention of one layer of the decoder, mean over its heads, over the photo; for one in a subfolder,
+SUBFOLDER/STEM.png. STEM.json holds
 `caption`, `tokens`, `token_ids`, `log_probs`, `grid` (rows and columns of the maps), `photo` (its path),
 `box` (left, top, right and bottom of what the maps cover, in pixels of the photo) and, with
 --merge-wordpieces, `words`. STEM.npz holds the maps, each sums to 1, in row t of the query that predicts t:
@@ -15,6 +16,7 @@ the cross-attention of one layer of the decoder, mean over its heads, over the p
     attention_words (words, H, W)        with --merge-wordpieces: the mean over the pieces of each word
 """
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -65,7 +67,7 @@ def main(argv=None):
     import numpy as np
 
     from common.files import write_text, written_whole
-    from datasets.photos import find_images, refuse_to_overwrite, refuse_undecodable
+    from datasets.photos import find_photos, refuse_to_overwrite, refuse_undecodable
     from engine.device import keep_freed_memory, pick_device
     from interpret.captions import captioned, describe
     from models import catr, decoding
@@ -74,8 +76,9 @@ def main(argv=None):
 
     device = pick_device(args.device)
     keep_freed_memory(device)
-    paths = find_images(args.images)
-    refuse_to_overwrite(args.output_dir, ("png", "json", "npz"), [path.stem for path in paths], paths)
+    photos = find_photos(args.images)
+    paths = list(photos.values())
+    refuse_to_overwrite(args.output_dir, ("png", "json", "npz"), photos, paths)
     refuse_undecodable(paths)
     model, tokenizer = catr.open_captioner(args.checkpoint or CHECKPOINT, args.vocab, VOCAB)
     model.to(device)
@@ -86,22 +89,22 @@ def main(argv=None):
     label = (f"cross-attention of layer {args.layer % config.decoder_layers} of the decoder, counted from 0; "
              f"mean over its {config.heads} heads")
     with Drawing() as drawing:
-        for path, photo, forced in captioned(model, tokenizer, paths, args.batch_size, args.max_tokens,
-                                             args.beam, given):
+        for name, (path, photo, forced) in zip(photos, captioned(
+                model, tokenizer, paths, args.batch_size, args.max_tokens, args.beam, given)):
             box = catr.grid_box(photo.size, forced.attention.shape[-2:], config)
-            metadata, arrays, panels = describe(forced, tokenizer, args.layer, str(path.resolve()), box,
+            metadata, arrays, panels = describe(forced, tokenizer, args.layer, os.path.abspath(path), box,
                                                 args.all, args.merge_wordpieces)
-            output, caption = args.output_dir / path.stem, metadata["caption"]
+            output, caption = args.output_dir / name, metadata["caption"]
             with written_whole(f"{output}.npz") as temporary:
                 np.savez_compressed(temporary, **arrays)
             write_text(f"{output}.json", json.dumps(metadata, indent=1) + "\n")
             drawing.draw(f"{output}.png", draw_caption, np.asarray(photo), box, *panels, caption,
-                         path.stem + ", for a given caption" * bool(given), label)
-            print(f"{path.stem}: {caption or '(no words)'}")
+                         name + ", for a given caption" * bool(given), label)
+            print(f"{name}: {caption or '(no words)'}")
             if forced.ids[-1] != tokenizer.end:
                 at_most = args.max_tokens == config.positions
                 remedy = ", the captioner's most" if at_most else ": raise --max-tokens"
-                note(f"{path.stem}: the caption was cut after {len(forced.ids)} tokens{remedy}")
+                note(f"{name}: the caption was cut after {len(forced.ids)} tokens{remedy}")
     print(f"{len(paths)} caption{'s' * (len(paths) > 1)} drawn to {args.output_dir}")
     return 0
 

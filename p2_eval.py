@@ -67,6 +67,7 @@ def main(argv=None):
     decoding.check_limits(model, args.max_tokens, args.layer)
     data = write_scenes(DEMO_DATA) if args.data == "demo" else Path(args.data)
     folder = read_captions(data, "val")
+    tokenizer.check_captions(folder.pairs()[1], folder.root)
     mask_folder, masks = data / "masks" / "val", []
     if mask_folder.is_dir():
         masks = [find_mask(mask_folder, Path(name).with_suffix("")) for name in folder.names]

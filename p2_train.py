@@ -145,6 +145,7 @@ def main(argv=None):
     fingerprint = folder.fingerprint()
     run.check_images(fingerprint, folder.root)
     model, tokenizer = open_captioner(args, run, data)
+    tokenizer.check_captions(folder.pairs()[1], folder.root)
     with explaining_bad_images(folder.root, folder.names):
         train(args, run, folder, fingerprint, model.to(run.device).train(), tokenizer)
     return 0

@@ -64,7 +64,8 @@ class SAM(torch.optim.Optimizer):
 
     Its parameter groups and its state are the base optimizer's, for learning-rate schedulers and
     `state_dict()`. Only between `first_step` and the end of the second pass does a second copy of the weights
-    exist: the parameters point to it, while w rests in its own storage.
+    exist: the parameters point to it, while w rests in its own storage. A copy of (model, optimizer) takes
+    the same steps as they do; with a DistributedDataParallel `model`, copying raises TypeError.
 
     Args:
         params: parameters, or groups of them.
@@ -78,6 +79,8 @@ class SAM(torch.optim.Optimizer):
 
     def __init__(self, params, base_optimizer, rho=0.05, adaptive=False, model=None, sync_perturbation=False,
                  **base_kwargs):
+        if isinstance(base_optimizer, torch.optim.Optimizer):
+            raise TypeError("SAM builds its optimizer: pass the class, SAM(params, torch.optim.Adam, lr=...)")
         super().__init__(params, {"rho": rho, "adaptive": adaptive, **base_kwargs})
         self.base_optimizer = base_optimizer(self.param_groups, **base_kwargs)
         self.defaults = {**self.base_optimizer.defaults, **self.defaults}
@@ -245,8 +248,7 @@ class SAM(torch.optim.Optimizer):
                 total.update({p: p.grad.clone() for p in parameters if p not in total})
 
     def state_dict(self):
-        """The base optimizer's, with `rho` and `adaptive` in its groups, and without a copy of the weights.
-        """
+        """The base optimizer's, with `rho` and `adaptive` in its groups; the weights are not in it."""
         return self.base_optimizer.state_dict()
 
     def load_state_dict(self, state_dict):
@@ -256,9 +258,14 @@ class SAM(torch.optim.Optimizer):
         self.base_optimizer.load_state_dict(state_dict)
         self._share()
 
+    def __getstate__(self):
+        if hasattr(self.model, "no_sync"):
+            raise TypeError("SAM with a DistributedDataParallel model cannot be copied: copy state_dict()")
+        own = "base_optimizer model sync_perturbation _before _perturbed _norm _may_descend".split()
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
     def add_param_group(self, group):
-        """Add a group, perhaps with a `rho` and `adaptive` of its own. Raises ValueError for a rho below 0.
-        """
+        """Add a group, perhaps with its own `rho` and `adaptive`. Raises ValueError for a rho below 0."""
         rho = group.get("rho", self.defaults["rho"])
         if not 0 <= rho < float("inf"):
             raise ValueError(f"rho must be a finite number of at least 0, not {rho}")

@@ -12,10 +12,14 @@ from common.machine import is_first_rank_to, is_lost_rank, rank
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse, with a script's docstring as its help, and its errors in the one-line form of the others."""
+    """argparse, with a script's docstring as its help, and its errors in the one-line form of the others.
+
+    No flag may be abbreviated: what reads a flag before the parser, as `common.recipe` does, sees it whole.
+    """
 
     def __init__(self, doc, **options):
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
+                         allow_abbrev=False, **options)
 
     def error(self, message):
         print_error(f"error: {message} (try --help)")

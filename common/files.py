@@ -1,12 +1,14 @@
 """Files that are written whole or not at all, and tensor files that are read without running code."""
 
 import contextlib
+import functools
 import glob
 import hashlib
 import os
 import pickle
 import re
 import tempfile
+import unicodedata
 import warnings
 import zipfile
 from pathlib import Path
@@ -60,6 +62,26 @@ def refuse_missing(path, wanted, folder=False):
     if not (path.is_dir() if folder else path.is_file()):
         problem = f"is not a {'folder' if folder else 'file'}" if path.exists() else "does not exist"
         raise BadInput(f"{path} {problem}: name {wanted}")
+
+
+def nfc(text):
+    """A name in the one of Unicode's forms in which names are compared: macOS often writes the other one."""
+    return unicodedata.normalize("NFC", text)
+
+
+def as_on_disk(path):
+    """The Path, or the one that exists in its place with names in another of Unicode's forms."""
+    if path.exists() or str(path).isascii():
+        return path
+    folder = as_on_disk(path.parent)
+    if not folder.is_dir():
+        return path
+    return folder / _names_by_nfc(folder, folder.stat().st_mtime_ns).get(nfc(path.name), path.name)
+
+
+@functools.lru_cache(4)
+def _names_by_nfc(folder, changed):
+    return {nfc(name): name for name in os.listdir(folder)}
 
 
 def refuse_unwritable(*paths):

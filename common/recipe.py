@@ -11,17 +11,19 @@ COMMAND_FLAGS = {"data", "output", "recipe", "resume", "help"}  # a recipe says 
 
 
 def parse_with_recipe(parser, argv):
-    """The arguments of `argv`, on top of those of its `--recipe`, if any. BadInput for a file that is none.
+    """The arguments of `argv`, on top of those of its `--recipe`, if any. BadInput for no such file, or two.
 
     A flag of `argv` takes the place of the recipe's, and of one of the recipe's that excludes it.
     """
     reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    reader.add_argument("--recipe", type=Path)
+    reader.add_argument("--recipe", type=Path, action="append", default=[])
     try:
-        path = reader.parse_known_args(argv)[0].recipe
+        recipes = reader.parse_known_args(argv)[0].recipe
     except argparse.ArgumentError:  # a --recipe without a file: the parser itself says so
-        path = None
-    return parser.parse_args(argv if path is None else [*_arguments(parser, path, argv), *argv])
+        recipes = []
+    if len(recipes) > 1:
+        raise BadInput(f"--recipe {recipes[0]} and {recipes[1]}: name one, and pass what differs as flags")
+    return parser.parse_args([*(_arguments(parser, recipes[0], argv) if recipes else []), *argv])
 
 
 def _arguments(parser, path, argv):
@@ -31,7 +33,7 @@ def _arguments(parser, path, argv):
     excluded = {action for group in parser._mutually_exclusive_groups for action in group._group_actions
                 if given & set(group._group_actions)}
     try:
-        recipe = tomllib.loads(path.read_bytes().decode())
+        recipe = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError as error:
         raise BadInput(f"--recipe {path} does not exist: name a file such as those in recipes/") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -146,12 +146,13 @@ def _read_run(folder):
         problem = "is not a run folder" if folder.exists() else "does not exist"
         raise BadInput(f"{folder} {problem}: name output folders of p1_train.py")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8-sig"))
         settings, planned = config["settings"], int(config["settings"]["epochs"])
         if "arch" not in settings:
             raise BadInput(f"{folder} is no run of p1_train.py: leave it out")
         file = folder / "metrics.csv"
-        rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines())) if file.exists() else []
+        lines = file.read_text(encoding="utf-8-sig").splitlines() if file.exists() else []
+        rows = list(csv.DictReader(lines))
         history = {name: np.array([float(row[name] or "nan") for row in rows]) for name in COLUMNS}
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{file} is damaged: leave {folder} out or train it again") from error

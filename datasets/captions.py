@@ -6,13 +6,14 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import BadInput
-from common.files import refuse_missing
+from common.files import as_on_disk, refuse_missing
 from datasets.images import ImageDataset
 
 
@@ -51,21 +52,29 @@ def read_captions(folder, split):
     if not root.is_dir():
         raise BadInput(f"{root} does not exist: put the photos of {file.name} there")
     try:
-        captions = _by_name(json.loads(file.read_text(encoding="utf-8")))
+        captions = _by_name(json.loads(file.read_text(encoding="utf-8-sig")))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise BadInput(f"{file} is not a captions file in COCO's format ({reason})") from error
     if not captions:
         raise BadInput(f"{file} holds no captions")
+    captions = {_as_on_disk(root, name): texts for name, texts in captions.items()}
     if missing := [name for name in captions if not (root / name).is_file()]:
         count = f"{len(missing)} of {len(captions)}"
         raise BadInput(f"{count} photos of {file} are missing from {root}:", missing[:20])
     return CaptionedFolder(root, list(captions), list(captions.values()))
 
 
+def _as_on_disk(root, name):
+    return name if (root / name).is_file() else os.path.relpath(as_on_disk(root / name), root)
+
+
 def _by_name(content):
     """The captions of each photo by its name, in the names' order; of a captions file's content."""
-    names = {image["id"]: image["file_name"] for image in content["images"]}
+    names = {}
+    for image in content["images"]:
+        if names.setdefault(image["id"], image["file_name"]) != image["file_name"]:
+            raise ValueError(f"two photos have the id {image['id']}")
     captions = {}
     for annotation in content["annotations"]:
         text = " ".join(annotation["caption"].split())

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import random
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import torch
 
 from common.cli import note
 from common.errors import BadInput
-from common.files import refuse_missing
+from common.files import nfc, refuse_missing
 from datasets.decode import bad_files, load_image, shortened, undecodable
 
 LITTER = {"thumbs.db", "desktop.ini"}
@@ -29,17 +30,22 @@ def list_files(folder):
     """The sorted names of a folder's files, and `subfolder/name`. BadInput for none, and for deeper ones."""
     folder = Path(folder)
     refuse_missing(folder, "a folder of images", folder=True)
-    names = []
+    names, empty = [], []
     for entry in _visible(folder):
         if not entry.is_dir():
             names.append(entry.name)
             continue
-        for inner in _visible(entry.path):
+        files = _visible(entry.path)
+        for inner in files:
             if inner.is_dir():
                 raise BadInput(f"{inner.path} is nested too deep: put images in {folder} or its subfolders")
             names.append(f"{entry.name}/{inner.name}")
+        if not files:
+            empty.append(entry.name)
     if not names:
         raise BadInput(f"{folder} holds no images")
+    if empty:
+        note(f"{folder} has subfolders without images: {', '.join(shortened(empty))}")
     return sorted(names)
 
 
@@ -57,14 +63,28 @@ def label_of(name):
     return label if label and identifier else None
 
 
+def known_label(name, known, folder=""):
+    """What `known`, a dict by labels in NFC, holds of a file's label; None where the label is not in it.
+
+    A subfolder in the file's `name` is its label; else the `folder` around it, if `known`; else what its name
+    says.
+    """
+    if "/" not in name and nfc(folder) in known:
+        return known[nfc(folder)]
+    return known.get(nfc(label_of(name) or ""))
+
+
 def is_number(label):
     """Whether a label is a whole number, in the digits 0 to 9."""
     return label.isascii() and label.isdigit()
 
 
 def in_label_order(labels):
-    """The distinct labels, sorted, by value if all are numbers. BadInput for two spellings of one number."""
-    labels = sorted(set(labels))
+    """The distinct labels, sorted, by value if all are numbers. BadInput for two spellings of one number.
+
+    Those that differ in Unicode's form alone are one.
+    """
+    labels = sorted({nfc(label): label for label in sorted(set(labels))}.values())
     if not all(map(is_number, labels)):
         return labels
     labels.sort(key=int)
@@ -77,20 +97,38 @@ def in_label_order(labels):
 def class_names(labels, file):
     """The names of `labels` (in label order) from `file`, one a line; without it the labels themselves.
 
-    As many lines as labels follow label order. Of more lines, numeric labels count from 0, as when a part of
-    the classes has no photo. Anything else is BadInput.
+    Names that are the labels may have any order. As many others as labels follow label order. Of more names,
+    numeric labels count from 0, as when a part of the classes has no photo. Anything else is BadInput. A note
+    shows what is only assumed.
     """
     if not file.exists():
         return list(labels)
     try:
-        names = file.read_text(encoding="utf-8").splitlines()
+        names = file.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError as error:
         raise BadInput(f"{file} is not UTF-8 text") from error
-    if len(names) == len(labels):
-        return names
-    if all(is_number(label) and int(label) < len(names) for label in labels):
-        return [names[int(label)] for label in labels]
-    raise BadInput(f"{file} has {len(names)} names for {len(labels)} classes: give each a line, in order")
+    given, own = Counter(map(nfc, names)), Counter(map(nfc, labels))
+    if given == own:
+        return list(labels)
+    numeric = all(map(is_number, labels))
+    if not numeric and given & own:
+        lines = [f"{name!r} is no label, or twice there" for name in given - own]
+        lines += [f"{label!r} is a label without a line" for label in own - given]
+        raise BadInput(f"{file} has labels and other names: write each label once, in any order, or for each "
+                       "of them, in label order, another name", shortened(lines))
+    assumed = not numeric
+    if len(names) != len(labels):
+        if not numeric or int(labels[0]) == 1 or int(labels[-1]) >= len(names):
+            numbers = f" ({labels[0]} to {labels[-1]})" * numeric
+            raise BadInput(f"{file} has {len(names)} names for {len(labels)} classes{numbers}: give each a "
+                           "line, in label order")
+        names, assumed = [names[int(label)] for label in labels], int(labels[0]) > 0
+    if assumed:
+        pairs = [f"{label} is {name}" for label, name in zip(labels, names)]
+        note(f"{file}, taken in label order: {', '.join(pairs[:3])}{', ...' * (len(pairs) > 3)}")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        note(f"{file} names several classes {twice[0]}: figures cannot tell them apart")
+    return names
 
 
 @dataclass
@@ -131,9 +169,13 @@ def image_names(folder, skip_bad, with_labels=False):
         raise bad_files(folder, bad, len(names))
     if len(bad) == len(names):
         raise BadInput(f"{folder} holds no image that can be used")
+    used = [name for name in names if name not in bad]
     if bad:
         note(f"left out {len(bad)} bad file{'s' * (len(bad) > 1)}: {', '.join(shortened(bad))}")
-    return [name for name in names if name not in bad]
+    lost = set(map(label_of, bad)) - set(map(label_of, used)) - {None}
+    if with_labels and lost:
+        note(f"{folder} has no good file left of the classes {', '.join(shortened(lost))}")
+    return used
 
 
 def read_training_folder(folder, classes_file, skip_bad=False):
@@ -147,8 +189,10 @@ def read_training_folder(folder, classes_file, skip_bad=False):
     labels = in_label_order(map(label_of, names))
     if len(labels) < 2:
         raise BadInput(f"{folder} holds one class, {labels[0]}: training needs two")
-    index = {label: i for i, label in enumerate(labels)}
-    targets = [index[label_of(name)] for name in names]
+    if alike := [label for label, count in Counter(map(str.casefold, labels)).items() if count > 1]:
+        note(f"{folder} has several classes {alike[0]} that differ in upper and lower case alone")
+    index = {nfc(label): i for i, label in enumerate(labels)}
+    targets = [index[nfc(label_of(name))] for name in names]
     return LabelledFolder(folder, names, targets, labels, class_names(labels, Path(classes_file)))
 
 

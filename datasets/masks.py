@@ -6,14 +6,26 @@ import numpy as np
 from PIL import Image
 
 from common.errors import BadInput
+from common.files import as_on_disk
 
 
 def find_mask(folder, stem):
     """The path of a photo's mask. BadInput for a missing one."""
-    path = Path(folder) / f"{stem}.png"
+    path = as_on_disk(Path(folder) / f"{stem}.png")
     if not path.is_file():
         raise BadInput(f"{path} does not exist: each photo needs a mask, named like it")
     return path
+
+
+def find_masks(folder, names):
+    """The paths of the masks of photos, `SUBFOLDER/STEM` or `STEM`: NAME.png, or STEM.png where stems differ.
+
+    BadInput for a missing one.
+    """
+    stems = [Path(name).name for name in names]
+    if len(set(stems)) < len(stems) or as_on_disk(Path(folder) / f"{names[0]}.png").is_file():
+        stems = names
+    return [find_mask(folder, stem) for stem in stems]
 
 
 def load_mask(path, size):

@@ -1,26 +1,33 @@
 """The photos that a script draws figures of, and the names of the figures."""
 
+from pathlib import Path
+
 from common.errors import BadInput
+from common.files import nfc
 from datasets.decode import bad_files, undecodable
 from datasets.images import list_files
 
 
-def find_images(given):
-    """The paths of images, given as files and folders. BadInput for a missing one and for equal stems."""
+def find_photos(given):
+    """The paths of images, given as files and folders, by the names of their figures: a dict.
+
+    A name is STEM, or SUBFOLDER/STEM below a given folder. BadInput for a missing image, and for equal names.
+    """
     paths = []
     for path in given:
         if path.is_dir():
-            paths += [path / name for name in list_files(path)]
+            paths += [(name, path / name) for name in list_files(path)]
         elif path.exists():
-            paths.append(path)
+            paths.append((path.name, path))
         else:
             raise BadInput(f"{path} does not exist: name image files or folders")
-    first = {}
-    for path in paths:
-        if path.stem in first:
-            raise BadInput(f"{first[path.stem]} and {path} would have one figure, {path.stem}: rename one")
-        first[path.stem] = path
-    return paths
+    photos, taken = {}, {}
+    for name, path in paths:
+        name = str(Path(name).with_suffix(""))
+        if nfc(name) in taken:
+            raise BadInput(f"{taken[nfc(name)]} and {path} would have one figure, {name}: rename one")
+        photos[name] = taken[nfc(name)] = path
+    return photos
 
 
 def refuse_undecodable(paths):

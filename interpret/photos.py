@@ -10,8 +10,9 @@ import torch
 
 from common.cli import note
 from common.errors import BadInput
+from common.files import nfc
 from datasets import decode
-from datasets.images import label_of
+from datasets.images import known_label
 from datasets.masks import load_mask, patch_cover
 from datasets.transforms import crop_box, evaluation_transform
 from interpret.attention import attention_maps, cls_to_patch, patch_grid, rollout
@@ -68,7 +69,7 @@ class Viewer:
         if checkpoint:
             opened = open_checkpoint(checkpoint)
             model, preprocessing, self.class_names = opened.model, opened.preprocessing, opened.class_names
-            self.class_of = dict(zip(opened.labels, opened.class_names))
+            self.class_of = dict(zip(map(nfc, opened.labels), opened.class_names))
         else:
             model, missing_head = vit.create(arch, weights=weights)
             preprocessing = vit.preprocessing(model)
@@ -95,16 +96,20 @@ class Viewer:
                            "leave it out")
         return cover
 
-    def attend(self, paths, batch_size=16, block=-1, with_rollout=False, with_all=False):
-        """Yield the PhotoAttention of each photo. Raises BadInput for a model without [CLS] attention."""
+    def attend(self, paths, batch_size=16, block=-1, with_rollout=False, with_all=False, names=None):
+        """Yield the PhotoAttention of each photo. Raises BadInput for a model without [CLS] attention.
+
+        `names` are those of the figures, as `datasets.photos.find_photos` has them, or else the stems.
+        """
+        names = names or [path.stem for path in paths]
         blocks = [*range(len(self.model.blocks) if with_rollout or with_all else 0), block]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(paths), batch_size):
                 photos = list(pool.map(decode.load_image, paths[start:start + batch_size]))
                 inputs = torch.stack(list(pool.map(self.transform, photos))).to(self.device)
                 probabilities, maps = self._run(inputs, blocks)
-                for i, (path, photo) in enumerate(zip(paths[start:], photos)):
-                    title, metadata = self._describe(path, photo.size, probabilities[i])
+                for i, (name, path, photo) in enumerate(zip(names[start:], paths[start:], photos)):
+                    title, metadata = self._describe(name, path, photo.size, probabilities[i])
                     arrays = self._arrays([of_block[i] for of_block in maps], with_rollout, with_all)
                     yield PhotoAttention(path, np.asarray(photo), inputs[i], title, metadata, arrays)
 
@@ -119,15 +124,15 @@ class Viewer:
     def _from_cls(self, maps):
         return cls_to_patch(maps, self.model, self.grid).cpu()
 
-    def _describe(self, path, size, probabilities):
-        title, predicted, confidence = path.stem, "", 0.0
+    def _describe(self, name, path, size, probabilities):
+        title, predicted, confidence = name, "", 0.0
         if self.class_names:
             confidence, index = (value.item() for value in probabilities.max(0))
             predicted = self.class_names[index]
             title += f": {predicted}, probability {confidence:.2f}"
-        label = self.class_of.get(label_of(path.name)) or self.class_of.get(path.parent.name, "")
-        box = crop_box(size, self.preprocessing)
-        return title, {"model": self.name, "photo": str(path.resolve()), "box": box, "predicted": predicted,
+        place, box = Path(os.path.abspath(path)), crop_box(size, self.preprocessing)
+        label = known_label(str(Path(name).with_name(path.name)), self.class_of, place.parent.name) or ""
+        return title, {"model": self.name, "photo": str(place), "box": box, "predicted": predicted,
                        "confidence": confidence, "label": label}
 
     def _arrays(self, maps, with_rollout, with_all):

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from common.cli import note
 from common.errors import BadInput
+from common.files import nfc
 from datasets.decode import explaining_bad_images
 from datasets.images import ImageDataset, stratified_holdout
 from datasets.transforms import evaluation_transform
@@ -28,7 +29,8 @@ def choose_photos(folder, checkpoints, count, seed):
         for what in ("arch", "labels", "preprocessing"):
             if getattr(other, what) != getattr(first, what):
                 raise BadInput(f"{other.path} and {first.path} differ in {what}: compare ones that share it")
-    if unknown := [label for label in folder.labels if label not in first.labels]:
+    known = set(map(nfc, first.labels))
+    if unknown := [label for label in folder.labels if nfc(label) not in known]:
         raise BadInput(f"{folder.root} holds the label {unknown[0]}, which {first.path} does not know: "
                        "name the folder that it was trained on")
     common = set.intersection(*(trained_on(folder.targets, each.settings) for each in checkpoints))
@@ -60,7 +62,8 @@ def evenly(targets, count, seed):
 
 def load_batches(folder, checkpoint, batch_size, device):
     """The images of a LabelledFolder, preprocessed for a checkpoint's model: a list of (inputs, targets)."""
-    targets = [checkpoint.labels.index(folder.labels[target]) for target in folder.targets]
+    labels = list(map(nfc, checkpoint.labels))
+    targets = [labels.index(nfc(folder.labels[target])) for target in folder.targets]
     dataset = ImageDataset(folder.root, folder.names, targets, evaluation_transform(checkpoint.preprocessing))
     with explaining_bad_images(folder.root, folder.names):
         return [[part.to(device) for part in batch] for batch in DataLoader(dataset, batch_size)]

@@ -4,11 +4,13 @@ A word that is not in it is split into pieces that are; all but the first begin 
 `##s`. A word that cannot be split so is `[UNK]`.
 """
 
+from collections import Counter
 from pathlib import Path
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from common.cli import note
 from common.errors import BadInput
 from common.files import refuse_missing
 
@@ -51,7 +53,7 @@ class Tokenizer:
         path = Path(path)
         refuse_missing(path, "a vocab.txt")
         try:
-            text = path.read_bytes().decode()
+            text = path.read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise BadInput(f"{path} is not UTF-8 text: name a vocab.txt") from error
         # not splitlines: it splits at characters that are tokens of BERT
@@ -69,6 +71,25 @@ class Tokenizer:
         """The words of a text and its punctuation, before they are looked up in the vocabulary."""
         normal = self._library.normalizer.normalize_str(_clean(text))
         return [word for word, _ in self._library.pre_tokenizer.pre_tokenize_str(normal)]
+
+    def check_captions(self, texts, source):
+        """Note the share of the words of texts, in `source`, that are unknown; BadInput where it is most.
+
+        Punctuation does not count.
+        """
+        words = Counter()
+        for part, count in Counter(part for text in texts for part in text.split()).items():
+            for word in filter(lambda word: any(map(str.isalnum, word)), self.words(part)):
+                words[word] += count
+        unknown = Counter({word: n for word, n in words.items() if self.unknown in self.encode(word)})
+        if not unknown:
+            return
+        examples = ", ".join(word for word, _ in unknown.most_common(3))
+        message = (f"{unknown.total():,} of {words.total():,} words in the captions of {source} "
+                   f"({unknown.total() / words.total():.1%}) are not in the vocabulary, such as {examples}: ")
+        if unknown.total() > words.total() / 2:
+            raise BadInput(message + "take a captioner whose vocabulary (--vocab) is of their language")
+        note(message + "each counts as [UNK]")
 
     def tokens(self, ids):
         """The tokens of ids."""

@@ -6,7 +6,7 @@ import torch
 from common.errors import BadInput
 from interpret.grounding import peaks_on, share_on
 from page.packing import deflated, packed, photo_with_box
-from page.section import BY_CHANCE, Section, Table, open_photo, percent, read_npz, refusing
+from page.section import BY_CHANCE, Section, Table, drawn_files, open_photo, percent, read_npz, refusing
 
 SIDE = 720  # pixels of the longer side of a photo
 TENTH = 0.1  # of the patches
@@ -15,19 +15,19 @@ KEYS = {"attention_all", "attention_all_scale", "photo", "box", "model", "predic
 
 def section(folders, image_folders):
     """The Section of what p1_viz_attn.py --all wrote into folders; BadInput where it is not there."""
-    files = [file for folder in folders for file in sorted(folder.glob("*.npz"))]
-    photos = {file: arrays for file in files if (arrays := read_arrays(file))}
+    names = drawn_files(folders, "npz", lambda file: str(read_npz(file)["photo"]))
+    photos = {file: arrays for file in names if (arrays := read_arrays(file))}
     if not photos:
-        raise BadInput(f"{', '.join(map(str, folders))}: no arrays of p1_viz_attn.py are there")
+        raise BadInput(f"{', '.join(map(str, folders))}: no arrays of p1_viz_attn.py are there, with --all")
     items, blobs = [], {}
     for i, (file, arrays) in enumerate(photos.items()):
         blobs[f"attention-{i}"] = deflated(arrays["attention_all"])
-        photo = open_photo(str(arrays["photo"]), image_folders)
+        photo = open_photo(str(arrays["photo"]), image_folders, names[file])
         layers, heads, tokens, _ = arrays["attention_all"].shape
         covers = {part: packed(np.rint(255 * arrays[f"{part}_cover"].clip(0, 1)).astype(np.uint8))
                   for part in ("object", "background") if f"{part}_cover" in arrays}
         items.append({
-            "name": file.stem, "blob": f"attention-{i}", "layers": layers, "heads": heads, "tokens": tokens,
+            "name": names[file], "blob": f"attention-{i}", "layers": layers, "heads": heads, "tokens": tokens,
             "grid": arrays["attention"].shape, "prefix": tokens - arrays["attention"].size,
             "scale": arrays["attention_all_scale"].tolist(), "predicted": str(arrays["predicted"]),
             "confidence": float(arrays["confidence"]), "label": str(arrays["label"]), **covers,

@@ -7,7 +7,7 @@ import numpy as np
 from common.errors import BadInput
 from models.tokenizer import joined, words_of
 from page.packing import as_bytes, deflated, photo_with_box
-from page.section import BY_CHANCE, Section, Table, open_photo, percent, read_npz, refusing
+from page.section import BY_CHANCE, Section, Table, drawn_files, open_photo, percent, read_npz, refusing
 
 SIDE = 640  # pixels of the longer side of a photo
 END = "[end]"
@@ -17,18 +17,18 @@ POINTING_GAME = {"hit": "peak on the object", "chance": BY_CHANCE, "mass": "atte
 
 def section(folders, image_folders, pointing_game=None):
     """The Section of what p2_caption_viz.py --all wrote into folders; BadInput where it is not there."""
-    captions = {file: read_caption(file) for folder in folders for file in sorted(folder.glob("*.json"))
-                if file.with_suffix(".npz").exists()}
+    names = drawn_files(folders, "json", lambda file: json.loads(file.read_text(encoding="utf-8"))["photo"])
+    captions = {file: read_caption(file) for file in names if file.with_suffix(".npz").exists()}
     if not captions:
         raise BadInput(f"{', '.join(map(str, folders))}: no captions of p2_caption_viz.py are there")
     items, blobs = [], {}
     for i, (file, (caption, attention)) in enumerate(captions.items()):
-        photo, tokens = open_photo(caption["photo"], image_folders), caption["tokens"]
+        photo, tokens = open_photo(caption["photo"], image_folders, names[file]), caption["tokens"]
         words = words_of(tokens)
         values, scale = as_bytes(attention)
         blobs[f"caption-{i}"] = deflated(values)
         items.append({
-            "name": file.stem, "blob": f"caption-{i}", **photo_with_box(photo, caption["box"], SIDE),
+            "name": names[file], "blob": f"caption-{i}", **photo_with_box(photo, caption["box"], SIDE),
             "layers": len(attention), "grid": attention.shape[2:], "scale": scale.tolist(),
             "tokens": [{"text": token, "tokens": [t]} for t, token in enumerate(tokens)],
             "words": [{"text": joined([tokens[t] for t in word]), "tokens": word} for word in words],

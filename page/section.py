@@ -3,13 +3,14 @@
 import zipfile
 import zlib
 from collections import namedtuple
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import BadImage, BadInput
+from common.files import as_on_disk
 from datasets.decode import load_image
 
 BY_CHANCE = "by chance"  # the title of a column
@@ -32,13 +33,31 @@ class Section:
 
 def open_photo(path, folders, name=None):
     """The photo at a path, or else of its `name` in one of `folders`, as a PIL image; BadInput for none."""
-    for place in (Path(path), *(Path(folder) / (name or Path(path).name) for folder in folders)):
+    name = Path(name or Path(path).name).parent / Path(path).name
+    for place in (Path(path), *(as_on_disk(Path(folder) / name) for folder in folders)):
         if place.is_file():
             try:
                 return load_image(place)
             except (OSError, BadImage) as error:
                 raise BadInput(f"{place} cannot be decoded: fix it, or draw its figures again") from error
     raise BadInput(f"{path} does not exist any more: name the folder of the photos with --images")
+
+
+def drawn_files(folders, ending, photo_of):
+    """The files of that ending that a script drew into folders, a dict to the names of their figures.
+
+    Those of photos in subfolders lie in subfolders of the same names: `photo_of(file)` is the photo's path.
+    """
+    def has_photos_subfolder(file):
+        with suppress(BadInput), refusing("it is of another script"):
+            return Path(photo_of(file)).parent.name == file.parent.name
+
+    names = {}
+    for folder in folders:
+        names.update((file, file.stem) for file in sorted(folder.glob(f"*.{ending}")))
+        inner = filter(has_photos_subfolder, sorted(folder.glob(f"*/*.{ending}")))
+        names.update((file, f"{file.parent.name}/{file.stem}") for file in inner)
+    return names
 
 
 @contextmanager

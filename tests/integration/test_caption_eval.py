@@ -94,6 +94,19 @@ def test_captions_that_are_long_or_strange_are_scored_all_the_same(evaluate, odd
     assert evaluate(odd, "--max-tokens", 3) == 0 and "6 captions" in capsys.readouterr().out
 
 
+def test_captions_in_another_language_are_refused(evaluate, odd, capsys):
+    file = odd / "annotations" / "captions_val.json"
+    content = json.loads(file.read_text())
+    for annotation in content["annotations"]:
+        annotation["caption"] = "แมวนั่งบนเสื่อ."
+    file.write_text(json.dumps(content))
+    assert evaluate(odd) == 2
+    assert f"error: 6 of 6 words in the captions of {odd / 'val'} (100.0%)" in capsys.readouterr().err
+    content["annotations"][0]["caption"] = "a red star " * 9
+    file.write_text(json.dumps(content))
+    assert evaluate(odd, "--max-tokens", 3) == 0 and "note: 5 of 32 words" in capsys.readouterr().err
+
+
 def test_unknown_words_are_not_taken_for_one_another(evaluate, odd, capsys, monkeypatch):
     write_caption(odd, "a zebra")
     unknown = [scenes.VOCABULARY.index(token) for token in ("a", "[UNK]", "[SEP]")]

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -64,6 +65,19 @@ def passes(checkpoint, photos, text=None):
         ids = [[*tokenizer.encode(text), tokenizer.end]] if text else \
             decoding.search(model, memory, tokenizer, 5, 3)
         yield path.stem, decoding.teacher_force(model, memory, ids, tokenizer)[0]
+
+
+def test_photos_in_subfolders_keep_them(checkpoint, photos, tmp_path, not_drawn):
+    for folder in "ab":
+        shutil.copytree(photos, tmp_path / "photos" / folder)
+    assert p2_caption_viz.main([str(tmp_path / "photos"), "--checkpoint", str(checkpoint), "--output-dir",
+                                str(tmp_path / "out"), "--device", "cpu", "--max-tokens", "2"]) == 0
+    names = [f"{folder}/{stem}" for folder in "ab" for stem in ("one", "two")]
+    assert [path for path, _ in not_drawn] == [str(tmp_path / "out" / f"{name}.png") for name in names]
+    for name in names:
+        metadata = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+        assert metadata["photo"] == str(tmp_path / "photos" / f"{name}.png")
+        assert (tmp_path / "out" / f"{name}.npz").exists()
 
 
 def test_each_photo_has_its_picture_its_json_and_its_arrays(draw, checkpoint, photos, tmp_path, capsys):

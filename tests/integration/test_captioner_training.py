@@ -103,6 +103,14 @@ def test_data_that_changed_is_not_resumed(captioner, tmp_path, capsys):
     assert "--data is" in capsys.readouterr().err
 
 
+def test_captions_that_the_vocabulary_does_not_cover_are_not_trained_on(data, tmp_path, capsys):
+    vocabulary = (data / "vocab.txt").read_text().splitlines()
+    few = [token for token in vocabulary if token.startswith("[") or token == "a"]
+    (tmp_path / "few.txt").write_text("\n".join(few))
+    assert train(data, tmp_path / "run", "--epochs", 1, "--vocab", tmp_path / "few.txt") == 2
+    assert "are not in the vocabulary, such as" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_a_caption_longer_than_the_positions_is_cut_in_training(data, tmp_path):
     folder = shutil.copytree(data, tmp_path / "long")
     file = folder / "annotations" / "captions_train.json"

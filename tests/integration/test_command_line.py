@@ -123,7 +123,7 @@ BAD = {  # by script: arguments, and what the error says
          "there is no block -7: the model has 6"),
         ("{val} --checkpoint {best} --output-dir {out} --block 1 --rollout", "not allowed with"),
         ("{val} {data}/train --checkpoint {best} --output-dir {out} --sheet", "rename one"),
-        ("{data}/masks --checkpoint {best} --output-dir {out}", "rename one"),
+        ("{data}/val {data}/val --checkpoint {best} --output-dir {out}", "rename one"),
         ("{data}/train {tmp}/photos --checkpoint {best} --output-dir {out} --sheet", "1 file of 33"),
         ("{val} --checkpoint {best} --output-dir {out} --masks {tmp}/empty", "0_0.png does not exist"),
         ("{tmp}/missing.jpg --checkpoint {best} --output-dir {out}", "missing.jpg does not exist"),

@@ -1,17 +1,21 @@
+import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import p1_eval
 import p1_viz_attn
 from datasets import decode, transforms
 from interpret.attention import attention_maps
 from models import vit
 from models.checkpoint import open_checkpoint
+from page import attention
 from plots import style
-from tests.helpers.checkpoints import write_checkpoint
+from tests.helpers.checkpoints import CLASSES, write_checkpoint
 
 KEYS = {"attention", "attention_per_head", "attention_all", "attention_all_scale",
         "share_on_object", "share_of_area", "peak_on_object", "object_cover", "background_cover",
@@ -79,6 +83,31 @@ def test_a_folder_counts_as_its_images_and_two_of_one_stem_are_refused(draw, sha
     assert draw([tmp_path / "folder"], "out") == 0
     names = [f"$5_^$ {i}.{suffix}" for i in range(2) for suffix in ("npz", "png")]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+
+
+def test_photos_of_class_folders_keep_them_and_are_of_their_class_as_in_evaluation(
+        draw, checkpoint, shapes, tmp_path, capsys):
+    """Their names say another class; a page shows each under the class that the evaluation counts it to."""
+    for label in "01":
+        (tmp_path / "val" / label).mkdir(parents=True)
+        (tmp_path / "masks" / label).mkdir(parents=True)
+        shutil.copy(shapes / "val" / f"{label}_0.jpg", tmp_path / "val" / label / "3_0.jpg")
+        shutil.copy(shapes / "masks" / "val" / f"{label}_0.png", tmp_path / "masks" / label / "3_0.png")
+    assert draw([tmp_path / "val"], "out", "--all", "--sheet", "--masks", tmp_path / "masks") == 0
+    assert "0/3_0: " in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"0", "1", "contact_sheet.png"}
+    for label in "01":
+        assert Image.open(tmp_path / "out" / label / "3_0.png").width > 1000
+        with np.load(tmp_path / "out" / label / "3_0.npz") as arrays:
+            assert str(arrays["label"]) == CLASSES[int(label)]
+            assert str(arrays["photo"]) == str(tmp_path / "val" / label / "3_0.jpg")
+    flags = ["--checkpoint", checkpoint, "--json", tmp_path / "result.json", "--device", "cpu"]
+    assert p1_eval.main(list(map(str, [tmp_path / "val", *flags, "--workers", 0]))) == 0
+    per_class = json.loads((tmp_path / "result.json").read_text())["per_class"]
+    assert [per_class[label]["labelled"] for label in "0123"] == [1, 1, 0, 0]
+    section = attention.section([tmp_path / "out"], [])
+    assert [(photo["name"], photo["label"]) for photo in section.data["photos"]] == [
+        ("0/3_0", CLASSES[0]), ("1/3_0", CLASSES[1])]
 
 
 def test_the_flags_choose_what_is_drawn(draw, shapes, tmp_path, drawn, monkeypatch):

@@ -1,4 +1,5 @@
 import json
+import unicodedata
 
 import pytest
 import torch
@@ -36,7 +37,19 @@ def test_cocos_own_layout_is_read(tmp_path):
                                                                                              1]).fingerprint()
 
 
+def test_photos_are_found_under_either_form_of_their_names_and_a_byte_order_mark_is_skipped(tmp_path):
+    folder = coco(tmp_path / "coco", [(1, unicodedata.normalize("NFD", "Köter.jpg"))], [(1, "a dog")])
+    file = folder / "annotations" / "captions_train2017.json"
+    typed = json.loads(file.read_text())
+    typed["images"][0]["file_name"] = "Köter.jpg"
+    file.write_text(json.dumps(typed), encoding="utf-8-sig")
+    found = read_captions(folder, "train")
+    assert found.names == [unicodedata.normalize("NFD", "Köter.jpg")] and found.captions == [["a dog"]]
+
+
 @pytest.mark.parametrize("text, expected", [
+    ('{"images": [{"id": 1, "file_name": "x.jpg"}, {"id": 1, "file_name": "y.jpg"}], "annotations": []}',
+     "two photos have the id 1"),
     ("{", "not a captions file in COCO's format"), ("[]", "not a captions file"),
     ('{"images": [], "annotations": []}', "no captions"),
     ('{"images": [{"id": 1, "file_name": "x.jpg"}]}', "KeyError"),

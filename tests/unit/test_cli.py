@@ -9,7 +9,16 @@ import sys
 import pytest
 import torch
 
-from common.cli import SaveEvery, image_size, note, number, one_line, picture_file, reports_errors
+from common.cli import (
+    ArgumentParser,
+    SaveEvery,
+    image_size,
+    note,
+    number,
+    one_line,
+    picture_file,
+    reports_errors,
+)
 from common.errors import BadImage, BadInput, Interrupted, TrainingStopped
 
 
@@ -53,6 +62,16 @@ def test_a_name_that_the_output_s_encoding_lacks_is_escaped(monkeypatch):
 def test_windows_is_sent_to_wsl(monkeypatch, capsys):
     monkeypatch.setattr(sys, "platform", "win32")
     assert reports_errors(lambda argv: 0)([]) == 2 and "WSL" in capsys.readouterr().err
+
+
+def test_flags_are_not_abbreviated(capsys):
+    parser = ArgumentParser("What it does.")
+    parser.add_argument("--recipe")
+    assert parser.parse_args(["--recipe", "x"]).recipe == "x"
+    for short in (["--rec", "x"], ["--rec=x"]):
+        with pytest.raises(SystemExit):
+            parser.parse_args(short)
+        assert capsys.readouterr().err.startswith("error: unrecognized arguments: --rec")
 
 
 def test_numbers_have_bounds_in_words():

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import unicodedata
 from argparse import Namespace
 
 import numpy as np
@@ -37,6 +38,14 @@ def test_images_are_scored_whose_label_the_checkpoint_knows(checkpoint, tmp_path
     assert p1_eval.known_labels(["a.jpg"], checkpoint, args) == [None]
     with pytest.raises(BadInput, match="^--expect 0.5: no label of .*val is one that the checkpoint knows"):
         p1_eval.known_labels(["a.jpg"], checkpoint, arguments(tmp_path, expect=0.5))
+
+
+def test_the_folder_comes_first_and_either_form_of_unicode_is_known(checkpoint, tmp_path):
+    decomposed = unicodedata.normalize("NFD", "Köter")
+    for checkpoint.labels, typed in ((["3", "Köter"], decomposed), (["3", decomposed], "Köter")):
+        names = ["3/12_1.jpg", f"{typed}_1.jpg", f"{typed}/3_1.jpg", "new/3_1.jpg"]
+        known = checkpoint.labels[1]
+        assert p1_eval.known_labels(names, checkpoint, arguments(tmp_path)) == ["3", known, known, None]
 
 
 def test_the_score_counts_what_is_labelled(checkpoint):

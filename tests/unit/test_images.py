@@ -1,4 +1,5 @@
 import random
+import unicodedata
 
 import numpy as np
 import pytest
@@ -50,6 +51,92 @@ def test_class_names_for_labels_with_gaps(tmp_path):
     assert images.class_names(["5", "6", "8", "9"], file) == ["zero", "one", "two", "three"]
     with pytest.raises(BadInput, match="4 names for 3 classes"):
         images.class_names(["5", "6", "8"], file)
+
+
+BREEDS = ["Abyssinian", "Bengal", "american_bulldog"]  # in label order: capital letters come first
+KOETER = unicodedata.normalize("NFD", "Köter")
+
+
+@pytest.mark.parametrize("labels, text", [
+    (BREEDS, "Abyssinian\namerican_bulldog\nBengal\n"),  # Oxford's order
+    (BREEDS, "\ufeffBengal\r\nAbyssinian\r\namerican_bulldog\r\n\r\n"),
+    (["Köter", "Mops"], f"Mops\n{KOETER}\n"), ([KOETER, "Mops"], "Mops\nKöter\n"),
+    (["0", "1", "2", "10"], "0\n1\n10\n2\n"),  # what ls makes of numbers
+])
+def test_names_that_are_the_labels_may_have_any_order(tmp_path, capsys, labels, text):
+    (tmp_path / "classes.txt").write_text(text, encoding="utf-8")
+    assert images.class_names(labels, tmp_path / "classes.txt") == labels
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("labels, text, expected, said", [
+    (BREEDS, "Abessinier\nBengale\nBulldogge\n", ["Abessinier", "Bengale", "Bulldogge"],
+     "label order: Abyssinian is Abessinier, Bengal is Bengale, american_bulldog is Bulldogge\n"),
+    (["2", "3", "5", "7"], "a\nb\nc\nd\ne\nf\ng\nh", ["c", "d", "f", "h"], "2 is c, 3 is d, 5 is f, ...\n"),
+    (["1", "2", "3"], "\ufeffa\nb\nc\n\n", ["a", "b", "c"], ""),  # an empty line is not a name
+    (["0", "1", "2"], "crane\ncrane\nowl\n", ["crane", "crane", "owl"], "several classes crane"),
+])
+def test_names_that_are_not_the_labels_follow_their_order_which_is_shown(tmp_path, capsys, labels, text,
+                                                                         expected, said):
+    (tmp_path / "classes.txt").write_text(text, encoding="utf-8")
+    assert images.class_names(labels, tmp_path / "classes.txt") == expected
+    notes = capsys.readouterr().err
+    assert said in notes and bool(said) == bool(notes)
+
+
+@pytest.mark.parametrize("labels, names, message, details", [
+    (BREEDS, ["Abyssinian", "american bulldog", "Bengal"], "has labels and other names",
+     ["'american bulldog' is no label, or twice there", "'american_bulldog' is a label without a line"]),
+    (BREEDS, [*BREEDS, "Persian"], "has labels and other names", ["'Persian' is no label, or twice there"]),
+    (BREEDS, ["Bengal", "Bengal", "Abyssinian"], "has labels and other names",
+     ["'Bengal' is no label, or twice there", "'american_bulldog' is a label without a line"]),
+    ([str(i) for i in range(1, 11)], [f"breed {i}" for i in range(37)],
+     r"37 names for 10 classes \(1 to 10\)", []),
+    (BREEDS, ["a", "b"], "2 names for 3 classes: give each a line", []),
+])
+def test_names_that_fit_the_labels_in_part_are_refused(tmp_path, labels, names, message, details):
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    with pytest.raises(BadInput, match=message) as error:
+        images.class_names(labels, tmp_path / "classes.txt")
+    assert list(error.value.details) == details
+
+
+def test_labels_are_compared_in_one_form_of_unicode(tmp_path):
+    """macOS writes an umlaut as a letter and two dots, Linux what was typed: one class, under either name."""
+    for name in ("Kuvasz_1.png", "Mops_1.png", "Köter_1.png", f"{KOETER}_2.png"):
+        save(tmp_path / "both" / name)
+        save(tmp_path / "one" / unicodedata.normalize("NFD", name))
+    folder = images.read_training_folder(tmp_path / "both", tmp_path / "classes.txt")
+    assert folder.labels == ["Kuvasz", "Köter", "Mops"]
+    assert [folder.labels[target] for target in folder.targets] == ["Köter", "Kuvasz", "Köter", "Mops"]
+    folder = images.read_training_folder(tmp_path / "one", tmp_path / "classes.txt")
+    assert folder.labels == [KOETER, "Kuvasz", "Mops"], "as it is written, in the order that it had"
+    for name in ("Köter_3.png", f"{KOETER}_3.png", f"{KOETER}/1.png"):
+        assert images.known_label(name, {"Köter": "found"}) == "found"
+
+
+@pytest.mark.parametrize("name, folder, expected", [
+    ("1_0.jpg", "", "one"), ("0/1_0.jpg", "", "zero"), ("0/1_0.jpg", "1", "zero"),
+    ("1_0.jpg", "0", "zero"), ("1_0.jpg", "val", "one"),
+    ("new/1_0.jpg", "", None), ("photo.jpg", "", None), ("photo.jpg", "1", "one")])
+def test_the_folder_says_the_class_before_the_name_does(name, folder, expected):
+    assert images.known_label(name, {"0": "zero", "1": "one"}, folder) == expected
+
+
+def test_classes_that_vanish_or_look_alike_are_named(tmp_path, capsys):
+    for name in ("Cat/1.png", "cat/1.png", "dog/1.png", "bird/1.png", "bird/2.png"):
+        save(tmp_path / name)
+    for empty in ("emu", "yak"):
+        (tmp_path / empty).mkdir()
+    (tmp_path / "yak" / ".DS_Store").write_bytes(b"")
+    (tmp_path / "dog" / "1.png").write_bytes(b"")
+    (tmp_path / "bird" / "2.png").write_bytes(b"")
+    folder = images.read_training_folder(tmp_path, tmp_path / "classes.txt", skip_bad=True)
+    said = capsys.readouterr().err
+    assert folder.labels == ["Cat", "bird", "cat"]
+    assert f"{tmp_path} has subfolders without images: emu, yak\n" in said
+    assert f"{tmp_path} has no good file left of the classes dog\n" in said
+    assert "classes cat that differ in upper and lower case alone" in said
 
 
 def test_all_bad_files_are_listed_before_the_work(tmp_path, capsys):

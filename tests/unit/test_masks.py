@@ -1,9 +1,11 @@
+import unicodedata
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from common.errors import BadInput
-from datasets.masks import find_mask, load_mask, patch_cover
+from datasets.masks import find_mask, find_masks, load_mask, patch_cover
 
 
 def save(path, values, mode=None):
@@ -30,6 +32,18 @@ def test_what_is_no_mask_is_said(tmp_path):
                           ("missing", "missing.png does not exist")):
         with pytest.raises(BadInput, match=message):
             load_mask(find_mask(tmp_path, stem), (3, 2))
+
+
+def test_masks_of_photos_in_subfolders(tmp_path):
+    (tmp_path / "0").mkdir()
+    for name in ("0/a", "a", "b", unicodedata.normalize("NFD", "Köter")):
+        save(tmp_path / f"{name}.png", [[0, 1]])
+    assert find_masks(tmp_path, ["a", "b"]) == [tmp_path / "a.png", tmp_path / "b.png"]
+    assert find_masks(tmp_path, ["0/a"]) == [tmp_path / "0" / "a.png"], "not the one of another photo"
+    assert find_masks(tmp_path, ["1/b", "0/a"]) == [tmp_path / "b.png", tmp_path / "a.png"]
+    with pytest.raises(BadInput, match="1/a.png does not exist"):
+        find_masks(tmp_path, ["0/a", "1/a"])
+    assert find_mask(tmp_path, "Köter").is_file()
 
 
 @pytest.mark.parametrize("box", [(3.0, 2.0, 27.0, 26.0), (1.5, -4.25, 31.5, 25.75), (-6.0, -6.0, 38.0, 36.0)])

@@ -211,6 +211,30 @@ def test_the_script_gets_the_photo_of_each_file_and_its_covers(tmp_path):
     assert attention_all == attention_arrays(2)["attention_all"].tobytes()
 
 
+def test_photos_in_subfolders_keep_them(tmp_path):
+    """Each gets its own photo where the data set was moved, and other scripts' folders do not count."""
+    for name, colour in (("0/1.jpg", "red"), ("1/1.jpg", "blue"), ("2.jpg", "lime")):
+        (tmp_path / "moved" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 12), colour).save(tmp_path / "moved" / name)
+    figures = tmp_path / "figures"
+    for folder in ("0", "1", "rollout"):
+        (figures / "attention" / folder).mkdir(parents=True)
+        (figures / "captions" / folder).mkdir(parents=True)
+    for name in ("0/1", "1/1", "2"):
+        photo = f"/gone/{name}.jpg"
+        np.savez(figures / "attention" / f"{name}.npz", **attention_arrays(1, photo=photo))
+        write_caption(figures / "captions", name, ["dog"], maps_with_peaks((2, 0.3)), photo)
+    np.savez(figures / "attention" / "rollout" / "2.npz", attention=np.zeros((3, 4)))
+    np.savez(figures / "attention" / "rollout" / "3.npz", **attention_arrays(1, photo="/gone/3.jpg"))
+    (figures / "captions" / "rollout" / "3.json").write_text("{")
+    for view in (attention, captions):
+        photos = view.section([figures / view.__name__.split(".")[1]], [tmp_path / "moved"]).data["photos"]
+        assert [photo["name"] for photo in photos] == ["2", "0/1", "1/1"]
+        pixels = [Image.open(io.BytesIO(base64.b64decode(photo["photo"].partition(",")[2]))).getpixel((9, 9))
+                  for photo in photos]
+        assert [np.argmax(pixel) for pixel in pixels] == [1, 0, 2], "green, red, blue"
+
+
 @pytest.mark.parametrize("changed", [
     {"attention_all": np.zeros((2, 3, 14, 13), np.uint8)}, {"attention_all_scale": np.ones((2, 14))},
     {"attention_all": np.zeros((2, 3, 12, 12), np.uint8)}, {"attention_all": np.zeros((3, 14, 14), np.uint8)},
@@ -243,8 +267,8 @@ def test_arrays_without_all_layers_and_damaged_ones_are_refused(tmp_path):
 # Captions ---------------------------------------------------------------------------------------------------
 
 
-def write_caption(folder, name, tokens, maps):
-    caption = {"photo": "1.jpg", "box": [0, 0, 16, 12], "tokens": tokens, "log_probs": [-0.5] * len(tokens)}
+def write_caption(folder, name, tokens, maps, photo="1.jpg"):
+    caption = {"photo": photo, "box": [0, 0, 16, 12], "tokens": tokens, "log_probs": [-0.5] * len(tokens)}
     (folder / f"{name}.json").write_text(json.dumps(caption))
     np.savez(folder / f"{name}.npz", attention_all=maps)
 

@@ -1,6 +1,7 @@
 """Photos shown to a model, without a script."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_one_block_is_the_default_and_rollout_is_what_is_drawn(viewer, photos):
     assert mixed.attention is mixed.arrays["rollout"]
 
 
-def test_predictions_and_true_classes_have_their_names(viewer, photos, shapes, tmp_path):
+def test_predictions_and_true_classes_have_their_names(viewer, photos, shapes, tmp_path, monkeypatch):
     (tmp_path / "3").mkdir()
     (tmp_path / "nobody").mkdir()
     copies = [shutil.copy(photos[0], tmp_path / folder / "photo.jpg") for folder in ("3", "nobody")]
@@ -80,7 +81,17 @@ def test_predictions_and_true_classes_have_their_names(viewer, photos, shapes, t
         assert result.title == f"{result.path.stem}: {name}, probability {row.max():.2f}"
     labels = [result.metadata["label"] for result in results]
     assert labels == [CLASSES[2], CLASSES[0], CLASSES[3], CLASSES[3], ""]
-    first = results[0].metadata
+    photo = shutil.copy(photos[0], tmp_path / "3" / "2_1.jpg")
+    paths, names = [photo, photo, photos[0]], ["2_1", "0/2_1", "nobody/2_1"]
+    results = list(viewer.attend(paths, names=names))
+    assert [result.metadata["label"] for result in results] == [CLASSES[3], CLASSES[0], ""], "the folder wins"
+    assert [result.title.partition(": ")[0] for result in results] == names
+    monkeypatch.chdir(tmp_path / "3")
+    assert next(viewer.attend([Path("2_1.jpg")])).metadata["label"] == CLASSES[3], "seen from inside, too"
+
+
+def test_what_is_known_of_a_photo(viewer, photos):
+    first = next(viewer.attend(photos)).metadata
     assert first["model"] == viewer.name and first["photo"] == str(photos[0].resolve())
     size = decode.load_image(photos[0]).size
     assert first["box"] == transforms.crop_box(size, viewer.preprocessing)

@@ -19,7 +19,7 @@ def parsed(*argv):
 @pytest.fixture
 def recipe(tmp_path):
     def written(text):
-        (tmp_path / "r.toml").write_text(text)
+        (tmp_path / "r.toml").write_text(text, encoding="utf-8")
         return tmp_path / "r.toml"
 
     return written
@@ -30,6 +30,16 @@ def test_a_recipe_says_what_the_same_flags_say(recipe):
     flags = shlex.split("--arch test_vit --sam --lr 1e-3 --epochs 7 --scratch --layer-decay 0.7")
     assert {**parsed("--recipe", file), "recipe": None} == parsed(*flags)
     assert parsed(f"--recipe={file}") == parsed("--recipe", file)
+
+
+def test_a_recipe_is_read_whole_or_not_taken(recipe, capsys):
+    file = recipe("\ufefflr = 1e-3")
+    assert parsed("--recipe", file)["lr"] == 1e-3, "a byte order mark is not part of it"
+    with pytest.raises(SystemExit):
+        parsed("--rec", file)
+    assert "--rec" in capsys.readouterr().err
+    with pytest.raises(BadInput, match="a.toml and .*r.toml: name one"):
+        parsed("--recipe", "a.toml", f"--recipe={file}")
 
 
 @pytest.mark.parametrize("text, flags, expected", [

@@ -168,6 +168,13 @@ def test_damaged_metrics_are_bad_input(tmp_path, edit, problem):
 # What is drawn of them
 
 
+def test_a_byte_order_mark_that_a_spreadsheet_left_is_skipped(tmp_path):
+    folder = write_run(tmp_path / "run0", right_of(0))
+    for name in ("metrics.csv", "config.json"):
+        (folder / name).write_bytes(b"\xef\xbb\xbf" + (folder / name).read_bytes())
+    assert len(study(tmp_path).runs) == 1
+
+
 def test_curves_are_over_epochs_and_over_passes(tmp_path):
     write_run(tmp_path / "run0", right_of(0), seed=0, sam=True, step_passes=5)
     write_run(tmp_path / "run1", right_of(0), seed=1, sam=True, step_passes=10, curve=(0.2, 0.4, 0.6, 0.8))

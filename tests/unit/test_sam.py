@@ -3,7 +3,9 @@
 import ast
 import copy
 import functools
+import io
 import math
+import pickle
 import warnings
 from pathlib import Path
 
@@ -610,6 +612,55 @@ def test_unusable_input_is_refused_by_name():
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(ValueError, match="sparse"):
         optimizer.first_step()
+
+
+def saved_and_loaded(pair):
+    file = io.BytesIO()
+    torch.save(pair, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair)),
+                                       saved_and_loaded])
+@pytest.mark.parametrize("in_between", [False, True])
+def test_a_copy_takes_the_same_steps_and_leaves_the_original_alone(duplicate, in_between):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Dropout(0.3), nn.Linear(7, 3)).double()
+    optimizer = SAM(model.parameters(), torch.optim.Adam, lr=1e-2, model=model)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)  # it wraps step(), which no copy may take over
+    first, *rest = batches(4)
+    closure_for(model, optimizer, first)()
+    optimizer.first_step()
+    if not in_between:
+        optimizer.second_step()
+    twin, twin_optimizer = duplicate((model, optimizer))
+    weights = snapshot(twin)
+
+    def end(model, optimizer):
+        torch.manual_seed(1)
+        optimizer.restore()
+        for batch in rest:
+            optimizer.step(closure_for(model, optimizer, batch))
+        return [*snapshot(model), *model.buffers()]
+
+    expected = end(model, optimizer)
+    schedule.step()
+    assert equal(twin.parameters(), weights), "steps of the original do not reach the copy"
+    assert equal(end(twin, twin_optimizer), expected) and twin_optimizer.model is twin
+    assert twin_optimizer.param_groups[0]["lr"] == 1e-2 and twin_optimizer.state_dict()["state"]
+    assert equal(snapshot(model), expected[:len(weights)])
+
+
+def test_what_cannot_be_copied_or_wrapped_says_why():
+    model = network()
+    with pytest.raises(TypeError, match=r"pass the class, SAM\(params, torch.optim.Adam, lr="):
+        SAM(model.parameters(), torch.optim.Adam(model.parameters()))
+    model.no_sync = None  # what tells DistributedDataParallel from a plain module
+    optimizer = SAM(model.parameters(), torch.optim.SGD, lr=0.1, model=model)
+    for duplicate in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="DistributedDataParallel model cannot be copied"):
+            duplicate(optimizer)
 
 
 def test_frozen_parameters_stay_where_they_are():

@@ -1,3 +1,4 @@
+import unicodedata
 from types import SimpleNamespace
 
 import numpy as np
@@ -70,6 +71,12 @@ def test_checkpoints_without_a_common_photo_are_refused():
 def test_checkpoints_that_cannot_be_compared_are_refused(change, expected):
     with pytest.raises(BadInput, match=expected):
         sharpness.choose_photos(folder([0, 0, 1, 1]), [opened(), opened("b.pt", **change)], 2, 0)
+
+
+def test_a_label_in_another_form_of_unicode_is_known():
+    typed = folder([0, 0, 1, 1], ["Köter", "Mops"])
+    labels = [unicodedata.normalize("NFD", label) for label in typed.labels]
+    assert len(sharpness.choose_photos(typed, [opened(labels=labels)], 2, 0).names) == 2
 
 
 def test_a_label_that_the_checkpoint_does_not_know_is_refused():

@@ -39,6 +39,24 @@ def test_what_is_no_vocabulary_is_bad_input(tmp_path, content, complaint):
     assert str(path) in str(error.value)
 
 
+def test_a_byte_order_mark_is_not_part_of_the_first_token(tmp_path):
+    (tmp_path / "vocab.txt").write_bytes(b"\xef\xbb\xbf[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n")
+    assert Tokenizer.from_file(tmp_path / "vocab.txt").vocabulary == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a"]
+
+
+def test_the_share_of_unknown_words_is_said_and_refused_where_it_is_most(capsys):
+    tokenizer = Tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "ski", "##s", "."])
+    tokenizer.check_captions(["A ski, skis !", "a a"], "train")
+    assert capsys.readouterr().err == "", "punctuation does not count"
+    tokenizer.check_captions(["a man skis.", "a man, a-zebra skis."], "train")
+    assert capsys.readouterr().err == ("note: 3 of 8 words in the captions of train (37.5%) are not in the "
+                                       "vocabulary, such as man, zebra: each counts as [UNK]\n")
+    tokenizer.check_captions(["a man"], "train")  # half of them is not most
+    for texts in (["a man walks"], ["แมวนั่งบนเสื่อ."]):
+        with pytest.raises(BadInput, match="such as .*: take a captioner whose vocabulary"):
+            tokenizer.check_captions(texts, "train")
+
+
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 def test_a_vocabulary_file_has_one_token_a_line(tmp_path, ending):
     path = tmp_path / "vocab.txt"
