@@ -83,7 +83,7 @@ def main(argv=None):
 
     device = pick_device(args.device)
     keep_freed_memory(device)
-    paths = find_images(args.images)
+    paths = find_images(args.images, [args.output_dir])
     refuse_sheet(args, paths)
     masks = {path: find_mask(args.masks, path.stem) for path in paths} if args.masks else {}
     refuse_to_overwrite(args.output_dir, (args.format, "npz"), [SHEET, *(path.stem for path in paths)],

@@ -74,7 +74,7 @@ def main(argv=None):
 
     device = pick_device(args.device)
     keep_freed_memory(device)
-    paths = find_images(args.images)
+    paths = find_images(args.images, [args.output_dir])
     refuse_to_overwrite(args.output_dir, ("png", "json", "npz"), [path.stem for path in paths], paths)
     refuse_undecodable(paths)
     model, tokenizer = catr.open_captioner(args.checkpoint or CHECKPOINT, args.vocab, VOCAB)
