@@ -1,6 +1,7 @@
 import argparse
 import re
 
+import huggingface_hub
 import numpy as np
 import pytest
 import safetensors.torch
@@ -260,3 +261,14 @@ def test_a_model_without_memory_takes_the_tensors_of_the_file():
     model = torch.nn.Linear(2, 1, bias=False, device="meta")
     load_finite(model, {"weight": weight.half()}, "w.pt")
     assert model.weight.dtype == torch.float32 and torch.equal(model.weight, weight)
+
+
+def test_the_hub_has_the_time_that_its_library_gives_it(monkeypatch):
+    """That a variable of the library shortens it is tested on a server that stays silent."""
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *names: None)
+    for name in ("get_hf_file_metadata", "hf_hub_download"):
+        monkeypatch.setattr(huggingface_hub, name, lambda *args, **limits: asked.append(limits))
+    with pytest.raises(BadInput, match="cannot be fetched"):
+        vit.create("test_vit.r160_in1k", 3)
+    assert asked == [{}, {}]
