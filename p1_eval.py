@@ -166,9 +166,10 @@ def main(argv=None):
     keep_freed_memory(device)
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32 on a GPU, too
     checkpoint = open_checkpoint(args.checkpoint)
-    names = image_names(args.images, args.skip_bad)
+    written = [path for path in (args.csv, args.json) if path]
+    names = image_names(args.images, args.skip_bad, written=written)
     labels = known_labels(names, checkpoint, args)
-    refuse_unwritable(*filter(None, (args.csv, args.json)))
+    refuse_unwritable(*written)
     logits = predict_all(checkpoint, names, args, device)
     if distributed.rank():  # rank 0 writes and reports
         return 0

@@ -200,6 +200,7 @@ def main(argv=None):
     args = parse_args(sys.argv[1:] if argv is None else argv)
 
     # After the arguments, so that --help and typing errors answer at once.
+    from common.files import refuse_missing
     from datasets import images, shapes
     from datasets.decode import explaining_bad_images
     from engine import distributed
@@ -212,6 +213,7 @@ def main(argv=None):
     data = Path(args.data)
     if args.data == "demo":
         data = distributed.main_process_first(lambda: shapes.write_dataset(shapes.DEMO_DATA))
+    refuse_missing(data / "train", "with --data the folder that holds train/", folder=True)
     folder = images.read_training_folder(data / "train", data / "classes.txt", args.skip_bad)
     fingerprint = folder.fingerprint()
     run.check_images(fingerprint, folder.root)

@@ -84,7 +84,7 @@ def main(argv=None):
 
     device = pick_device(args.device)
     keep_freed_memory(device)
-    photos = find_photos(args.images)
+    photos = find_photos(args.images, [args.output_dir])
     names, paths = list(photos), list(photos.values())
     refuse_sheet(args, photos)
     masks = dict(zip(paths, find_masks(args.masks, names))) if args.masks else {}

@@ -76,7 +76,7 @@ def main(argv=None):
 
     device = pick_device(args.device)
     keep_freed_memory(device)
-    photos = find_photos(args.images)
+    photos = find_photos(args.images, [args.output_dir])
     paths = list(photos.values())
     refuse_to_overwrite(args.output_dir, ("png", "json", "npz"), photos, paths)
     refuse_undecodable(paths)

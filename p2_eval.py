@@ -37,6 +37,7 @@ def get_args_parser():
     add("--batch-size", type=number(int, low=1, high=10**6), default=16, metavar="N",
         help="photos at a time (%(default)s)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: the GPU where there is one")
+    add("--skip-bad", action="store_true", help="go on without photos that cannot be used")
     return parser
 
 
@@ -66,7 +67,7 @@ def main(argv=None):
     model.to(device)
     decoding.check_limits(model, args.max_tokens, args.layer)
     data = write_scenes(DEMO_DATA) if args.data == "demo" else Path(args.data)
-    folder = read_captions(data, "val")
+    folder = read_captions(data, "val", args.skip_bad)
     tokenizer.check_captions(folder.pairs()[1], folder.root)
     mask_folder, masks = data / "masks" / "val", []
     if mask_folder.is_dir():

@@ -36,6 +36,7 @@ def get_args_parser():
         help="receives checkpoints, metrics, settings and curves")
     add("--holdout", type=number(float, low=0, high=0.9), default=0.02, metavar="FRACTION",
         help="part of the photos that chooses the epoch; 0 trains on all and takes the last (%(default)s)")
+    add("--skip-bad", action="store_true", help="go on without photos that cannot be used")
 
     add = parser.add_argument_group("model").add_argument
     add("--checkpoint", type=Path, metavar="FILE",
@@ -141,7 +142,7 @@ def main(argv=None):
     data = Path(args.data)
     if args.data == "demo":
         data = distributed.main_process_first(lambda: scenes.write_scenes(scenes.DEMO_DATA))
-    folder = captions.read_captions(data, "train")
+    folder = captions.read_captions(data, "train", args.skip_bad)
     fingerprint = folder.fingerprint()
     run.check_images(fingerprint, folder.root)
     model, tokenizer = open_captioner(args, run, data)

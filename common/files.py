@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and tensor files that are read without running code."""
 
+import argparse
 import contextlib
 import functools
 import glob
@@ -16,6 +17,12 @@ from pathlib import Path
 from common.errors import BadInput
 
 MOST_CLAIMED = 2**30  # bytes that a tensor may take beyond what a file stores of it, as a repeated one may
+STRANGERS = {  # what is found in the place of photos and weights, by its first bytes
+    rb"version https://git-lfs": "a Git LFS pointer, not the file itself: run `git lfs pull`",
+    rb"\s*<(!doctype|html)": "a web page, not the file itself: download that",
+    rb".{4}ftyp(hei|hev|mif|msf)": "HEIC, which Pillow cannot read: save it as JPEG or PNG",
+    rb".{4}ftyp": "a video",
+}
 
 
 @contextlib.contextmanager
@@ -111,8 +118,16 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def stranger(path):
+    """What a file is, and what to do, if it is one that is often in the place of a photo or weights; or None.
+    """
+    with open(path, "rb") as file:
+        start = file.read(64)
+    return next((kind for begin, kind in STRANGERS.items() if re.match(begin, start, re.I | re.S)), None)
+
+
 def read_tensors(path):
-    """What a safetensors or torch file holds, on the CPU. The content decides which it is, not the name.
+    """What a safetensors, torch or .npz file holds, on the CPU. The content says which it is, not the name.
 
     A torch file is opened with `weights_only=True`, so that nothing in it runs; torch.save's checksums, which
     torch.load ignores, are compared; no tensor may claim much more memory than the file stores of it. Raises
@@ -120,6 +135,8 @@ def read_tensors(path):
     """
     path = Path(path)
     refuse_missing(path, "a weights file")
+    if kind := stranger(path):
+        raise BadInput(f"{path} is {kind}")
     try:
         content = _load(path)
     except BadInput:
@@ -139,6 +156,7 @@ def read_tensors(path):
 
 
 def _load(path):
+    import numpy
     import safetensors.torch
     import torch
 
@@ -146,15 +164,28 @@ def _load(path):
         start = file.read(9)
     if start[8:] == b"{":  # 8 bytes of length, then the JSON header
         return safetensors.torch.load_file(path)
-    if start.startswith(b"PK"):  # a zip archive: torch's format since 1.6, which it does not compress
-        with zipfile.ZipFile(path) as archive:
-            if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
-                raise BadInput(f"{path} is a compressed archive, not a weights file: unpack it")
-            if record := archive.testzip():
-                raise zipfile.BadZipFile(record)
-    with warnings.catch_warnings():
+    if start.startswith(b"PK") and _is_npz(path):
+        with numpy.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    # scripts such as MAE's and BEiT's save their flags beside the weights: a Namespace, which runs nothing
+    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
         warnings.simplefilter("ignore")  # of torch's, about files that it then refuses
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _is_npz(path):
+    """Whether a zip archive is NumPy's, not torch's format since 1.6; neither compresses. Checks its content.
+    """
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if any(name.endswith("/constants.pkl") for name in names):
+            raise BadInput(f"{path} is a TorchScript program: load it with torch.jit.load, and save its "
+                           "state_dict() alone")
+        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            raise BadInput(f"{path} is a compressed archive, not a weights file: unpack it")
+        if record := archive.testzip():
+            raise zipfile.BadZipFile(record)
+    return all(name.endswith(".npy") for name in names)
 
 
 def _tensors(content):

@@ -14,7 +14,7 @@ import numpy as np
 
 from common.errors import BadInput
 from common.files import as_on_disk, refuse_missing
-from datasets.images import ImageDataset
+from datasets.images import ImageDataset, image_names
 
 
 @dataclass
@@ -40,8 +40,11 @@ class CaptionedFolder:
         return names, [caption for captions in self.captions for caption in captions]
 
 
-def read_captions(folder, split):
-    """The captioned photos of `split`, `train` or `val`, of a folder in COCO's layout, else BadInput."""
+def read_captions(folder, split, skip_bad=False):
+    """The captioned photos of `split`, `train` or `val`, of a folder in COCO's layout, else BadInput.
+
+    With `skip_bad` photos that are missing or cannot be decoded are left out, with a note.
+    """
     folder = Path(folder)
     refuse_missing(folder, "a folder in COCO's layout", folder=True)
     files = sorted((folder / "annotations").glob(f"captions_{split}*.json"))
@@ -59,10 +62,8 @@ def read_captions(folder, split):
     if not captions:
         raise BadInput(f"{file} holds no captions")
     captions = {_as_on_disk(root, name): texts for name, texts in captions.items()}
-    if missing := [name for name in captions if not (root / name).is_file()]:
-        count = f"{len(missing)} of {len(captions)}"
-        raise BadInput(f"{count} photos of {file} are missing from {root}:", missing[:20])
-    return CaptionedFolder(root, list(captions), list(captions.values()))
+    names = image_names(root, skip_bad, names=list(captions))
+    return CaptionedFolder(root, names, [captions[name] for name in names])
 
 
 def _as_on_disk(root, name):

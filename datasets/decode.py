@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import stat
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,14 +11,19 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from common.errors import BadImage, BadInput
+from common.files import stranger
 
 LONGEST = 100  # times the shorter side: resized to what a model takes, a longer image would fill the memory
 MOST_LISTED = 50  # bad files in a list
+# of large photos (too large ones are refused) and of metadata that is broken
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def load_image(path):
     """A file's first frame, upright, in RGB, alpha over white. Raises BadImage unless it is decoded whole."""
     try:
+        if problem := unreadable(path):
+            raise ValueError(problem)
         with Image.open(path) as image:
             width, height = image.size
             if max(image.size) > LONGEST * min(image.size):
@@ -28,8 +35,20 @@ def load_image(path):
     except Exception as error:  # decoders raise whatever their parser met, from SyntaxError to struct.error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
-            reason = "not an image" if os.stat(path).st_size else "is empty"
+            reason = stranger(path) or "not an image"
         raise BadImage(f"{path}: {reason}") from error
+
+
+def unreadable(path):
+    """Why a path cannot be a photo, without waiting for what a pipe may send; None if it may be one."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        dangling = isinstance(error, FileNotFoundError) and os.path.islink(path)
+        return f"is a link to {os.readlink(path)}, which does not exist" if dangling else error.strerror
+    if not stat.S_ISREG(status.st_mode):
+        return "is no file but a folder, pipe, socket or device"
+    return None if status.st_size else "is empty"
 
 
 def upright(image):

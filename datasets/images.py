@@ -3,8 +3,8 @@
 Two layouts are read. Flat: files named `{class}_{id}.ext`, where the class is what stands before the last
 `_`. Or one subfolder a class. A label stays as it is written, a number or a word.
 
-Every file below a folder counts as an image, whatever its name; hidden files and what desktops leave behind
-(`Thumbs.db`, `desktop.ini`) do not count.
+Every file below a folder counts as an image, whatever its name; hidden files do not, and not what desktops
+and network storages leave behind.
 """
 
 import contextlib
@@ -21,23 +21,27 @@ import torch
 from common.cli import note
 from common.errors import BadInput
 from common.files import nfc, refuse_missing
-from datasets.decode import bad_files, load_image, shortened, undecodable
+from datasets.decode import bad_files, load_image, shortened, undecodable, unreadable
 
-LITTER = {"thumbs.db", "desktop.ini"}
+LITTER = (".", "thumbs.db", "desktop.ini", "__macosx", "icon\r", "@eadir", "#recycle", "@recycle",
+          "$recycle.bin", "system volume information", "lost+found")  # how names begin that do not count
 
 
-def list_files(folder):
-    """The sorted names of a folder's files, and `subfolder/name`. BadInput for none, and for deeper ones."""
-    folder = Path(folder)
+def list_files(folder, written=()):
+    """The sorted names of a folder's files, and `subfolder/name`. BadInput for none, and for deeper ones.
+
+    The paths `written`, where this call's output goes, do not count: it may lie there from an earlier call.
+    """
+    folder, written = Path(folder), {os.path.realpath(path) for path in written}
     refuse_missing(folder, "a folder of images", folder=True)
     names, empty = [], []
-    for entry in _visible(folder):
-        if not entry.is_dir():
+    for entry in _visible(folder, written):
+        if not os.path.isdir(entry.path):
             names.append(entry.name)
             continue
-        files = _visible(entry.path)
+        files = _visible(entry.path, written)
         for inner in files:
-            if inner.is_dir():
+            if os.path.isdir(inner.path):
                 raise BadInput(f"{inner.path} is nested too deep: put images in {folder} or its subfolders")
             names.append(f"{entry.name}/{inner.name}")
         if not files:
@@ -49,10 +53,11 @@ def list_files(folder):
     return sorted(names)
 
 
-def _visible(folder):
+def _visible(folder, written):
+    real = os.path.realpath(folder)
     with os.scandir(folder) as entries:
-        return [entry for entry in entries
-                if not entry.name.startswith(".") and entry.name.lower() not in LITTER]
+        return [entry for entry in entries if not entry.name.lower().startswith(LITTER)
+                and os.path.join(real, entry.name) not in written]
 
 
 def label_of(name):
@@ -151,15 +156,15 @@ class LabelledFolder:
         return replace(self, names=names, targets=targets)
 
 
-def image_names(folder, skip_bad, with_labels=False):
-    """The sorted names of a folder's images, checked for empty files and, for training, labels.
+def image_names(folder, skip_bad, with_labels=False, names=None, written=()):
+    """The `names` of a folder's images (`list_files`): each is a file and, for training, has a label.
 
     With `skip_bad` every file is decoded too, and the bad ones are left out, with a note. Raises BadInput for
     bad files (all are listed) without `skip_bad`, and where nothing is left.
     """
     folder = Path(folder)
-    names = list_files(folder)
-    bad = {name: "is empty" for name in names if os.stat(folder / name).st_size == 0}
+    names = list_files(folder, written) if names is None else names
+    bad = {name: problem for name in names if (problem := unreadable(folder / name))}
     if with_labels:
         unlabelled = [name for name in names if label_of(name) is None]
         bad.update(dict.fromkeys(unlabelled, "has no label: name it {class}_{id}.ext"))

@@ -1,5 +1,6 @@
 """The photos that a script draws figures of, and the names of the figures."""
 
+import os
 from pathlib import Path
 
 from common.errors import BadInput
@@ -7,16 +8,19 @@ from common.files import nfc
 from datasets.decode import bad_files, undecodable
 from datasets.images import list_files
 
+FIGURE = {".npz", ".json", ".png", ".pdf", ".svg"}
 
-def find_photos(given):
+def find_photos(given, written=()):
     """The paths of images, given as files and folders, by the names of their figures: a dict.
 
     A name is STEM, or SUBFOLDER/STEM below a given folder. BadInput for a missing image, and for equal names.
+    What an earlier call may have `written`, in folders given there, is no photo.
     """
     paths = []
     for path in given:
         if path.is_dir():
-            paths += [(name, path / name) for name in list_files(path)]
+            photos = _without_figures([path / name for name in list_files(path, written)])
+            paths += [(photo.relative_to(path), photo) for photo in photos]
         elif path.exists():
             paths.append((path.name, path))
         else:
@@ -30,6 +34,13 @@ def find_photos(given):
     return photos
 
 
+def _without_figures(paths):
+    """Leave out figures, known by their .npz, that lie beside their photos, of the same stem."""
+    figures = {path for path in paths if path.suffix in FIGURE and path.with_suffix(".npz") in paths}
+    photos = {path.with_suffix("") for path in paths if path not in figures}
+    return [path for path in paths if path not in figures or path.with_suffix("") not in photos]
+
+
 def refuse_undecodable(paths):
     """Raise BadInput that lists all images that cannot be decoded, before the first figure is drawn."""
     if bad := undecodable("", paths):
@@ -38,7 +49,7 @@ def refuse_undecodable(paths):
 
 def refuse_to_overwrite(folder, ends, stems, inputs):
     """Raise BadInput where an output, STEM.END in a folder, would take the place of an input."""
-    inputs = {path.resolve() for path in inputs}
+    inputs = set(map(os.path.realpath, inputs))
     for path in (folder / f"{stem}.{end}" for stem in stems for end in ends):
-        if path.resolve() in inputs:
+        if os.path.realpath(path) in inputs:
             raise BadInput(f"--output-dir {folder}: a figure would overwrite {path.name}: name another")

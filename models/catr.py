@@ -31,7 +31,7 @@ from torchvision.transforms.functional import normalize, to_tensor
 from common.errors import BadInput
 from common.files import read_tensors
 from models.tokenizer import Tokenizer
-from models.weights import load_finite, refuse_other_format, refuse_other_keys, state_dict_in
+from models.weights import load_finite, refuse_other_format, refuse_other_keys, state_dict_in, unwrapped
 
 STRIDE = 16  # pixels between the centres of two cells of the feature map
 MAX_SIZE, MAX_LAYERS, MAX_PHOTO = 10**6, 1000, 4096  # that a file may ask for
@@ -350,16 +350,17 @@ def open_captioner(path, vocab=None, default_vocab=None):
     path, hint = Path(path), "pass a checkpoint of CATR or of p2_train.py"
     content = read_tensors(path)
     content = content if isinstance(content, dict) else {}
+    if isinstance(content.get("arch"), str):
+        raise BadInput(f"{path} is not a captioner: it is a classifier, {content['arch']}; {hint}")
+    weights = unwrapped(state_dict_in(content, path, hint), EMBEDDING)
     if {"captioner", "vocabulary", "state_dict"} <= content.keys():
         model, tokenizer = _described(content, path, vocab)
-    elif isinstance(content.get("model"), dict):
+    elif EMBEDDING in weights:
         if not vocab and default_vocab and default_vocab.exists():
             vocab = default_vocab
-        model, tokenizer = _without_weights(Config()), _matching_vocabulary(content["model"], path, vocab)
+        model, tokenizer = _without_weights(Config()), _matching_vocabulary(weights, path, vocab)
     else:
-        kind = f": it is a classifier, {content['arch']}" if isinstance(content.get("arch"), str) else ""
-        raise BadInput(f"{path} is not a captioner{kind}; {hint}")
-    weights = state_dict_in(content, path, hint)
+        raise BadInput(f"{path} is not a captioner; {hint}")
     refuse_other_keys(weights, model, f"{path} does not fit the captioner", hint)
     load_finite(model, weights, path)
     return model.eval(), tokenizer
@@ -392,8 +393,8 @@ def _matching_vocabulary(weights, path, vocab):
     if not vocab:
         raise BadInput(f"{path} carries no vocabulary: pass the vocab.txt of bert-base-uncased with --vocab")
     tokenizer = Tokenizer.from_file(vocab)
-    embedding, count = weights.get(EMBEDDING), len(tokenizer.vocabulary)
-    if isinstance(embedding, torch.Tensor) and embedding.dim() and len(embedding) != count:
+    embedding, count = weights[EMBEDDING], len(tokenizer.vocabulary)
+    if embedding.dim() and len(embedding) != count:
         raise BadInput(f"--vocab {vocab} has {count} tokens and {path} {len(embedding)}: pass the vocabulary "
                        "that it was trained with")
     return tokenizer

@@ -74,8 +74,10 @@ class Normalised(torch.nn.Module):
 
 def describe(model):
     """What a table says of a model: its `parameters`, and its `width`, `heads` and `depth`."""
+    # of a parallel block, itself or its branches attend
+    heads = next(part.num_heads for part in model.blocks[0].modules() if hasattr(part, "num_heads"))
     return {"parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "width": model.embed_dim, "heads": model.blocks[0].attn.num_heads, "depth": len(model.blocks)}
+            "width": model.embed_dim, "heads": heads, "depth": len(model.blocks)}
 
 
 def layer_groups(model, decay):

@@ -1,5 +1,7 @@
 """A weights file into a model: from the hub or a path, in any layout, with or without its head."""
 
+import copy
+import re
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +20,15 @@ CONVERSIONS = {
 }
 
 
+CONTAINERS = ("state_dict", "model_state_dict", "model", "module")  # of torch's users; the last DeepSpeed's
+WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")  # of one layer, too
+PATCHES = "patch_embed.proj.weight"  # what all ViTs have
+LAYOUTS = {"transformers": "embeddings.patch_embeddings.projection.weight", "torchvision": "conv_proj.weight"}
+
+
 def state_dict_in(content, path, hint):
-    """The state dict in a file's content: under `state_dict` or `model`, or all of it. None: BadInput."""
-    for key in ("state_dict", "model"):
+    """The state dict in a file's content, in one of the `CONTAINERS`, or all of it. None: BadInput."""
+    for key in CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict):
@@ -30,6 +38,18 @@ def state_dict_in(content, path, hint):
         if not plain or not isinstance(key, str):
             raise BadInput(f"{path} holds no state dict ({key} is no plain tensor): {hint}")
     return content
+
+
+def unwrapped(weights, anchor):
+    """A state dict without the names that torch's wrappers, Lightning and others put before the keys.
+
+    They are what stands before `anchor`, a key that each model of the kind has; keys without are not its.
+    """
+    weights = {WRAPPERS.sub("", key): value for key, value in weights.items()}
+    prefix = next((key.removesuffix(anchor) for key in weights if f".{key}".endswith(f".{anchor}")), None)
+    if prefix is None or prefix.endswith("visual.trunk."):  # OpenCLIP's, of which timm takes the head, too
+        return clean_state_dict(weights)
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
 
 def refuse_other_keys(weights, model, problem, hint):
@@ -70,20 +90,39 @@ def load_weights(model, arch, path, adopt_head=False):
     number of classes. Returns what to tell the user about a head left at random, or None. Raises BadInput for
     a file that does not fit otherwise.
     """
+    problem, hint = f"{path} does not fit {arch}", "name the --arch that it was made for"
     content = read_tensors(path)
     weights = state_dict_in(content, path, "pass a timm weights file or a checkpoint of p1_train.py")
-    problem, hint = f"{path} does not fit {arch}", "name the --arch that it was made for"
     if isinstance(content.get("arch"), str):
         hint = f"it was made for {content['arch']}"
+    for layout, key in LAYOUTS.items():
+        if any(f".{name}".endswith(f".{key}") for name in weights):
+            raise BadInput(f"{path} has the layout of {layout}: take timm's weights, which come without "
+                           "--weights or from https://huggingface.co/timm")
     convert = next(convert for kind, convert in CONVERSIONS.items() if isinstance(model, kind))
     try:
-        weights = convert(clean_state_dict(weights), model)
-    except (RuntimeError, ValueError, AssertionError) as error:  # tensors that its conversions cannot reshape
+        if any(key.endswith("embedding/kernel") for key in weights):
+            weights = _from_google(weights, path, model)
+        else:
+            weights = convert(unwrapped(weights, PATCHES), model)
+    except (LookupError, AttributeError, RuntimeError, ValueError, AssertionError) as error:  # other tensors
         raise BadInput(f"{problem}: {hint}") from error
     message = _match_heads(model, weights, Path(path).name, adopt_head)
     refuse_other_keys(weights, model, problem, hint)
     load_finite(model, weights, path)
     return message
+
+
+def _from_google(arrays, path, model):
+    """The state dict that timm makes of Google's .npz file at `path`, of which `arrays` is the content."""
+    depth = sum(1 if "encoderblock_" in key else len(array) for key, array in arrays.items()
+                if re.search(r"encoderblock(_\d+)?/LayerNorm_0/scale$", key))
+    if depth != len(model.blocks):  # timm would take the first ones of more
+        raise ValueError(f"{depth} blocks, not {len(model.blocks)}")
+    google = copy.deepcopy(model)
+    google.reset_classifier(sum(len(array) for key, array in arrays.items() if key.endswith("head/bias")))
+    google.load_pretrained(str(path))
+    return google.state_dict()
 
 
 def _match_heads(model, weights, name, adopt_head):

@@ -1,14 +1,12 @@
 """A caption and the map of each of its tokens over the photo."""
 
 import re
-import warnings
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.font_manager import fontManager
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
@@ -24,10 +22,6 @@ ABOVE, BELOW, BETWEEN = 0.28, 0.24, 0.14  # a panel's title, its probability, an
 BAR, BAR_AND_LABEL = (3.6, 0.13), 0.8
 LETTER = 1.2 / 72  # the widest letter, for a font of one point
 MOST_COLUMNS = 8
-# matplotlib's own font has no Chinese, Japanese, Korean or Indian letters; those of the usual systems have
-FALLBACKS = ["Noto Sans CJK SC", "Noto Sans CJK JP", "Droid Sans Fallback", "WenQuanYi Zen Hei",
-             "Arial Unicode MS", "Microsoft YaHei", "Malgun Gothic", "Nirmala UI", "Noto Sans",
-             "Noto Sans Devanagari", "Unifont"]
 
 
 def draw_caption(photo, box, maps, titles, probabilities, caption, heading, label, path):
@@ -43,18 +37,16 @@ def draw_caption(photo, box, maps, titles, probabilities, caption, heading, labe
     left = MARGIN + across + GAP
     figure = Figure(figsize=PAGE, dpi=DPI)
     write = _writer(figure)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from")  # a letter of no font is a box
-        bottom = MARGIN + max(across * aspect, _write_caption(write, left, caption, heading) + BAR_AND_LABEL)
-        _draw_panels(figure, write, bottom + GAP, photo, box, maps, titles, probabilities, norm)
-        show_photo(place(figure, MARGIN, MARGIN, across, across * aspect), photo, downsampled(photo, across))
-        bar = place(figure, left, bottom - BAR_AND_LABEL, min(BAR[0], PAGE[0] - MARGIN - left), BAR[1])
-        figure.colorbar(ScalarMappable(norm, "inferno"), bar, orientation="horizontal", ticks=MaxNLocator(4),
-                        format=FuncFormatter(lambda x, _: f"{x:.3g}"))
-        bar.tick_params(labelsize=8)
-        label += f"; a map sums to 1 over its {maps.shape[1]} x {maps.shape[2]} cells"
-        write(label, left, bottom - BAR_AND_LABEL + 0.4, size=8, color="0.4", wrap=True)
-        save(figure, path)
+    bottom = MARGIN + max(across * aspect, _write_caption(write, left, caption, heading) + BAR_AND_LABEL)
+    _draw_panels(figure, write, bottom + GAP, photo, box, maps, titles, probabilities, norm)
+    show_photo(place(figure, MARGIN, MARGIN, across, across * aspect), photo, downsampled(photo, across))
+    bar = place(figure, left, bottom - BAR_AND_LABEL, min(BAR[0], PAGE[0] - MARGIN - left), BAR[1])
+    figure.colorbar(ScalarMappable(norm, "inferno"), bar, orientation="horizontal", ticks=MaxNLocator(4),
+                    format=FuncFormatter(lambda x, _: f"{x:.3g}"))
+    bar.tick_params(labelsize=8)
+    label += f"; a map sums to 1 over its {maps.shape[1]} x {maps.shape[2]} cells"
+    write(label, left, bottom - BAR_AND_LABEL + 0.4, size=8, color="0.4", wrap=True)
+    save(figure, path)
 
 
 def _write_caption(write, left, caption, heading):
@@ -108,11 +100,10 @@ def _writer(figure):
     FigureCanvasAgg(figure)  # measures text
     body = figure.subfigures(1, 2, width_ratios=(PAGE[0] - MARGIN, MARGIN))[0]  # lines wrap at its edge
     corner = figure.dpi_scale_trans + ScaledTranslation(0, 1, figure.transFigure)
-    family = ["DejaVu Sans", *(name for name in FALLBACKS if name in fontManager.get_font_names())]
 
     def write(text, left, top, **style):
         style = {"va": "top", "parse_math": False, **style}  # names may hold $
-        return body.text(left, -top, text, transform=corner, family=family, **style)
+        return body.text(left, -top, text, transform=corner, **style)
 
     return write
 

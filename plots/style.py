@@ -1,10 +1,12 @@
 """What all figures share: the palette, the resolution, places on the page in inches, and how to save."""
 
+import warnings
 import zlib
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, rcParams
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.font_manager import fontManager
 from PIL import Image
 
 DPI = 200
@@ -14,6 +16,13 @@ DASHES = ["-", "--", ":", "-."]  # more lines than colours are dashed, then dott
 MARKERS = "os^Dv*PX"  # one more than colours, so that a colour comes back with another marker
 # Runs of equal differences alone: a third of the time of the usual settings, for 3 % more size.
 PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}
+# matplotlib's own font has no Chinese, Japanese, Korean or Indian letters; those of the usual systems have
+FALLBACKS = ["Noto Sans CJK SC", "Noto Sans CJK JP", "Droid Sans Fallback", "WenQuanYi Zen Hei",
+             "Arial Unicode MS", "Microsoft YaHei", "Malgun Gothic", "Nirmala UI", "Noto Sans",
+             "Noto Sans Devanagari", "Unifont"]
+rcParams["font.family"] = [
+    "DejaVu Sans", *(name for name in FALLBACKS if name in fontManager.get_font_names())]
+warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from")  # a letter of no font is a box
 
 
 def line_style(i):

@@ -204,6 +204,12 @@ BAD = {  # how to write it, and what is said of it
     "0_32_bits.tiff": (lambda path: Image.fromarray(np.full((4, 4), 70000, np.int32)).save(path),
                        "32-bit integer"),
     "0_zip.jpg": (lambda path: path.write_bytes(b"PK\3\4" + bytes(100)), "not an image"),
+    "0_link.jpg": (lambda path: path.symlink_to("gone.jpg"), "is a link to gone.jpg, which does not exist"),
+    "0_pipe.jpg": (os.mkfifo, "is no file but a folder, pipe, socket or device"),
+    "0_heic.jpg": (lambda path: path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(100)), "HEIC, which Pillow"),
+    "0_film.jpg": (lambda path: path.write_bytes(b"\0\0\0\x14ftypqt  " + bytes(100)), "a video"),
+    "0_lfs.jpg": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"), "git lfs pull"),
+    "0_page.jpg": (lambda path: path.write_text("<!DOCTYPE html><html>"), "a web page"),
 }
 
 
@@ -232,7 +238,39 @@ def test_a_bad_file_is_named(call, with_bad, script, name):
 def test_bad_files_are_skipped_on_request(call, with_bad, script):
     data = with_bad(*BAD)
     code, said = call(script, "--skip-bad", images_in=data / "train", data=data)
-    assert code == 0 and f"note: left out 9 bad files: {', '.join(sorted(BAD))}" in said
+    assert code == 0 and f"note: left out {len(BAD)} bad files: {', '.join(sorted(BAD))}" in said
+
+
+@pytest.mark.parametrize("script", ["p2_train.py", "p2_eval.py"])
+def test_photos_with_captions_that_are_missing_or_bad_are_skipped(call, captioners, tmp_path, script):
+    data = shutil.copytree(captioners / "coco", tmp_path / "coco")
+    for split in ("train", "val"):
+        (data / split / "0.jpg").unlink()
+    answer = call(script, data=data)
+    assert is_refused(answer, "1 file of", "or pass --skip-bad") and "  0.jpg: No such file" in answer[1][1]
+    cut(data / "train" / "1.jpg")
+    training = script == "p2_train.py"
+    code, said = call(script, "--skip-bad", *["--holdout", 0] * training, data=data)
+    names = "0.jpg, 1.jpg" if training else "0.jpg"
+    assert code == 0 and any(line.endswith(f": {names}") for line in said if "note: left out" in line)
+
+
+# The same call twice ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", ["p1_eval.py", "p1_viz_attn.py", "p2_caption_viz.py"])
+@pytest.mark.parametrize("inside", [".", "made", "0"])
+def test_what_a_call_writes_among_the_photos_is_no_photo_of_the_next(call, photos, tmp_path, script, inside):
+    """Of photos in one folder, or in subfolders, of which `0` is written to."""
+    folder = shutil.copytree(photos / "train", tmp_path / "photos" / ("1" if inside == "0" else ""))
+    out = (tmp_path / "photos" / inside).resolve()
+    before, answers, written = set(folder.iterdir()), [], []
+    for _ in range(2):
+        answers.append(call(script, images_in=tmp_path / "photos", out=out))
+        new = sorted(set(out.rglob("*.*")) - before)
+        # .npz archives hold the time
+        written.append([(path, path.suffix == ".npz" or path.read_bytes()) for path in new])
+    assert answers[0] == answers[1] and answers[0][0] == 0 and written[0] == written[1] != []
 
 
 # Folders ----------------------------------------------------------------------------------------------
@@ -251,11 +289,6 @@ def looping(folder):
 def pointing_to_itself(folder):
     picture(folder / "0_1.png")
     (folder / "0_2.png").symlink_to(folder / "0_2.png")
-
-
-def dangling(folder):
-    picture(folder / "0_1.png")
-    (folder / "0_2.png").symlink_to(folder / "gone.png")
 
 
 def mixed(folder):
@@ -280,10 +313,11 @@ def nested(folder):
 
 def only_hidden(folder):
     picture(folder / ".hidden.png"), (folder / "Thumbs.db").write_bytes(b"x")
+    picture(folder / "__MACOSX" / "0" / "._a.png"), picture(folder / "@eaDir" / "0_1.png" / "thumb.png")
 
 
 @pytest.mark.parametrize(("make", "words"), [
-    (looping, "is nested too deep"), (pointing_to_itself, "symbolic links"), (dangling, "0_2.png"),
+    (looping, "is nested too deep"), (pointing_to_itself, "1 file of 2"),
     (mixed, "mixes two layouts"),
     (same_number, "are the same number"), (one_class, "holds one class, 0: training needs two"),
     (unlabelled, "1 file of 2"), (nested, "is nested too deep"), (only_hidden, "holds no images"),
@@ -296,7 +330,7 @@ def test_folders_that_cannot_be_trained_on(call, tmp_path, make, words):
 
 @pytest.mark.parametrize("script", ["p1_eval.py", "p1_viz_attn.py", "p2_caption_viz.py"])
 @pytest.mark.parametrize(("make", "words"), [
-    (looping, "again"), (pointing_to_itself, "0_2.png"), (dangling, "0_2.png"), (nested, "nested too deep"),
+    (looping, "again"), (pointing_to_itself, "0_2.png"), (nested, "nested too deep"),
     (only_hidden, "holds no images"),
 ])
 def test_folders_that_cannot_be_read(call, tmp_path, script, make, words):

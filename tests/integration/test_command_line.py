@@ -55,6 +55,7 @@ BAD = {  # by script: arguments, and what the error says
         ("--data {tmp}/missing --output {out}", "missing/train does not exist"),
         ("--data {tmp}/file --output {out}", "file/train does not exist"),
         ("--data {tmp}/no_train --output {out}", "no_train/train does not exist"),
+        ("--data {data}/train --output {out}", "train/train does not exist: name with --data"),
         ("--data {tmp}/untrained --output {out}", "untrained/train holds no images"),
         ("--data {tmp}/one_class --output {out}", "training needs two"),
         ("--data {tmp}/text --output {out} --holdout 0", "2 files of 2"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 import p1_eval
 import p1_report
@@ -60,3 +61,19 @@ def test_neither_help_nor_imports_use_the_network():
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=REPOSITORY, capture_output=True,
                           text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_of_large_photos_and_of_broken_metadata_nothing_but_our_own_words_is_printed(tmp_path):
+    """In a process of its own, since pytest has its own filter of warnings."""
+    exif = b"Exif\0\0MM\0*\xff\xff\xff\xff"
+    Image.new("RGB", (12, 10)).save(tmp_path / "large.jpg", exif=exif)
+    code = """
+        import sys
+        from PIL import Image
+        from datasets.decode import load_image
+        Image.MAX_IMAGE_PIXELS = 100  # Pillow warns of more, and refuses twice as many
+        print(load_image(sys.argv[1]).size)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), tmp_path / "large.jpg"],
+                          cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("(12, 10)\n", "")

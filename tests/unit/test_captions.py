@@ -58,7 +58,7 @@ def test_photos_are_found_under_either_form_of_their_names_and_a_byte_order_mark
     ('{"images": [{"id": 1, "file_name": "x.jpg"}], "annotations": [{"image_id": 1, "caption": null}]}',
      "AttributeError"),
     ('{"images": [{"id": 1, "file_name": "x.jpg"}], "annotations": [{"image_id": 1, "caption": "a"}]}',
-     "1 of 1 photos"),
+     "1 file of 1 in .*train2017 cannot be used: fix or remove, or pass --skip-bad"),
     ('{"images": [{"id": 1, "file_name": 5}], "annotations": [{"image_id": 1, "caption": "a"}]}',
      "a file_name is no text"),
 ])
@@ -67,6 +67,19 @@ def test_a_bad_captions_file_is_an_error_that_says_so(tmp_path, text, expected):
     (folder / "annotations" / "captions_train2017.json").write_text(text)
     with pytest.raises(BadInput, match=expected):
         read_captions(folder, "train")
+
+
+def test_photos_that_are_missing_or_broken_are_left_out_on_request(tmp_path, capsys):
+    images = [(i, f"{name}.jpg") for i, name in enumerate("abc")]
+    folder = coco(tmp_path / "coco", images, [(2, "Three."), (0, "One."), (1, "Two."), (2, "3.")])
+    (folder / "train2017" / "a.jpg").unlink()
+    (folder / "train2017" / "b.jpg").write_text("x")
+    found = read_captions(folder, "train", skip_bad=True)
+    assert found.names == ["c.jpg"] and found.captions == [["Three.", "3."]]
+    assert capsys.readouterr().err == "note: left out 2 bad files: a.jpg, b.jpg\n"
+    with pytest.raises(BadInput, match="1 file of 3") as caught:  # what can be said without decoding
+        read_captions(folder, "train")
+    assert caught.value.details == ("a.jpg: No such file or directory",)
 
 
 def test_missing_and_ambiguous_parts_are_named(tmp_path):

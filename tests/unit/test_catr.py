@@ -292,6 +292,22 @@ def test_the_public_checkpoint_opens(tmp_path):
         assert tensor.shape == shape and tensor[(-1,) * len(shape)].item() == pytest.approx(i / 1000)
 
 
+@pytest.mark.parametrize("wrap", [
+    lambda state: state, lambda state: {"state_dict": state}, lambda state: {"model_state_dict": state},
+    lambda state: {"model": {f"module.{key}": value for key, value in state.items()}},
+    lambda state: {f"_orig_mod.{key}": value for key, value in state.items()},
+    lambda state: {"state_dict": {f"model.{key}": value for key, value in state.items()}},
+])
+def test_its_weights_are_taken_from_any_container_and_under_any_prefix(tmp_path, monkeypatch, wrap):
+    small, vocab, path = small_model(0), tmp_path / "vocab.txt", tmp_path / "catr.pth"
+    monkeypatch.setattr(catr, "Config", lambda: small.config)  # of the size of the public one: see above
+    vocab.write_text("\n".join(made_up(30)))
+    torch.save(wrap(small.state_dict()), path)
+    opened = catr.open_captioner(path, vocab)[0].state_dict()
+    assert opened.keys() == small.state_dict().keys()
+    assert all(torch.equal(opened[key], value) for key, value in small.state_dict().items())
+
+
 def test_a_key_that_does_not_fit_is_named(tmp_path):
     model, key = small_model(0), "transformer.decoder.layers.1.multihead_attn.out_proj.weight"
     state = {name: value for name, value in model.state_dict().items() if name != key}

@@ -35,6 +35,19 @@ def test_figures_of_a_folder_keep_its_subfolders(tmp_path):
         find_photos([tmp_path / "val"])
 
 
+def test_figures_of_an_earlier_call_are_no_photos_and_photos_are_no_figures(tmp_path):
+    for name in ("a.jpg", "a.png", "b.png"):
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+    (tmp_path / "made").mkdir()
+    for name in ("a.npz", "a.json", "made/c.png"):
+        (tmp_path / name).write_text("x")
+    photos = find_photos([tmp_path], [tmp_path / "made"])
+    assert photos == {"a": tmp_path / "a.jpg", "b": tmp_path / "b.png"}
+    (tmp_path / "b.npz").write_text("x")  # what it is of is unknown: the photo may be b.png
+    with pytest.raises(BadInput, match="b.npz and .*b.png would have one figure"):
+        find_photos([tmp_path], [tmp_path / "made"])
+
+
 @pytest.mark.parametrize("names, expected", [
     (["empty"], "holds no images"), (["missing.jpg"], "missing.jpg does not exist"),
     (["a.png", "a.jpg"], "rename one")])

@@ -43,6 +43,17 @@ def test_both_layouts_read_alike(tmp_path, layout):
     assert [folder.labels[t] for t in folder.targets] == [images.label_of(name) for name in folder.names]
 
 
+def test_what_desktops_and_storages_leave_behind_and_what_a_call_writes_are_no_images(tmp_path):
+    for name in ("0/a.png", "0/.a.png", "1/Thumbs.db", "1/b.png", "__MACOSX/0/._a.png",
+                 "@eaDir/0/a.png/thumb.jpg", "1/@eaDir/b.png/thumb.jpg", "$RECYCLE.BIN/S-1-5/x.png",
+                 "lost+found/x", "out/deep/x.png", "1/pred.csv"):
+        save(tmp_path / name, format="PNG")
+    written = [tmp_path / "out", tmp_path / "0" / ".." / "1" / "pred.csv"]
+    assert images.list_files(tmp_path, written) == ["0/a.png", "1/b.png"]
+    with pytest.raises(BadInput, match="out/deep is nested too deep"):
+        images.list_files(tmp_path)
+
+
 def test_class_names_for_labels_with_gaps(tmp_path):
     file = tmp_path / "classes.txt"
     assert images.class_names(["cat", "dog"], file) == ["cat", "dog"]

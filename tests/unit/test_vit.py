@@ -6,6 +6,7 @@ import torch
 
 from common.errors import BadInput
 from models import vit
+from models.probe import Features
 
 TINY = {"embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 3}
 
@@ -41,6 +42,30 @@ def test_the_numbers_that_describe_a_model():
     model = timm.create_model("test_vit", num_classes=3)
     assert vit.describe(model) == {"parameters": sum(value.numel() for value in model.state_dict().values()),
                                    "width": 64, "heads": 2, "depth": 6}
+
+
+# One for each pair of a block and a pooling that timm has, with its heads.
+KINDS = {
+    "vit_tiny_patch16_224": 3, "vit_base_patch16_gap_224": 16, "test_vit3": 3,  # Block; token, avg, map
+    "deit_tiny_distilled_patch16_224": 3, "beit_base_patch16_224": 12, "vit_base_patch16_rpn_224": 12,
+    "vit_small_patch16_18x2_224": 6, "vit_base_patch16_xp_224": 12, "vit_pwee_patch16_reg1_gap_256": 4,
+    "vit_dwee_patch16_reg1_gap_256": 4, "vit_dpwee_patch16_reg1_gap_256": 4,
+    "eva02_tiny_patch14_224": 3, "eva02_base_patch16_clip_224": 12, "eva02_enormous_patch14_clip_224": 16,
+    "vit_base_patch16_rope_224": 12, "vit_pe_spatial_tiny_patch16_512": 3, "vit_pe_core_base_patch16_224": 12,
+}
+
+
+@pytest.mark.parametrize("arch", KINDS)
+def test_every_kind_of_block_and_pooling_can_be_trained(arch):
+    """Described, with layer decay, its features probed and with a new head; without memory or time."""
+    with torch.device("meta"):
+        model = timm.create_model(arch, depth=1)
+        assert vit.describe(model)["heads"] == KINDS[arch] and vit.layer_groups(model, 0.7)
+        images = torch.zeros(2, *vit.preprocessing(model)["input_size"])
+        features = Features(model)(images)
+        assert features.shape == (2, model.head_hidden_size)
+        model.reset_classifier(3)
+        assert model(images).shape == (2, 3)
 
 
 @pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "vit_base_patch16_clip_224",

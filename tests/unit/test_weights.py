@@ -1,9 +1,13 @@
+import argparse
 import re
 
+import huggingface_hub
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
+import torchvision
 
 from common.errors import BadInput
 from models import vit
@@ -32,14 +36,76 @@ def backbone(state):
 
 def test_weights_of_every_container_load_alike(weights, tmp_path):
     state = safetensors.torch.load_file(weights)
+    flags = argparse.Namespace(epochs=3, output="runs/mae")
     for name, content in (("plain.pth", state), ("wrapped.pt", {"state_dict": state, "epoch": 3}),
                           ("model.bin", {"model": state}), ("both.pt", {"state_dict": {"model": state}}),
-                          ("parallel.pt", {f"module.{key}": value for key, value in state.items()})):
+                          ("torch.tar", {"model_state_dict": state}), ("deepspeed.pt", {"module": state}),
+                          ("mae.pth", {"model": state, "args": flags})):
         torch.save(content, tmp_path / name)
         model, message = vit.create("test_vit", 5, tmp_path / name)
         assert same(model.state_dict(), state) and message is None
     model, message = vit.create("test_vit", 5, weights)
     assert same(model.state_dict(), state) and message is None
+
+
+@pytest.mark.parametrize("rename, more", [
+    (lambda key: f"module.{key}", {}), (lambda key: f"_orig_mod.module.{key}", {}),
+    (lambda key: f"model.{key}", {"loss.weight": torch.ones(5)}),  # Lightning, and its other modules
+    (lambda key: f"module.{key}", {"n_averaged": torch.tensor(3)}),  # torch.optim.swa_utils
+    (lambda key: re.sub(r"(blocks\.\d)", r"\1._orig_mod", key), {}),  # each block compiled by itself
+    (lambda key: f"teacher.backbone._fsdp_wrapped_module.{key}", {"student.cls_token": torch.ones(1)}),
+])
+def test_names_that_wrappers_put_before_the_keys_do_not_matter(weights, tmp_path, rename, more):
+    state = safetensors.torch.load_file(weights)
+    renamed = {rename(key): value for key, value in state.items()}
+    torch.save({"state_dict": renamed | more}, tmp_path / "w.ckpt")
+    model, message = vit.create("test_vit", 5, tmp_path / "w.ckpt")
+    assert same(model.state_dict(), state) and message is None
+
+
+def googles(state, heads):
+    """A timm state dict under the names and in the shapes of Google's .npz files."""
+    plain = {"cls_token": "cls", "pos_embed": "Transformer/posembed_input/pos_embedding",
+             "patch_embed.proj.bias": "embedding/bias", "head.bias": "head/bias",
+             "norm.weight": "Transformer/encoder_norm/scale", "norm.bias": "Transformer/encoder_norm/bias"}
+    state = {key: value.numpy() for key, value in state.items()}
+    arrays = {name: state[key] for key, name in plain.items()}
+    arrays["embedding/kernel"] = state["patch_embed.proj.weight"].transpose(2, 3, 1, 0)
+    arrays["head/kernel"] = state["head.weight"].T
+    for i in range(6):
+        block, theirs = f"blocks.{i}.", f"Transformer/encoderblock_{i}/"
+        for ours, name in (("norm1", "LayerNorm_0"), ("norm2", "LayerNorm_2")):
+            arrays[f"{theirs}{name}/scale"] = state[f"{block}{ours}.weight"]
+            arrays[f"{theirs}{name}/bias"] = state[f"{block}{ours}.bias"]
+        for ours, name in (("fc1", "Dense_0"), ("fc2", "Dense_1")):
+            arrays[f"{theirs}MlpBlock_3/{name}/kernel"] = state[f"{block}mlp.{ours}.weight"].T
+            arrays[f"{theirs}MlpBlock_3/{name}/bias"] = state[f"{block}mlp.{ours}.bias"]
+        attention = theirs + "MultiHeadDotProductAttention_1/"
+        for j, name in enumerate(("query", "key", "value")):
+            weight, bias = (np.split(state[f"{block}attn.qkv.{part}"], 3)[j] for part in ("weight", "bias"))
+            arrays[f"{attention}{name}/kernel"] = weight.T.reshape(64, heads, -1)
+            arrays[f"{attention}{name}/bias"] = bias.reshape(heads, -1)
+        arrays[f"{attention}out/kernel"] = state[f"{block}attn.proj.weight"].T.reshape(heads, -1, 64)
+        arrays[f"{attention}out/bias"] = state[f"{block}attn.proj.bias"]
+    return arrays
+
+
+def test_googles_own_files_load_as_timm_converts_them(weights, tmp_path):
+    state = safetensors.torch.load_file(weights)
+    arrays = googles(state, heads=2)
+    np.savez(tmp_path / "vit.npz", **arrays)
+    (tmp_path / "vit.npz").rename(tmp_path / "vit")  # the content says what it is
+    model, message = vit.create("test_vit", weights=tmp_path / "vit")
+    assert same(model.state_dict(), state) and message is None
+    model, message = vit.create("test_vit", 3, tmp_path / "vit")
+    assert message == "the head of vit (5 classes) is replaced by a new one (3 classes)"
+    assert same(backbone(model.state_dict()), backbone(state))
+    more = {key.replace("block_5", "block_6"): array for key, array in arrays.items()}
+    np.savez(tmp_path / "deeper.npz", **(arrays | more))
+    for arch, name in (("test_vit", "deeper.npz"), ("deit_tiny_patch16_224", "vit"),
+                       ("eva02_tiny_patch14_224", "vit"), ("vit_small_patch16_18x2_224", "vit")):
+        with pytest.raises(BadInput, match=f"{name} does not fit {arch}: name the --arch"):
+            vit.create(arch, 5, tmp_path / name)
 
 
 def test_a_head_of_another_size_is_replaced_and_said_so(weights):
@@ -128,6 +194,25 @@ def test_files_that_do_not_fit_are_refused_by_name(weights, tmp_path):
             vit.create("test_vit", 5, tmp_path / name)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_other_layouts_and_other_files_are_named(tmp_path):
+    model = torchvision.models.VisionTransformer(32, 16, num_layers=1, num_heads=2, hidden_dim=32, mlp_dim=64)
+    torch.save(model.state_dict(), tmp_path / "torchvision.pth")
+    torch.save({"vit.embeddings.patch_embeddings.projection.weight": torch.zeros(1)},
+               tmp_path / "transformers.bin")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 1)), tmp_path / "script.pt")
+    (tmp_path / "pointer.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 22\n")
+    (tmp_path / "page.pth").write_text("\n<!DOCTYPE html><html>")
+    for name, words in (("torchvision.pth", "has the layout of torchvision: take timm's weights"),
+                        ("transformers.bin", "has the layout of transformers: take timm's weights"),
+                        ("script.pt", "is a TorchScript program: load it with torch.jit.load"),
+                        ("pointer.safetensors", "is a Git LFS pointer, not the file itself: run `git lfs"),
+                        ("page.pth", "is a web page, not the file itself")):
+        with pytest.raises(BadInput, match=re.escape(f"{tmp_path / name} {words}")):
+            vit.create("test_vit", 5, tmp_path / name)
+
+
 @pytest.mark.parametrize("change, words", [
     (lambda state: state.pop("bias"), "(bias is missing): "),
     (lambda state: state.update(more=torch.zeros(1)), "(more is unknown): "),
@@ -176,3 +261,14 @@ def test_a_model_without_memory_takes_the_tensors_of_the_file():
     model = torch.nn.Linear(2, 1, bias=False, device="meta")
     load_finite(model, {"weight": weight.half()}, "w.pt")
     assert model.weight.dtype == torch.float32 and torch.equal(model.weight, weight)
+
+
+def test_the_hub_has_the_time_that_its_library_gives_it(monkeypatch):
+    """That a variable of the library shortens it is tested on a server that stays silent."""
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *names: None)
+    for name in ("get_hf_file_metadata", "hf_hub_download"):
+        monkeypatch.setattr(huggingface_hub, name, lambda *args, **limits: asked.append(limits))
+    with pytest.raises(BadInput, match="cannot be fetched"):
+        vit.create("test_vit.r160_in1k", 3)
+    assert asked == [{}, {}]
