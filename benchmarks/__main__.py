@@ -11,18 +11,21 @@ Each value is the median over turns, in each of which both sides are measured. L
 import importlib
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 from common.cli import ArgumentParser, number, reports_errors
 
-ON_A_CPU, ON_A_GPU = ["training", "evaluation", "captions", "figures", "starting"], ["training", "captions"]
+PARTS = {"training": "training", "captions": "evaluation", "evaluation": "evaluation", "starting": "starting",
+         "page": "starting"}  # of each part, which is a function there
+ON_A_CPU, ON_A_GPU = list(PARTS)[:-1], list(PARTS)[:2]
 
 
 def get_args_parser():
     parser = ArgumentParser(__doc__, prog="python -m benchmarks")
     add = parser.add_argument
     add("parts", nargs="*", metavar="PART",
-        help=f"{', '.join(ON_A_CPU)}, page (all but page; on a GPU {' and '.join(ON_A_GPU)})")
+        help=f"{', '.join(PARTS)} (all but page; on a GPU {' and '.join(ON_A_GPU)})")
     add("--json", type=Path, metavar="FILE", help="where the rows go, too")
     add("--repeats", type=number(int, low=1), default=3, metavar="N", help="turns (%(default)s)")
     add("--device", choices=["cpu", "cuda"], default="cpu", help=f"of {' and '.join(ON_A_GPU)} (%(default)s)")
@@ -30,11 +33,17 @@ def get_args_parser():
     return parser
 
 
+def measure(part, options):
+    """Yield the rows of a part, which has a folder to work in."""
+    with tempfile.TemporaryDirectory() as work:
+        yield from getattr(importlib.import_module(f"benchmarks.{PARTS[part]}"), part)(options, Path(work))
+
+
 @reports_errors
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
-    if unknown := set(args.parts) - {*ON_A_CPU, "page"}:  # argparse's choices refuse no part at all
-        get_args_parser().error(f"no part {', '.join(unknown)}: choose from {', '.join(ON_A_CPU)}, page")
+    if unknown := set(args.parts) - set(PARTS):  # argparse's choices refuse no part at all
+        get_args_parser().error(f"no part {', '.join(unknown)}: choose from {', '.join(PARTS)}")
 
     from benchmarks.rows import HEADING, line
     from common.files import write_text
@@ -44,7 +53,7 @@ def main(argv=None):
     print(HEADING)
     rows = []
     for part in args.parts or (ON_A_CPU if args.device.type == "cpu" else ON_A_GPU):
-        for row in importlib.import_module(f"benchmarks.{part}").rows(args):
+        for row in measure(part, args):
             print(line(row), flush=True)
             rows.append(vars(row))
             if args.json:

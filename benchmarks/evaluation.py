@@ -1,17 +1,17 @@
-"""How fast photos are evaluated and explained, against a tensor in memory and one photo after the other.
+"""How fast photos are evaluated, explained and captioned, and maps drawn, against the plain ways.
 
-All with the same weights in fp32; the time is that from opening the checkpoint to the predictions, or maps.
+Evaluation and maps are in fp32; their time is that from opening the checkpoint to the predictions, or maps.
 """
 
 import csv
 import os
-import tempfile
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 import p1_eval
@@ -19,11 +19,16 @@ from benchmarks.rows import compare, pace
 from datasets.shapes import DEMO_DATA, write_dataset
 from engine.device import keep_freed_memory
 from interpret.photos import Viewer
+from models import catr, decoding
 from models.checkpoint import checkpoint_fields
+from models.tokenizer import Tokenizer
 from models.vit import preprocessing
+from plots.posembed import draw_mosaic
+from plots.style import save
 
 CLASSES = 37
 BATCH_SIZE = 64  # that of p1_eval.py
+TOKENS = 16  # of a caption
 CPU = torch.device("cpu")
 REAL_DATA = os.environ.get("REAL_DATA", "")
 
@@ -53,12 +58,11 @@ def write_checkpoint(path, arch):
 
 
 def predictions(checkpoint, folder):
-    """The labels by p1_eval.py."""
-    with tempfile.TemporaryDirectory() as output:
-        csv_file = Path(output) / "pred.csv"
-        p1_eval.main([str(folder), str(csv_file), "--checkpoint", str(checkpoint), "--device", "cpu"])
-        with open(csv_file, newline="") as file:
-            return [row["label"] for row in csv.DictReader(file)]
+    """The labels by p1_eval.py, which writes them beside the folder."""
+    csv_file = folder.with_suffix(".csv")
+    p1_eval.main([str(folder), str(csv_file), "--checkpoint", str(checkpoint), "--device", "cpu"])
+    with open(csv_file, newline="") as file:
+        return [row["label"] for row in csv.DictReader(file)]
 
 
 def attention(checkpoint, paths):
@@ -97,18 +101,78 @@ def plain(arch, checkpoint, paths, with_maps=False):
     return [str(each.argmax().item()) for each in logits]
 
 
-def rows(options):
-    """The rows of the table."""
-    arch, count, few = ("test_vit", 8, 4) if options.small else ("vit_tiny_patch16_224", 331, 100)
-    with tempfile.TemporaryDirectory() as work:
-        folder, checkpoint = Path(work) / "photos", write_checkpoint(Path(work) / "checkpoint.pt", arch)
-        paths = photo_folder(folder, count)
-        yield from compare(
-            options.repeats, "evaluating photos", "images/s", (pace, count, predictions, checkpoint, folder),
-            ("the model on a tensor in memory", 0.8, tensor, arch, count),
-            ("one photo at a time, same predictions", 2, pace, count, plain, arch, checkpoint, paths))
-        yield from compare(
-            options.repeats, f"attention of {few} photos", "photos/s",
-            (pace, few, attention, checkpoint, paths[:few]),
-            ("one photo at a time, not fused", 1.2, pace, few, plain, arch, checkpoint, paths[:few], True),
-            equal=partial(np.allclose, rtol=0, atol=1e-5))
+def grid(path, side, subplots=False):
+    """(Figures/s, None) of a grid of side x side maps: as one image, or as one subplot a map."""
+    def draw(similarity):
+        figure = Figure(figsize=(12, 12))
+        axes = figure.subplots(*similarity.shape[:2] if subplots else ())
+        if subplots:
+            for panel, patch in zip(axes.flat, similarity.reshape(-1, *similarity.shape[2:])):
+                image = panel.imshow(patch, vmin=-1, vmax=1)
+                panel.axis("off")
+        else:
+            image = draw_mosaic(axes, similarity)
+        figure.colorbar(image, ax=axes)
+        figure.savefig(path, dpi=200) if subplots else save(figure, path)
+
+    similarity = np.random.default_rng(0).uniform(-1, 1, [side] * 4)
+    draw(similarity[:2, :2, :2, :2])  # the first figure loads the fonts
+    return pace(1, draw, similarity)
+
+
+def evaluation(options, work):
+    arch, count, few, side = "vit_tiny_patch16_224", 331, 100, 24
+    if options.small:
+        arch, count, few, side = "test_vit", 8, 4, 4
+    checkpoint, folder = write_checkpoint(work / "checkpoint.pt", arch), work / "photos"
+    paths = photo_folder(folder, count)
+    yield from compare(
+        options.repeats, "evaluating photos", "images/s", (pace, count, predictions, checkpoint, folder),
+        ("the model on a tensor in memory", 0.8, tensor, arch, count),
+        ("one photo at a time, same predictions", 2, pace, count, plain, arch, checkpoint, paths))
+    yield from compare(
+        options.repeats, f"attention of {few} photos", "photos/s",
+        (pace, few, attention, checkpoint, paths[:few]),
+        ("one photo at a time, not fused", 1.2, pace, few, plain, arch, checkpoint, paths[:few], True),
+        equal=partial(np.allclose, rtol=0, atol=1e-5))
+    setting = grid, work / "grid.png", side
+    yield from compare(options.repeats, f"grid of {side} x {side} maps", "figures/s", setting,
+                       ("one subplot a map", 15, *setting, True))
+
+
+def again(model, photo, tokenizer, count, positions=None):
+    """The ids of a caption by the network on each prefix, padded to `positions` if given."""
+    ids = []
+    for t in range(count):
+        tokens = torch.full((1, positions or t + 1), Tokenizer.PAD)
+        tokens[0, :t + 1] = torch.tensor([tokenizer.start, *ids])
+        ids.append(model([photo], tokens.to(photo.device))[0, t].argmax().item())
+    return ids
+
+
+def cached(model, photo, tokenizer, count):
+    """The ids of a greedy caption, which comes with its maps, as p2_caption_viz.py computes them."""
+    memory = model.encode([photo])
+    captions = decoding.search(model, memory, tokenizer, count)
+    return decoding.teacher_force(model, memory, captions, tokenizer)[0].ids
+
+
+@torch.no_grad()
+def caption(config, device, way, *args):
+    """(Captions/s, ids) with random weights that never predict the end token."""
+    keep_freed_memory(device)
+    tokenizer = Tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *map(str, range(4, config.vocabulary))])
+    torch.manual_seed(0)
+    model = catr.CATR(config).eval().to(device)
+    model.mlp.layers[-1].bias[tokenizer.end] = -1e9
+    photo = catr.preprocess(Image.new("RGB", (299, 224)), config).to(device)
+    way(model, photo, tokenizer, 1, *args)  # the first one allocates
+    return pace(1, way, model, photo, tokenizer, TOKENS, *args)  # ids are numbers: a GPU has finished
+
+
+def captions(options, work):
+    config = catr.small_config(100) if options.small else catr.Config()
+    setting = caption, config, options.device
+    return compare(options.repeats, f"caption of {TOKENS} tokens, with maps", "captions/s",
+                   (*setting, cached), ("the network again on the tokens so far", 10, *setting, again),
+                   ("the network again on all positions", 10, *setting, again, config.positions))

@@ -1,11 +1,13 @@
 """A row of the table: two things measured in turn in one run, their ratio, and the goal for it."""
 
-import pickle
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -52,11 +54,8 @@ def compare(repeats, what, unit, ours, *others, op=">=", equal=lambda a, b: a ==
 
 def in_new_process(function, *args):
     """What `function(*args)` returns with nothing in memory that another call left; it prints to stderr."""
-    code = ("import pickle, sys; output, sys.stdout = sys.stdout.buffer, sys.stderr\n"
-            "function, args = pickle.load(sys.stdin.buffer); pickle.dump(function(*args), output)")
-    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps((function, args)),
-                          stdout=subprocess.PIPE, cwd=ROOT, check=True)
-    return pickle.loads(done.stdout)
+    with ProcessPoolExecutor(1, get_context("spawn"), os.dup2, (2, 1)) as pool:
+        return pool.submit(function, *args).result()
 
 
 def pace(count, function, *args):

@@ -1,4 +1,4 @@
-"""Seconds that a person waits before anything happens, and the memory that many files take."""
+"""What a person waits for: scripts, the demo and its page in Chromium; the memory that many files take."""
 
 import os
 import pty
@@ -6,64 +6,106 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import termios
 import time
-from pathlib import Path
 
 from benchmarks.evaluation import photo_folder, write_checkpoint
 from benchmarks.rows import ROOT, compare, peak_mib, row, seconds
+from common.errors import BadInput
 from datasets.images import read_training_folder
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PAGE = ROOT / "runs" / "demo" / "index.html"
+CANVASES = "#positions-map, #attention-photo, #attention-heads"
+MOVES = 100
+HAS_ALL_MAPS = "[...document.querySelectorAll('.readout')].every(each => each.textContent)"
 SCRIPTS = [*ROOT.glob("p[12]_*.py"), ROOT / "report_page.py"]
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "data", "runs", "figures", "downloads", "p1_data")
 FLAGS = "--device", "cpu", "--workers", 1
-TRAIN = ("p1_train.py", "--output", "run", "--arch", "test_vit", "--scratch", "--optimizer", "adam",
-         "--epochs", 1, "--data")
+TRAIN = *"p1_train.py --output run --arch test_vit --scratch --optimizer adam --epochs 1 --data".split(),
 
 
-def slowest_help():
-    return max(seconds(subprocess.check_output, [sys.executable, script, "--help"]) for script in SCRIPTS)
-
-
-def demo_seconds():
+def demo_seconds(copy):
     """From the call of demo.sh, in a copy of the project with this .venv, to its first training step."""
-    with tempfile.TemporaryDirectory() as work:
-        copy = shutil.copytree(ROOT, Path(work) / "copy", ignore=NOT_COPIED)
-        (copy / ".venv").symlink_to(ROOT / ".venv")
-        terminal, theirs = pty.openpty()  # the progress bar is for terminals
-        termios.tcsetwinsize(terminal, (24, 200))  # wide enough for the loss
-        started, output = time.perf_counter(), b""
-        demo = subprocess.Popen(["bash", "demo.sh"], cwd=copy, stdout=theirs, stderr=theirs, process_group=0)
-        os.close(theirs)  # if demo.sh ends early, reading raises OSError
-        try:
-            while b"loss=" not in output:
-                output += os.read(terminal, 4096)
-            return time.perf_counter() - started
-        finally:
-            os.killpg(demo.pid, signal.SIGKILL)
-            demo.wait()
-            os.close(terminal)
+    shutil.copytree(ROOT, copy, ignore=NOT_COPIED)
+    (copy / ".venv").symlink_to(ROOT / ".venv")
+    terminal, theirs = pty.openpty()  # the progress bar is for terminals
+    termios.tcsetwinsize(terminal, (24, 200))  # wide enough for the loss
+    started, output = time.perf_counter(), b""
+    demo = subprocess.Popen(["bash", "demo.sh"], cwd=copy, stdout=theirs, stderr=theirs, process_group=0)
+    os.close(theirs)  # if demo.sh ends early, reading raises OSError
+    try:
+        while b"loss=" not in output:
+            output += os.read(terminal, 4096)
+        return time.perf_counter() - started
+    finally:
+        os.killpg(demo.pid, signal.SIGKILL)
+        demo.wait()
+        os.close(terminal)
 
 
-def rows(options):
-    """The rows of the table."""
+def starting(options, work):
     count, few, many = (100, 74, 148) if options.small else (100_000, 200, 2_000)
-    turns = range(options.repeats)
-    yield row("--help of the slowest script", "s", "<=", 0.4, [slowest_help() for _ in turns])
-    with tempfile.TemporaryDirectory() as work:
-        for i in range(count):
-            Path(work, f"{i % 37}_{i}.jpg").write_bytes(b"x")
-        times = [seconds(read_training_folder, work, Path(work, "classes.txt")) for _ in turns]
-        yield row(f"listing {count:,} files and their labels", "s", "<=", 3, times)
-    with tempfile.TemporaryDirectory() as work:
-        folders = {size: Path(work) / str(size) for size in (few, many)}
-        for size, folder in folders.items():
-            photo_folder(folder / "train", size)
-        evaluate = "p1_eval.py", "--checkpoint", write_checkpoint(Path(work) / "checkpoint.pt", "test_vit")
-        for what, command, part in (("evaluating", evaluate, "train"), ("training on", TRAIN, "")):
-            ours, other = ((peak_mib, *command, folders[size] / part, *FLAGS) for size in (many, few))
-            yield from compare(options.repeats, f"peak memory, {what} {many:,} photos", "MiB", ours,
-                               (few, 1.05, *other), op="<=")
+    turns, listed = range(options.repeats), work / "listed"
+    yield row("--help of the slowest script", "s", "<=", 0.4, [
+        max(seconds(subprocess.check_output, [sys.executable, script, "--help"]) for script in SCRIPTS)
+        for _ in turns])
+    listed.mkdir()
+    for i in range(count):
+        (listed / f"{i % 37}_{i}.jpg").write_bytes(b"x")
+    yield row(f"listing {count:,} files and their labels", "s", "<=", 3, [
+        seconds(read_training_folder, listed, work / "classes.txt") for _ in turns])
+    for size in (few, many):
+        photo_folder(work / str(size) / "train", size)
+    evaluate = "p1_eval.py", "--checkpoint", write_checkpoint(work / "checkpoint.pt", "test_vit")
+    for what, command, part in (("evaluating", evaluate, "train"), ("training on", TRAIN, "")):
+        ours, other = ((peak_mib, *command, work / str(size) / part, *FLAGS) for size in (many, few))
+        yield from compare(options.repeats, f"peak memory, {what} {many:,} photos", "MiB", ours,
+                           (few, 1.05, *other), op="<=")
     if not options.small:  # it takes its time whatever the sizes
-        yield row("demo.sh to the first training step", "s", "<=", 8, [demo_seconds() for _ in turns])
+        yield row("demo.sh to the first training step", "s", "<=", 8, [
+            demo_seconds(work / f"demo{i}") for i in turns])
+
+
+def open_page(page):
+    """Open the demo's page, until every map is drawn."""
+    page.goto(PAGE.resolve().as_uri())
+    while not page.evaluate(HAS_ALL_MAPS):
+        time.sleep(0.005)
+
+
+def move_milliseconds(page, canvas):
+    """What the main thread works for a move over a canvas, on average: script, layout and painting."""
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    devtools = page.context.new_cdp_session(page)
+    devtools.send("Performance.enable")
+
+    def task_seconds():
+        metrics = devtools.send("Performance.getMetrics")["metrics"]
+        return next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration")
+
+    before = task_seconds()
+    for i in range(MOVES):
+        x, y = (i * 37 % 97 + 1) / 99, (i * 61 % 89 + 1) / 91
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+    return (task_seconds() - before) / MOVES * 1000
+
+
+def page_rows(browser, repeats):
+    pages = [browser.new_page(viewport={"width": 1280, "height": 900}) for _ in range(repeats)]
+    yield row("opening the demo's page", "s", "<=", 1, [seconds(open_page, page) for page in pages])
+    yield row("a move over its slowest map", "ms", "<=", 16, [
+        max(move_milliseconds(page, canvas) for canvas in page.locator(CANVASES).all()) for page in pages])
+
+
+def page(options, work):
+    """Raises BadInput where Chromium or the page is missing."""
+    if not CHROMIUM or not PAGE.exists():
+        raise BadInput(f"there is no {PAGE if CHROMIUM else 'Chromium'}: install chromium, and run demo.sh")
+
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield from page_rows(browser, options.repeats)

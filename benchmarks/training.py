@@ -6,7 +6,6 @@ is the arithmetic of the forward and backward passes alone by what the GPU could
 
 import csv
 import tempfile
-import time
 from pathlib import Path
 from statistics import harmonic_mean, mean
 
@@ -18,7 +17,7 @@ from torchvision.datasets import ImageFolder
 
 import p1_train
 from benchmarks.evaluation import CLASSES, photo_folder
-from benchmarks.rows import compare, in_new_process, row, seconds
+from benchmarks.rows import compare, in_new_process, pace, row, seconds
 from engine.device import autocast, has_instructions_for, keep_freed_memory, peak_memory
 from sam import SAM
 
@@ -32,38 +31,41 @@ PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 def photos(data, arch, batch_size, precision, device):
     """(Images/s of p1_train.py with Adam, from its second epoch on, None)."""
-    with tempfile.TemporaryDirectory() as output:
-        flags = ("--data", data, "--output", output, "--arch", arch, "--scratch", "--optimizer", "adam",
-                 "--epochs", 3, "--holdout", 0, "--batch-size", batch_size, "--precision", precision,
-                 "--device", device.type)
-        p1_train.main(list(map(str, flags)))
-        with open(Path(output) / "metrics.csv", newline="") as file:
-            _, *epochs = csv.DictReader(file)
+    output = tempfile.mkdtemp(dir=data)
+    flags = f"--arch {arch} --scratch --optimizer adam --epochs 3 --holdout 0 --batch-size {batch_size} " \
+            f"--precision {precision} --device {device.type}"
+    p1_train.main(["--data", str(data), "--output", output, *flags.split()])
+    with open(Path(output) / "metrics.csv", newline="") as file:
+        _, *epochs = csv.DictReader(file)
     return harmonic_mean(float(epoch["images_per_second"]) for epoch in epochs), None
 
 
 def plain(data, arch, batch_size):
-    """(Images/s of torchvision's folder, timm's transform and an fp32 loop in one process, None)."""
+    """(Images/s of torchvision's folder, timm's transform and an fp32 loop, its second epoch, None)."""
     model = timm.create_model(arch, num_classes=CLASSES)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=True,
                                            scale=(0.5, 1), color_jitter=None)
-    optimizer, ends = torch.optim.Adam(model.parameters()), []
-    for images, targets in DataLoader(ImageFolder(data / "train", transform), batch_size, shuffle=True):
-        optimizer.zero_grad()
-        cross_entropy(model(images), targets).backward()
-        optimizer.step()
-        ends.append(time.perf_counter())
-    return batch_size * (len(ends) - WARM_UP) / (ends[-1] - ends[WARM_UP - 1]), None
+    optimizer = torch.optim.Adam(model.parameters())
+    loader = DataLoader(ImageFolder(data / "train", transform), batch_size, shuffle=True)
+
+    def epoch():
+        for images, targets in loader:
+            optimizer.zero_grad()
+            cross_entropy(model(images), targets).backward()
+            optimizer.step()
+
+    epoch()
+    return pace(len(loader.dataset), epoch)
 
 
 def tensor(count, arch, batch_size, *setting):
     """(Images/s of steps of Adam on one tensor, None)."""
-    ways, _ = steps(count, ["adam"], arch, batch_size, *setting)
-    return batch_size / mean(ways["adam"][0]), None
+    times, _ = zip(*steps(count, ["adam"], arch, batch_size, *setting)["adam"])
+    return batch_size / mean(times), None
 
 
 def steps(count, ways, arch, batch_size, precision, device, compiled=False):
-    """Steps on one tensor, the `ways` in turn: ({way: (seconds, peak MiB) of each}, MiB of the weights).
+    """Steps on one tensor, the `ways` in turn: {way: (seconds, peak MiB) of each}.
 
     A way is adam, sam (around it), or passes: two, forward and backward, before a step of Adam.
     """
@@ -95,40 +97,37 @@ def steps(count, ways, arch, batch_size, precision, device, compiled=False):
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             turns[way].append((seconds(step, way), peak_memory(device) / 2**20))
-    weights = sum(4 * parameter.numel() for parameter in model.parameters()) / 2**20
-    return {way: tuple(zip(*turns[way][WARM_UP:])) for way in ways}, weights
+    return {way: turns[way][WARM_UP:] for way in ways}
 
 
 def sam_rows(goal, count, arch, batch_size, precision, device, compiled):
     """SAM in turn with two passes and a base step: the time, and on a GPU the memory and the arithmetic."""
     how = f"{arch}, {batch_size} images, {precision}{', torch.compile' if compiled else ''}"
-    ways, weights = in_new_process(steps, count, ["passes", "sam"], arch, batch_size, precision, device,
-                                   compiled)
-    (passes, peaks), (sam, sam_peaks) = ways["passes"], ways["sam"]
+    ways = in_new_process(steps, count, ["passes", "sam"], arch, batch_size, precision, device, compiled)
+    (passes, peaks), (sam, sam_peaks) = (zip(*ways[way]) for way in ("passes", "sam"))
     yield row(f"SAM step / two passes and a base step, {how}", "s", "<=", goal, sam, passes)
     if device.type == "cuda":
+        parameters = timm.create_model(arch, num_classes=CLASSES).parameters()
+        weights = sum(each.numel() for each in parameters) / 2**18
         yield row(f"peak memory, SAM / Adam and a copy of the weights, {how}", "MiB", "<=", 1, sam_peaks,
                   [peak + weights for peak in peaks])
         name = torch.cuda.get_device_name(device)
-        if peak := next((PEAKS[part] for part in PEAKS if part in name), None):
+        for peak in [PEAKS[part] for part in PEAKS if part in name][:1]:
             yield row(f"FLOP utilisation of SAM, {how}", "FLOP/s", ">=", 0.45,
                       [2 * FLOPS * batch_size / taken for taken in sam], [peak] * len(sam))
 
 
-def rows(options):
-    """The rows of the table."""
+def training(options, work):
     on_gpu = options.device.type == "cuda"
     precision = "bf16" if on_gpu or has_instructions_for("bf16") else "fp32"
     arch, batch_size, count, sam_count = ("test_vit", 4, 2, 3) if options.small else \
         ("vit_base_patch16_224", 128, 98, 30) if on_gpu else ("vit_tiny_patch16_224", 32, 10, 30)
     setting = arch, batch_size, precision, options.device
-    with tempfile.TemporaryDirectory() as work:
-        data = Path(work)
-        photo_folder(data / "train", batch_size * (WARM_UP + count))
-        others = [("on a tensor in memory", 0.95, tensor, count, *setting),
-                  ("the plain loop, fp32", 2, plain, data, arch, batch_size)]
-        yield from compare(
-            options.repeats, f"training on photos, {arch}, {batch_size} images, {precision}", "images/s",
-            (photos, data, *setting), *(others[:1] if on_gpu else others))
+    photo_folder(work / "train", batch_size * (WARM_UP + count))
+    others = [("on a tensor in memory", 0.95, tensor, count, *setting),
+              ("the plain loop, fp32", 2, plain, work, arch, batch_size)]
+    yield from compare(
+        options.repeats, f"training on photos, {arch}, {batch_size} images, {precision}", "images/s",
+        (photos, work, *setting), *(others[:1] if on_gpu else others))
     for size, compiled, goal in SAM_STEPS[options.device.type]:
         yield from sam_rows(goal, sam_count, arch, size, precision, options.device, compiled)

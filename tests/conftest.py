@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.page import CHROMIUM
+from benchmarks.starting import CHROMIUM
 from datasets.shapes import write_dataset
 from tests.helpers.training import TRAIN
 
