@@ -24,6 +24,7 @@ from pathlib import Path
 
 from common.cli import ArgumentParser, note, reports_errors
 from common.errors import BadInput
+from common.files import refuse_missing, write_text, written_whole
 
 MOST_HARD_PHOTOS, PHOTOS_A_ROW = 12, 4  # in the figure
 
@@ -45,9 +46,8 @@ def refuse(args):
     if (args.output / "config.json").exists():
         raise BadInput(f"--output {args.output} holds a training run, whose curves.png a report would "
                        "overwrite: name another folder")
-    if args.images and not args.images.is_dir():
-        problem = "is not a folder" if args.images.exists() else "does not exist"
-        raise BadInput(f"--images {args.images} {problem}: name the folder of photos that p1_eval.py read")
+    if args.images:
+        refuse_missing(args.images, "the folder of photos that p1_eval.py read", folder=True)
 
 
 @reports_errors
@@ -56,7 +56,6 @@ def main(argv=None):
     refuse(args)
 
     # After the arguments, so that --help and typing errors answer at once.
-    from common.files import write_text, written_whole
     from compare import claims, comparisons, runs, tables
     from plots import calibration, curves
     from plots.style import save
@@ -93,7 +92,6 @@ def main(argv=None):
     write_text(args.output / "per_class.csv", tables.per_class_csv(settings))
     write_text(args.output / "report.md", str(report))
     print(f"{len(study.runs)} runs of {len(settings)} settings: see {args.output / 'report.md'}")
-    return 0
 
 
 def add_mistakes(report, settings, folder):
