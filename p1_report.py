@@ -24,7 +24,7 @@ from pathlib import Path
 
 from common.cli import ArgumentParser, note, reports_errors
 from common.errors import BadInput
-from common.files import refuse_missing, write_text, written_whole
+from common.files import write_text, written_whole
 
 MOST_HARD_PHOTOS, PHOTOS_A_ROW = 12, 4  # in the figure
 
@@ -46,8 +46,9 @@ def refuse(args):
     if (args.output / "config.json").exists():
         raise BadInput(f"--output {args.output} holds a training run, whose curves.png a report would "
                        "overwrite: name another folder")
-    if args.images:
-        refuse_missing(args.images, "the folder of photos that p1_eval.py read", folder=True)
+    if args.images and not args.images.is_dir():
+        problem = "is not a folder" if args.images.exists() else "does not exist"
+        raise BadInput(f"--images {args.images} {problem}: name the folder of photos that p1_eval.py read")
 
 
 @reports_errors
