@@ -24,6 +24,7 @@ from pathlib import Path
 
 from common.cli import ArgumentParser, note, reports_errors
 from common.errors import BadInput
+from common.files import write_text, written_whole
 
 MOST_HARD_PHOTOS, PHOTOS_A_ROW = 12, 4  # in the figure
 
@@ -56,7 +57,6 @@ def main(argv=None):
     refuse(args)
 
     # After the arguments, so that --help and typing errors answer at once.
-    from common.files import write_text, written_whole
     from compare import claims, comparisons, runs, tables
     from plots import calibration, curves
     from plots.style import save
@@ -93,7 +93,6 @@ def main(argv=None):
     write_text(args.output / "per_class.csv", tables.per_class_csv(settings))
     write_text(args.output / "report.md", str(report))
     print(f"{len(study.runs)} runs of {len(settings)} settings: see {args.output / 'report.md'}")
-    return 0
 
 
 def add_mistakes(report, settings, folder):

@@ -101,7 +101,6 @@ def main(argv=None):
         print_comparisons(comparisons)
         print(sharpness.overall({verdict for *_, verdict in comparisons}))
     print(f"{args.output} and {arrays_file}")
-    return 0
 
 
 def names_of(paths):

@@ -90,7 +90,6 @@ def main(argv=None):
         for reduce, name in ((np.mean, f"mean of {baseline}"), (np.max, "the highest of them")):
             print(as_row({kind: reduce(values) for kind, values in draws.items()}), name)
     print(f"{args.output} and {args.output.with_suffix('.npz')}")
-    return 0
 
 
 def as_row(values):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from common.cli import ArgumentParser, note, reports_errors
 from common.errors import BadInput
+from common.files import refuse_missing, refuse_unwritable, write_text
 
 HEAVY = 60  # megabytes, from which on a browser takes seconds to open the page
 
@@ -38,11 +39,10 @@ def refuse(args):
     if args.output.suffix != ".html":
         raise BadInput(f"--output {args.output}: its name must end with .html")
     for file, script in ((args.posembed, "p1_viz_posembed.py"), (args.pointing_game, "p2_eval.py --json")):
-        if file and not file.is_file():
-            raise BadInput(f"{file} does not exist: name what {script} wrote")
+        if file:
+            refuse_missing(file, f"what {script} wrote")
     for folder in [*args.attention, *args.captions, *args.images]:
-        if not folder.is_dir():
-            raise BadInput(f"{folder} {'is a file' if folder.exists() else 'does not exist'}: name a folder")
+        refuse_missing(folder, "a folder", folder=True)
 
 
 @reports_errors
@@ -51,7 +51,6 @@ def main(argv=None):
     refuse(args)
 
     # After the arguments, so that --help and typing errors answer at once.
-    from common.files import refuse_unwritable, write_text
     from compare.runs import Study
     from page import attention, captions, positions, results
     from page.render import as_html

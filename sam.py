@@ -96,11 +96,7 @@ class SAM(torch.optim.Optimizer):
 
     @contextlib.contextmanager
     def first_pass(self):
-        """A context around the forward and backward passes at w.
-
-        It remembers the random streams and the buffers for `second_pass`. Under DistributedDataParallel the
-        gradients stay those of this rank, unless `sync_perturbation` is set.
-        """
+        """A context around the passes at w: remembers the random streams and buffers for `second_pass`."""
         self._before = self._random_streams(), self._buffers()
         local = hasattr(self.model, "no_sync") and not self.sync_perturbation
         with self.model.no_sync() if local else contextlib.nullcontext():
@@ -108,11 +104,10 @@ class SAM(torch.optim.Optimizer):
 
     @contextlib.contextmanager
     def second_pass(self):
-        """A context around the forward and backward passes at w + eps.
+        """A context around the passes at w + eps. Raises RuntimeError without a `first_pass`.
 
         They begin with the random streams and the buffers with which `first_pass` began. In the end, after an
-        exception too, both are as the first pass left them, and the weights are w. Raises RuntimeError
-        without a `first_pass`.
+        exception too, both are as the first pass left them, and the weights are w.
         """
         if self._before is None:
             raise RuntimeError("second_pass() repeats first_pass(): put that one around the first pass")
@@ -129,9 +124,8 @@ class SAM(torch.optim.Optimizer):
     def first_step(self, zero_grad=False):
         """Perturb w to w + eps, with eps from the gradients that the first pass left.
 
-        They may be those of a scaled loss; parameters without one stay. If all gradients are zero, nothing
-        moves; if one is inf or NaN, so is the second gradient, for a scaler to skip the step. Raises
-        ValueError for sparse gradients.
+        Parameters without one stay, and all where each is zero; if one is inf or NaN, so is the second
+        gradient, for a scaler to skip the step. Raises ValueError for sparse gradients.
         """
         self.restore()
         self._may_descend = True
@@ -193,12 +187,10 @@ class SAM(torch.optim.Optimizer):
     def step(self, closure=None, scaler=None):
         """A whole step. `closure` clears the gradients, runs forward and backward and returns the loss.
 
-        It is called twice. If it adds up the gradients of several micro-batches, the perturbation follows
-        their sum. If it raises, the weights are w. With a `torch.amp.GradScaler` it runs backward on
-        `scaler.scale(loss)`; `scaler.update()` is left to you. Without a closure this is `second_step()`, and
-        raises RuntimeError where there was no `first_step`.
-
-        Returns the loss of the first call, at w.
+        It is called twice; returned is the first loss, at w. If it adds up the gradients of several
+        micro-batches, the perturbation follows their sum. If it raises, the weights are w. With a
+        `torch.amp.GradScaler` it runs backward on `scaler.scale(loss)`; `scaler.update()` is left to you.
+        Without a closure this is `second_step()`, and raises RuntimeError where there was no `first_step`.
         """
         losses = [None] if closure is None else self._both_passes([closure])
         if not self._may_descend:
@@ -216,9 +208,7 @@ class SAM(torch.optim.Optimizer):
 
         `closures` are as in `step`, one a micro-batch, and each divides its loss by their number: the
         gradients found at w + eps are summed, in one more copy of them. Under DistributedDataParallel no
-        closure holds `no_sync`.
-
-        Returns the losses of the first calls, at w.
+        closure holds `no_sync`. Returns the losses of the first calls, at w.
         """
         losses = self._both_passes(closures)
         self.step(scaler=scaler)

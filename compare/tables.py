@@ -63,24 +63,22 @@ def table_row(setting):
             "ci95_low": ci95_low, "ci95_high": ci95_high}
 
 
-def setting_cells(setting, columns):
-    """The texts of a row for people; what is not known is a dash."""
-    row, cells = table_row(setting), {}
-    for heading, form, *names in columns:
-        cells[heading] = " to ".join(_cell(row[name], form) for name in names)
-    if len(setting.runs) == 1:
-        cells["range over seeds"] = "one run"
-    return list(cells.values())
+def settings_cells(settings, columns=COLUMNS):
+    """A table of settings for people, (header, rows of texts); what is not known is a dash."""
+    rows = []
+    for setting in settings:
+        row = table_row(setting)
+        cells = {heading: " to ".join(_cell(row[name], form) for name in names)
+                 for heading, form, *names in columns}
+        if len(setting.runs) == 1:
+            cells["range over seeds"] = "one run"
+        rows.append(list(cells.values()))
+    return [heading for heading, *_ in columns], rows
 
 
 def _cell(value, form):
     unknown = value is None or isinstance(value, float) and not np.isfinite(value)
     return "–" if unknown else form.format(value)
-
-
-def settings_cells(settings):
-    """The settings table for people, (header, rows of texts)."""
-    return [heading for heading, *_ in COLUMNS], [setting_cells(setting, COLUMNS) for setting in settings]
 
 
 def settings_section(settings):
@@ -122,9 +120,9 @@ def sam_section(pairs, comparisons):
 
 def sweep_section(sweeps):
     """The accuracies over the learning rates, a row a setting."""
-    rows = [[name, as_text(setting.settings["lr"]), *setting_cells(setting, SWEEP_COLUMNS)]
-            for name, sweep in sweeps for setting in sweep]
-    return markdown_table(["settings", "lr", *(heading for heading, *_ in SWEEP_COLUMNS)], rows)
+    names = [(name, as_text(setting.settings["lr"])) for name, sweep in sweeps for setting in sweep]
+    header, rows = settings_cells([setting for _, sweep in sweeps for setting in sweep], SWEEP_COLUMNS)
+    return markdown_table(["settings", "lr", *header], [[*name, *row] for name, row in zip(names, rows)])
 
 
 def hard_photos_section(hard, settings):

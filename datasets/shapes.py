@@ -38,9 +38,9 @@ SPLITS = {"train": 0, "val": 1}  # as numbers they enter the seeds, so that both
 PROCESSES = 2
 
 
-def _arc(radius_x, radius_y, start=0.0, stop=TAU, center=(0.0, 0.0)):
+def _arc(radius, start=0.0, stop=TAU, center=(0.0, 0.0)):
     angle = np.linspace(start, stop, 48)
-    return np.stack([center[0] + radius_x * np.cos(angle), center[1] + radius_y * np.sin(angle)], 1)
+    return center + radius * np.stack([np.cos(angle), np.sin(angle)], 1)
 
 
 def _radial(radii):
@@ -64,39 +64,35 @@ def _heart():
 # name -> outlines (corners in the unit disc, y points down): the first is filled, later ones are cut out
 OUTLINES = {
     # the demo's classes
-    "arrow": [_polygon("-0.22,1 -0.22,0 -0.7,0 0,-1 0.7,0 0.22,0 0.22,1")],
-    "bolt": [_polygon("0.25,-1 -0.6,0.15 -0.08,0.15 -0.3,1 0.6,-0.25 0.08,-0.25")],
-    "crescent": [_arc(0.95, 0.95), _arc(0.8, 0.8, center=(0.42, 0))],
-    "cross": [_polygon("-0.3,-1 0.3,-1 0.3,-0.3 1,-0.3 1,0.3 0.3,0.3 "
-                       "0.3,1 -0.3,1 -0.3,0.3 -1,0.3 -1,-0.3 -0.3,-0.3")],
+    "arrow": [_polygon("-.22,1 -.22,0 -.7,0 0,-1 .7,0 .22,0 .22,1")],
+    "bolt": [_polygon(".25,-1 -.6,.15 -.08,.15 -.3,1 .6,-.25 .08,-.25")],
+    "crescent": [_arc(0.95), _arc(0.8, center=(0.42, 0))],
+    "cross": [_polygon("-.3,-1 .3,-1 .3,-.3 1,-.3 1,.3 .3,.3 .3,1 -.3,1 -.3,.3 -1,.3 -1,-.3 -.3,-.3")],
     "heart": [_heart()],
-    "mushroom": [np.vstack([_arc(0.95, 0.85, TAU / 2, TAU), _polygon("0.32,0 0.32,0.9 -0.32,0.9 -0.32,0")])],
-    "ring": [_arc(0.95, 0.95), _arc(0.52, 0.52)],
-    "square": [_polygon("-0.75,-0.75 0.75,-0.75 0.75,0.75 -0.75,0.75")],
+    "mushroom": [np.vstack([_arc(1, TAU / 2, TAU) * [0.95, 0.85], _polygon(".32,0 .32,.9 -.32,.9 -.32,0")])],
+    "ring": [_arc(0.95), _arc(0.52)],
+    "square": [_polygon("-.75,-.75 .75,-.75 .75,.75 -.75,.75")],
     "star": [_radial([1, 0.42] * 5)],
     "triangle": [_radial([1, 1, 1])],
     # the classes that the shipped model was pretrained on
-    "anvil": [_polygon("-0.9,-0.6 0.9,-0.6 0.3,0 0.75,0.6 -0.75,0.6 -0.3,0")],
-    "capsule": [np.vstack([_arc(0.42, 0.42, TAU / 2, TAU, (0, -0.5)),
-                           _arc(0.42, 0.42, 0, TAU / 2, (0, 0.5))])],
-    "chevron": [_polygon("-0.9,0.1 0,-0.8 0.9,0.1 0.9,0.75 0,-0.15 -0.9,0.75")],
-    "circle": [_arc(0.9, 0.9)],
-    "drop": [np.vstack([_arc(0.62, 0.62, -0.4, TAU / 2 + 0.4, (0, 0.35)), _polygon("0,-1")])],
-    "frame": [_polygon("-0.75,-0.75 0.75,-0.75 0.75,0.75 -0.75,0.75"),
-              _polygon("-0.4,-0.4 0.4,-0.4 0.4,0.4 -0.4,0.4")],
+    "anvil": [_polygon("-.9,-.6 .9,-.6 .3,0 .75,.6 -.75,.6 -.3,0")],
+    "capsule": [np.vstack([_arc(0.42, TAU / 2, TAU, (0, -0.5)), _arc(0.42, 0, TAU / 2, (0, 0.5))])],
+    "chevron": [_polygon("-.9,.1 0,-.8 .9,.1 .9,.75 0,-.15 -.9,.75")],
+    "circle": [_arc(0.9)],
+    "drop": [np.vstack([_arc(0.62, -0.4, TAU / 2 + 0.4, (0, 0.35)), _polygon("0,-1")])],
+    "frame": [_polygon("-.75,-.75 .75,-.75 .75,.75 -.75,.75"), _polygon("-.4,-.4 .4,-.4 .4,.4 -.4,.4")],
     "gear": [_radial([0.95, 0.95, 0.66, 0.66] * 8)],
-    "half disc": [_arc(0.95, 0.95, TAU / 2, TAU, (0, 0.4))],
+    "half disc": [_arc(0.95, TAU / 2, TAU, (0, 0.4))],
     "hexagon": [_radial([0.95] * 6)],
-    "hourglass": [_polygon("-0.7,-0.9 0.7,-0.9 0.12,0 0.7,0.9 -0.7,0.9 -0.12,0")],
-    "L": [_polygon("-0.6,-0.9 -0.05,-0.9 -0.05,0.35 0.75,0.35 0.75,0.9 -0.6,0.9")],
-    "pie": [np.vstack([_arc(0.95, 0.95, 0.6, TAU - 0.6), _polygon("0,0")])],
-    "rhombus": [_polygon("0,-1 0.6,0 0,1 -0.6,0")],
+    "hourglass": [_polygon("-.7,-.9 .7,-.9 .12,0 .7,.9 -.7,.9 -.12,0")],
+    "L": [_polygon("-.6,-.9 -.05,-.9 -.05,.35 .75,.35 .75,.9 -.6,.9")],
+    "pie": [np.vstack([_arc(0.95, 0.6, TAU - 0.6), _polygon("0,0")])],
+    "rhombus": [_polygon("0,-1 .6,0 0,1 -.6,0")],
     "spark": [_radial([1, 0.3] * 4)],
     "sun": [_radial([1, 0.7] * 11)],
-    "T": [_polygon("-0.85,-0.85 0.85,-0.85 0.85,-0.3 0.28,-0.3 0.28,0.9 -0.28,0.9 -0.28,-0.3 -0.85,-0.3")],
-    "U": [_polygon("-0.75,-0.85 -0.25,-0.85 -0.25,0.35 0.25,0.35 "
-                   "0.25,-0.85 0.75,-0.85 0.75,0.85 -0.75,0.85")],
-    "wave": [_polygon("-1,-0.2 -0.5,-0.65 0,-0.2 0.5,-0.65 1,-0.2 1,0.4 0.5,-0.05 0,0.4 -0.5,-0.05 -1,0.4")],
+    "T": [_polygon("-.85,-.85 .85,-.85 .85,-.3 .28,-.3 .28,.9 -.28,.9 -.28,-.3 -.85,-.3")],
+    "U": [_polygon("-.75,-.85 -.25,-.85 -.25,.35 .25,.35 .25,-.85 .75,-.85 .75,.85 -.75,.85")],
+    "wave": [_polygon("-1,-.2 -.5,-.65 0,-.2 .5,-.65 1,-.2 1,.4 .5,-.05 0,.4 -.5,-.05 -1,.4")],
 }
 DEMO_CLASSES = list(OUTLINES)[:10]
 PRETRAIN_CLASSES = list(OUTLINES)[10:]

@@ -48,9 +48,8 @@ def attention_maps(model, images, blocks=(-1,)):
     The latter is a tensor (B, heads, N, N), float32, for each block, whose rows, softmax(q k^T / sqrt(d) +
     bias), sum to 1. A block with parallel attention branches has the heads of all of them. The model runs
     once as it is, fused attention and autocast included; then only the blocks asked for run again, from their
-    own input, with their attention computed in steps. A compiled model runs uncompiled, since it would not
-    call the hooks that catch those inputs. Raises BadInput for a block that is not there, and for
-    differential attention.
+    own input, with their attention computed in steps. A compiled model runs uncompiled: it would not call the
+    hooks that catch those inputs. Raises BadInput for a missing block, and for differential attention.
     """
     modules = [_block(model, index) for index in blocks]
     inputs = {}
@@ -58,14 +57,12 @@ def attention_maps(model, images, blocks=(-1,)):
     def catch(module, args, kwargs):
         inputs[module] = args, kwargs
 
-    hooks = [module.register_forward_pre_hook(catch, with_kwargs=True) for module in modules]
-    compiled = any(hasattr(module, "_orig_mod") or module._compiled_call_impl for module in model.modules())
-    with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
-        try:
-            logits = model(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
+    with contextlib.ExitStack() as stack:
+        if any(hasattr(module, "_orig_mod") or module._compiled_call_impl for module in model.modules()):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        for module in modules:
+            stack.enter_context(module.register_forward_pre_hook(catch, with_kwargs=True))
+        logits = model(images)
         return logits, [_attention(module, *inputs[module]) for module in modules]
 
 

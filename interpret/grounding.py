@@ -1,19 +1,23 @@
 """Whether attention lies on the object: shares, peaks, and the pointing game of words, judged by masks."""
 
-from dataclasses import astuple, dataclass
+from collections import namedtuple
 
 import torch
 import torch.nn.functional as F
 
 from datasets.scenes import roles
 
+# The pointing game of a token: whether the peak of its map lies on the object that it speaks of, grown by a
+# cell, and the share of cells for which that would be true; the share of the attention on the object, and the
+# share of cells that it covers; the share of the attention on the other object of the scene.
+Pointing = namedtuple("Pointing", "hit chance mass area elsewhere")
+
 
 def share_on(attention, inside, outside):
     """The share of attention (..., H, W) on an object and the share of the area that it covers.
 
     `inside` and `outside` (H, W) are the parts of each patch that the object and the background cover; what
-    is in neither, a border of unsure pixels, counts for neither. The first share is (...), the second a
-    scalar.
+    is in neither, a border of unsure pixels, counts for neither. The shares are (...) and a scalar.
     """
     on, off = (attention * inside).sum((-2, -1)), (attention * outside).sum((-2, -1))
     return on / (on + off), inside.sum() / (inside.sum() + outside.sum())
@@ -27,17 +31,6 @@ def peaks_on(attention, inside):
     """
     near = F.max_pool2d((inside > 0).float()[None, None], 3, stride=1, padding=1)[0, 0]
     return bool(near.flatten()[attention.argmax()]), near.mean().item()
-
-
-@dataclass
-class Pointing:
-    """The pointing game of one token: its map against the object that the token speaks of."""
-
-    hit: float  # the peak lies on the object, grown by a cell
-    chance: float  # the share of cells for which that would be true
-    mass: float  # the share of the attention on the object
-    area: float  # the share of cells that it covers
-    elsewhere: float  # the share of the attention on the other object of the scene
 
 
 def point(attention, inside, other):
@@ -69,6 +62,6 @@ def pointing_table(pointings):
     """The number of tokens and the mean Pointing of each word class in alphabetical order, as dicts."""
     by_class = {}
     for word_class, pointing in pointings:
-        by_class.setdefault(word_class, []).append(astuple(pointing))
-    return {word_class: {"tokens": len(rows), **vars(Pointing(*torch.tensor(rows).mean(0).tolist()))}
+        by_class.setdefault(word_class, []).append(pointing)
+    return {word_class: {"tokens": len(rows), **Pointing(*torch.tensor(rows).mean(0).tolist())._asdict()}
             for word_class, rows in sorted(by_class.items())}

@@ -95,8 +95,7 @@ def losses_over(loss, weights, batches, directions, across, up):
 def rises(loss, weights, batches, rhos):
     """The rise of the mean loss L at SAM's perturbation (Foret et al. 2020, arXiv:2010.01412, eq. 2):
 
-    L(w + rho * g / ||g||) - L(w), for each rho; g is the gradient of L at w, its norm that of all weights. 0
-    where g is 0.
+    L(w + rho * g / ||g||) - L(w), for each rho; g is the gradient of L at w, ||g|| over all weights; 0 for 0.
     """
     gradient = mean_gradient(loss, weights, batches)
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradient.values()]))

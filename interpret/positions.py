@@ -13,8 +13,7 @@ from common.errors import BadInput
 def position_similarity(model):
     """Cosine similarity of every patch's position embedding with all others, float32 (H, W, H, W).
 
-    `[i, j]` is the map of the patch in row i, column j. Raises BadInput for a model that has no such
-    embedding.
+    `[i, j]` is the map of the patch in row i, column j. Raises BadInput for a model without such embeddings.
     """
     if getattr(model, "pos_embed", None) is None:
         rotary = getattr(model, "rope", None) is not None
@@ -63,10 +62,7 @@ def position_statistics(similarity):
 
 @functools.lru_cache(maxsize=4)
 def _displacements(height, width):
-    """For all pairs of patches how far they lie apart, and how many pairs lie so far.
-
-    That is rows * width + columns (H * W, H * W), and (H, W) without a patch and itself.
-    """
+    """rows * width + columns between all patches (H * W, H * W); how many pairs lie so far apart (H, W)."""
     row, column = torch.arange(height * width) // width, torch.arange(height * width) % width
     apart = (row[:, None] - row).abs() * width + (column[:, None] - column).abs()
     counts = apart.flatten().bincount(minlength=height * width).reshape(height, width)
@@ -77,8 +73,7 @@ def _displacements(height, width):
 def random_statistics(grid, channels, resampled_to=None, draws=100, seed=0):
     """`position_statistics` of `draws` embeddings from a normal distribution, as arrays (draws, ...).
 
-    They have the `grid` (H, W) of a model, and are resampled as its own are: that alone makes neighbours
-    alike.
+    They have a model's `grid` (H, W), and are resampled as its own are: that alone makes neighbours alike.
     """
     generator = torch.Generator().manual_seed(seed)
     samples = []

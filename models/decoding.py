@@ -57,16 +57,12 @@ def _best_longer(beginnings, log_probs, count):
 
     `log_probs` (beginnings, V) are those of the tokens to come.
     """
-    if not beginnings:
-        return []
     totals = torch.tensor([total for total, _ in beginnings], dtype=torch.float64)
     candidates = (totals[:, None] + log_probs).flatten()
     best = candidates.topk(min(count, len(candidates)))
-    longer = []
-    for total, index in zip(best.values.tolist(), best.indices.tolist()):
-        parent, token = divmod(index, log_probs.shape[1])
-        longer.append((total, [*beginnings[parent][1], token], parent))
-    return longer
+    parents, tokens = best.indices // log_probs.shape[1], best.indices % log_probs.shape[1]
+    return [(total, [*beginnings[parent][1], token], parent)
+            for total, parent, token in zip(best.values.tolist(), parents.tolist(), tokens.tolist())]
 
 
 @dataclass

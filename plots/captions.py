@@ -29,8 +29,7 @@ def draw_caption(photo, box, maps, titles, probabilities, caption, heading, labe
 
     `photo` is uint8 (height, width, 3); `box` (left, top, right, bottom), in its pixels, is what the cells of
     the `maps` (T, H, W), at least 0, divide evenly. Each map has one of the `titles` and `probabilities`.
-    `caption` and `heading` stand beside the photo, large and small; `label` says at the colour bar what the
-    maps are.
+    `caption` and `heading` stand beside the photo, large and small; `label` says what the maps are.
     """
     aspect, norm = photo.shape[0] / photo.shape[1], PowerNorm(0.5, 0, maps.max())
     across = min(PHOTO[0], PHOTO[1] / aspect)

@@ -1,6 +1,5 @@
 """Figures drawn beside the work that they are of, by processes of their own."""
 
-import contextlib
 import multiprocessing
 import os
 import signal
@@ -25,37 +24,28 @@ class Drawing:
         self._pending, self._most = deque(), 2 * workers
         return self
 
-    def __exit__(self, kind, *error):
+    def __exit__(self, kind, error, _):
         try:
+            if kind is BrokenProcessPool:
+                raise error
             while self._pending and kind is None:
-                self._finish_one()
+                self._pending.popleft().result()
+        except BrokenProcessPool as lost:
+            message = "a process that draws figures was killed, perhaps for want of memory: free some"
+            raise BadInput(message) from lost
         finally:
             self._pool.shutdown(cancel_futures=True)
 
     def draw(self, path, function, *args, **kwargs):
         """Have `function(*args, path, **kwargs)` draw a picture file, written whole or not at all."""
         if len(self._pending) == self._most:  # the arrays of all would fill the memory
-            self._finish_one()
-        with _explaining_a_lost_process():
-            self._pending.append(self._pool.submit(draw_whole, path, function, args, kwargs))
-
-    def _finish_one(self):
-        with _explaining_a_lost_process():
             self._pending.popleft().result()
+        self._pending.append(self._pool.submit(draw_whole, path, function, args, kwargs))
 
 
 def _begin():
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that this one draws for
     os.nice(10)  # they use the time that it leaves: its threads wait for one another where one is held up
-
-
-@contextlib.contextmanager
-def _explaining_a_lost_process():
-    try:
-        yield
-    except BrokenProcessPool as error:
-        raise BadInput(
-            "a process that draws figures was killed, perhaps for want of memory: free some") from error
 
 
 def draw_whole(path, function, args, kwargs):

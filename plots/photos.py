@@ -16,8 +16,7 @@ def draw_photos(rows, title):
     bands = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
     for band, (heading, photos) in zip(bands, rows):
         if heading:
-            band.suptitle(heading, x=0.02, ha="left", fontsize=9.5, weight="bold", wrap=True,
-                          parse_math=False)
+            band.suptitle(heading, x=0.02, ha="left", size=9.5, weight="bold", wrap=True, parse_math=False)
         cells = band.subfigures(1, columns, squeeze=False)[0]  # in which captions wrap
         for cell, (photo, caption) in zip(cells, photos):
             axes = cell.subplots()

@@ -148,7 +148,7 @@ def test_photos_that_were_moved_are_found_by_their_names(written, shapes, tmp_pa
 @pytest.mark.parametrize(("flags", "expected"), [
     ("", "nothing to show"),
     ("--attention {tmp}/missing", "missing does not exist: name a folder"),
-    ("--attention {folder}/posembed.npz", "posembed.npz is a file: name a folder"),
+    ("--attention {folder}/posembed.npz", "posembed.npz is not a folder: name a folder"),
     ("--posembed {tmp}/missing.npz", "missing.npz does not exist"),
     ("--captions {folder}/captions --pointing-game {tmp}/missing.json", "missing.json does not exist"),
     ("--posembed {folder}/posembed.npz --pointing-game {folder}/captions.json", "belongs to --captions"),

@@ -1,5 +1,3 @@
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -14,12 +12,12 @@ def test_pointing_is_what_the_masks_say():
     attention[0, 0], attention[1, 2], attention[3, 3] = 0.3, 0.5, 0.2
     pointing = grounding.point(attention, inside, other)
     assert pointing.hit == 1, "beside a cell that the object touches"
-    assert np.allclose(dataclasses.astuple(pointing), [1, 6 / 16, 0.3, 1.5 / 16, 0.2])
+    assert np.allclose(pointing, [1, 6 / 16, 0.3, 1.5 / 16, 0.2])
     assert grounding.point(attention.flip(1), inside, other).hit == 1
     assert grounding.point(attention, other, inside).hit == 0
     pair = [("shape", pointing), ("shape", grounding.Pointing(0, 0, 0, 0, 0))]
     assert grounding.pointing_table(pair)["shape"] == pytest.approx(
-        {"tokens": 2, **{name: value / 2 for name, value in vars(pointing).items()}})
+        {"tokens": 2, **{name: value / 2 for name, value in pointing._asdict().items()}})
 
 
 def test_each_token_points_at_the_group_that_it_speaks_of():
