@@ -39,12 +39,11 @@ def list_files(folder, written=()):
         if not os.path.isdir(entry.path):
             names.append(entry.name)
             continue
-        files = _visible(entry.path, written)
-        for inner in files:
+        for inner in _visible(entry.path, written):
             if os.path.isdir(inner.path):
                 raise BadInput(f"{inner.path} is nested too deep: put images in {folder} or its subfolders")
             names.append(f"{entry.name}/{inner.name}")
-        if not files:
+        if not _visible(entry.path):
             empty.append(entry.name)
     if not names:
         raise BadInput(f"{folder} holds no images")
@@ -53,7 +52,7 @@ def list_files(folder, written=()):
     return sorted(names)
 
 
-def _visible(folder, written):
+def _visible(folder, written=()):
     real = os.path.realpath(folder)
     with os.scandir(folder) as entries:
         return [entry for entry in entries if not entry.name.lower().startswith(LITTER)
