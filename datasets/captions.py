@@ -39,8 +39,11 @@ class CaptionedFolder:
         return names, [caption for captions in self.captions for caption in captions]
 
 
-def read_captions(folder, split):
-    """The captioned photos of `split`, `train` or `val`, of a folder in COCO's layout, else BadInput."""
+def read_captions(folder, split, may_lack_photos=False):
+    """The captioned photos of `split`, `train` or `val`, of a folder in COCO's layout, else BadInput.
+
+    With `may_lack_photos` those that are missing are left for the caller to find.
+    """
     folder = Path(folder)
     refuse_missing(folder, "a folder in COCO's layout", folder=True)
     files = sorted((folder / "annotations").glob(f"captions_{split}*.json"))
@@ -57,7 +60,8 @@ def read_captions(folder, split):
         raise BadInput(f"{file} is not a captions file in COCO's format ({reason})") from error
     if not captions:
         raise BadInput(f"{file} holds no captions")
-    if missing := [name for name in captions if not (root / name).is_file()]:
+    missing = [] if may_lack_photos else [name for name in captions if not (root / name).is_file()]
+    if missing:
         count = f"{len(missing)} of {len(captions)}"
         raise BadInput(f"{count} photos of {file} are missing from {root}:", missing[:20])
     return CaptionedFolder(root, list(captions), list(captions.values()))

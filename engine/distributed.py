@@ -8,7 +8,7 @@ import warnings
 import torch
 import torch.distributed as dist
 
-from common.cli import is_lost_rank
+from common.cli import attempt, is_lost_rank
 from common.errors import BadInput, TrainingStopped
 
 
@@ -32,7 +32,9 @@ def init_process_group(device):
     if world_size() > 1:
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        store, number, size = next(dist.rendezvous("env://"))
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=number, world_size=size,
+                                store=dist.PrefixStore(f"attempt {attempt()}", store))
 
 
 def destroy_process_group():
@@ -119,6 +121,18 @@ def all_gather(value):
     values = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def main_process_only(work):
+    """Call `work` on rank 0. What it raises as BadInput or OSError is raised on all ranks. Collective."""
+    error = None
+    if rank() == 0:
+        try:
+            work()
+        except (BadInput, OSError) as caught:
+            error = caught
+    if error := all_gather(error)[0]:
+        raise error
 
 
 def shard(items):
