@@ -253,12 +253,12 @@ def test_two_processes_evaluate_as_one(pairs, name, images):
     assert codes(pairs, f"eval {name} two")[1].count("accuracy ") == 1
 
 
-def test_torchruns_restarts_go_on_by_themselves_to_the_same_bits(pairs, shapes, tmp_path):
+def test_torchruns_restarts_go_on_by_themselves_to_the_same_bits(pairs, tmp_path):
     """Rank 0 is killed, then rank 1: torchrun's store still has the addresses of the attempts before."""
     output = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2,
-               "--max-restarts", 2, ROOT / "p1_train.py", "--data", shapes, "--output", output, *SETTINGS, *TWO,
-               *ADAM_SAM, "--save-every", 1, "--resume"]
+               "--max-restarts", 2, ROOT / "p1_train.py", "--data", pairs / "data", "--output", output,
+               *SETTINGS, *TWO, *ADAM_SAM, "--save-every", 1, "--resume"]
     with open(tmp_path / "log", "w") as log:
         torchrun = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log,
                                     env={**os.environ, "OMP_NUM_THREADS": "1"})
