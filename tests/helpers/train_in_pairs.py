@@ -18,6 +18,7 @@ import torch
 import p1_eval
 import p1_train
 from datasets import decode, images
+from engine.output import locked
 from engine.state import TrainingState
 from tests.helpers import forked
 
@@ -97,6 +98,8 @@ def main(data, output):
         run(name, *ADAM_SAM, "--resume")
     run("lost early", prepare=die_after_connecting)
     run("straight", *ADAM_SAM, "--resume", *TWO, pair=False)
+    with locked(output / "straight"):
+        run("in use", "--output", output / "straight", *ADAM_SAM, "--epochs", "3", "--resume")
     run("bad", prepare=fail_on_one_image)
     run("typing error", "--holdout", "2")
 

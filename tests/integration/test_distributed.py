@@ -235,6 +235,11 @@ def test_another_number_of_processes_is_refused(pairs):
     assert together == [0, 0] and alone == [2] and "the number of processes is 1 now and was 2 before" in said
 
 
+def test_a_folder_that_another_run_holds_is_refused_by_all(pairs):
+    (ends,), said = codes(pairs, "in use")
+    assert ends == [2, 2] and "straight is in use by another run" in said and LOST not in said, said
+
+
 def test_an_error_of_one_process_ends_both_and_is_said_once(pairs):
     (ends,), said = codes(pairs, "bad")
     assert ends == [3, 2] and "another process of this run has failed: nothing was saved yet" in said, said

@@ -6,7 +6,9 @@ import signal
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 
+from common import cli
 from common.cli import SaveEvery, image_size, note, number, one_line, picture_file, reports_errors
 from common.errors import BadImage, BadInput, Interrupted, TrainingStopped
 
@@ -74,3 +76,15 @@ def test_notes_are_one_line_of_the_first_rank(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     note("c")
     assert capsys.readouterr().err == "note: a\\nb\n" and one_line("\r") == "\\r"
+
+
+def test_what_one_rank_says_for_all_is_said_again_after_a_restart(monkeypatch):
+    """torchrun's store counts on from attempt to attempt; over several machines the counts may differ."""
+    store = TCPStore("127.0.0.1", 0, is_master=True)
+    for name, value in {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}.items():
+        monkeypatch.setenv(name, str(value))
+    for restart in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restart)
+        assert [cli.is_first_rank_to("save") for _ in range(2)] == [True, False]
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    assert cli.attempt() == 0
