@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ CPU = ["--device", "cpu"]
 
 
 @pytest.fixture
-def calls(run, shapes, captioners):
+def calls(run, shapes, captioners, tmp_path):
     """By script: its main, the arguments without the output, and how many rows it finishes."""
+    run = shutil.copytree(run, tmp_path / "run")  # p1_eval.py writes there, too
     return {"p1_eval": (p1_eval.main, [shapes / "val", "--checkpoint", run / "best.pt", "--batch-size", 3,
                                        "--workers", 0, "--json"], 6),
             "p2_eval": (p2_eval.main, ["--data", captioners / "coco", "--checkpoint",

@@ -73,29 +73,24 @@ def test_the_images_decide_whether_a_run_goes_on_not_their_folder(stopped, shape
     assert json.loads((stopped / "config.json").read_text())["settings"]["data"] == str(shapes)
 
 
-def test_a_second_run_into_a_folder_is_refused_before_it_changes_anything(shapes, run, tmp_path):
-    """Into a new one, and on a resume."""
-    for flags in ([], ["--resume"]):
-        output = shutil.copytree(run, tmp_path / "resumed") if flags else tmp_path / "new"
-        process = training_process(shapes, output, "--sam", "--save-every", "1000s", *flags)
-        while not (output / ".lock").exists():
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.05)
-        os.kill(process.pid, signal.SIGSTOP)
-        names = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
-        command = [sys.executable, ROOT / "p1_train.py", "--data", shapes, "--output", output, *TRAIN,
-                   "--sam", "--epochs", 1000, "--resume"]
-        second = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-        assert second.returncode == 2 and second.stderr.count("\n") == 1, second.stderr
-        assert "is in use by another run: wait for its end, or name another folder" in second.stderr
-        assert names == {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
-        process.kill()
-        process.communicate()
+def test_a_second_run_into_a_folder_is_refused_before_it_changes_anything(shapes, tmp_path):
+    output = tmp_path / "run"
+    process = training_process(shapes, output, "--sam")
+    os.kill(process.pid, signal.SIGSTOP)
+    names = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+    command = [sys.executable, ROOT / "p1_train.py", "--data", shapes, "--output", output, *TRAIN, "--sam",
+               "--epochs", 1000, "--resume"]
+    second = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    process.kill()
+    process.communicate()
+    assert second.returncode == 2 and second.stderr.count("\n") == 1, second.stderr
+    assert "is in use by another run: wait for its end, or name another folder" in second.stderr
+    assert ".lock" in names and names == {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
 
 
-@pytest.mark.parametrize("ranks_of_the_photo", ["trained on", "held out"])
+@pytest.mark.parametrize("photo_was", ["trained on", "held out"])
 def test_a_photo_that_has_become_bad_leaves_its_place_empty(shapes, run, tmp_path, capsys, monkeypatch,
-                                                            ranks_of_the_photo):
+                                                            photo_was):
     """In the middle of the second epoch; nothing is seen twice, and what was held out stays so."""
     data, output = shutil.copytree(shapes, tmp_path / "data"), tmp_path / "run"
     seen, get = [], images.ImageDataset.__getitem__
@@ -105,7 +100,7 @@ def test_a_photo_that_has_become_bad_leaves_its_place_empty(shapes, run, tmp_pat
     order = ShuffledBatches(len(fit), 8, 0)
     order.epoch = 1
     places = [fit[i] for i in order.order()]
-    victim = places[12] if ranks_of_the_photo == "trained on" else held_out[0]
+    victim = places[12] if photo_was == "trained on" else held_out[0]
 
     def noting(self, key):
         if self.seed is not None and key[0] == 1 and key[1] < len(fit):
@@ -120,7 +115,7 @@ def test_a_photo_that_has_become_bad_leaves_its_place_empty(shapes, run, tmp_pat
     message = capsys.readouterr().err
     assert victim in message and "pass --resume --skip-bad to go on without" in message
     position = saved_run(output)["resume"]["step"]
-    assert position == (1 if ranks_of_the_photo == "trained on" else 4)
+    assert position == (1 if photo_was == "trained on" else 4)
     assert train(data, output, *flags) == 2, "a resume says so again"
     assert "1 file of 32" in capsys.readouterr().err
     del seen[8 * position:]
