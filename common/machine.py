@@ -37,6 +37,14 @@ def usable_cores():
     return os.cpu_count() or 1
 
 
+def attempt():
+    """Which start of the ranks this is, from 0: torchrun's store outlives its restarts, with all that the
+    ranks of before left in it."""
+    # over several machines the counts differ, for each counts what failed on itself
+    alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) if alone else 0
+
+
 def is_first_rank_to(text):
     """Whether this process is the first to call this with `text`; True where the others cannot be asked."""
     if world_size() == 1:
@@ -45,7 +53,8 @@ def is_first_rank_to(text):
 
     try:  # the store through which they meet: it counts
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        return TCPStore(address, port, timeout=timedelta(seconds=2)).add(text, 1) == 1
+        store = TCPStore(address, port, timeout=timedelta(seconds=2))
+        return store.add(f"{text}, attempt {attempt()}", 1) == 1
     except (KeyError, RuntimeError):  # not torchrun's, or gone
         return True
 

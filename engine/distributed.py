@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from common.errors import BadInput, TrainingStopped
-from common.machine import is_lost_rank, rank, world_size
+from common.machine import attempt, is_lost_rank, rank, world_size
 
 
 def local_device(device):
@@ -25,10 +25,12 @@ def init_process_group(device):
         if device.type == "cuda":
             torch.cuda.set_device(device)
         try:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            store, number, size = next(dist.rendezvous("env://"))
         except ValueError as error:  # a variable is missing
             raise BadInput("RANK and WORLD_SIZE are set, but not MASTER_ADDR and MASTER_PORT: start with "
                            "torchrun, or unset RANK") from error
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=number, world_size=size,
+                                store=dist.PrefixStore(f"attempt {attempt()}", store))
 
 
 def destroy_process_group():
@@ -115,6 +117,18 @@ def all_gather(value):
     values = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def main_process_only(work):
+    """Call `work` on rank 0. What it raises as BadInput or OSError is raised on all ranks. Collective."""
+    error = None
+    if rank() == 0:
+        try:
+            work()
+        except (BadInput, OSError) as caught:
+            error = caught
+    if error := all_gather(error)[0]:
+        raise error
 
 
 def shard(items):

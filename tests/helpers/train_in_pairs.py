@@ -18,6 +18,7 @@ import torch
 import p1_eval
 import p1_train
 from datasets import decode, images
+from engine.output import locked
 from engine.state import TrainingState
 from tests.helpers import forked
 
@@ -25,6 +26,7 @@ SETTINGS = ["--arch", "test_vit", "--scratch", "--device", "cpu", "--workers", "
             "--epochs", "2"]
 ONE = ["--batch-size", "12"]
 TWO = ["--batch-size", "1", "--accumulate", "6"]
+ADAM_SAM = ["--optimizer", "adam", "--sam", "--ema", "0.8", "--workers", "1"]
 
 
 def in_float64():
@@ -89,14 +91,15 @@ def main(data, output):
             run(f"{name} {'two' if pair else 'one'}", *flags, pair=pair,
                 prepare=lambda rank, name=name: in_float64() if name == "adam64" else None)
 
-    adam_sam = ["--optimizer", "adam", "--sam", "--ema", "0.8", "--workers", "1"]
-    run("straight", *adam_sam)
+    run("straight", *ADAM_SAM)
     for name, number, ranks in (("lost 1", signal.SIGKILL, [1]), ("lost 0", signal.SIGKILL, [0]),
                                 ("stopped 1", signal.SIGTERM, [1]), ("stopped both", signal.SIGTERM, [0, 1])):
-        run(name, *adam_sam, prepare=signal_after_two_steps(number, ranks))
-        run(name, *adam_sam, "--resume")
+        run(name, *ADAM_SAM, prepare=signal_after_two_steps(number, ranks))
+        run(name, *ADAM_SAM, "--resume")
     run("lost early", prepare=die_after_connecting)
-    run("straight", *adam_sam, "--resume", *TWO, pair=False)
+    run("straight", *ADAM_SAM, "--resume", *TWO, pair=False)
+    with locked(output / "straight"):
+        run("in use", "--output", output / "straight", *ADAM_SAM, "--epochs", "3", "--resume")
     run("bad", prepare=fail_on_one_image)
     run("typing error", "--holdout", "2")
 
