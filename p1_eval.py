@@ -177,7 +177,6 @@ def main(argv=None):
     args = get_args_parser().parse_intermixed_args(argv)  # CSV may follow the flags
 
     # After the arguments, so that --help and typing errors answer at once.
-    import torch
 
     from datasets.images import image_names
     from engine import distributed
@@ -186,7 +185,6 @@ def main(argv=None):
 
     device = distributed.local_device(pick_device(args.device))
     keep_freed_memory(device)
-    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32 on a GPU, too
     checkpoint = open_checkpoint(args.checkpoint)
     written = [path for path in (args.csv, args.json) if path]
     names = image_names(args.images, args.skip_bad, written=written)

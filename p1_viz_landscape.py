@@ -64,7 +64,6 @@ def main(argv=None):
 
     # After the arguments, so that --help and typing errors answer at once.
     import numpy as np
-    import torch
 
     from common.files import refuse_unwritable, written_whole
     from common.unfinished import Unfinished, identity_of
@@ -77,7 +76,6 @@ def main(argv=None):
 
     device = pick_device(args.device)
     keep_freed_memory(device)
-    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32 on a GPU, too
     checkpoints = [open_checkpoint(path) for path in args.checkpoints]
     data = shapes.write_dataset(shapes.DEMO_DATA) if args.data == "demo" else Path(args.data)
     folder = images.read_training_folder(data / "train", data / "classes.txt", args.skip_bad)

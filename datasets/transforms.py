@@ -69,10 +69,11 @@ class MixupCutMix:
 
         Of an odd number the last image is not mixed; a negative target there has no share in any class.
         """
-        shares = torch.zeros(len(targets), self.classes, device=images.device)
-        known = targets >= 0
-        shares[known] = self.smoothing / self.classes
-        shares[known, targets[known]] += 1 - self.smoothing
+        # no mask as an index, for whose size a GPU would be waited for
+        rows = torch.arange(len(targets), device=images.device)
+        shares = torch.full((len(targets), self.classes), self.smoothing / self.classes, device=images.device)
+        shares[rows, targets.clamp(min=0)] += 1 - self.smoothing
+        shares *= (targets >= 0)[:, None]
         even = len(images) // 2 * 2
         if even:
             images[:even], shares[:even] = self.mix(images[:even], targets[:even])

@@ -26,6 +26,7 @@ from common.errors import BadImage, BadInput, TrainingStopped
 from common.files import read_tensors, remove_leftovers, write_text, written_whole
 from common.machine import is_first_rank_to
 from engine import distributed
+from engine.device import describe_gpu, to_cpu
 from engine.flags import HARMLESS, ORIGINS, current_settings
 from engine.loader import LostWorker
 
@@ -43,8 +44,8 @@ def write_metrics(history, folder):
     write_text(folder / METRICS, text.getvalue())
 
 
-def describe_run(settings, about):
-    """The text of `config.json`: the settings, the versions, commit and command behind them, and `about`."""
+def describe_run(settings, about, device):
+    """The text of `config.json`: settings, versions, commit, command and GPU behind them, and `about`."""
     try:
         commit = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], text=True,
@@ -57,6 +58,7 @@ def describe_run(settings, about):
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "git_commit": commit or None,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        **describe_gpu(device),
     }
     return json.dumps(config, indent=2) + "\n"
 
@@ -170,7 +172,8 @@ def save_checkpoint(content, path, previous=None):
     """
     try:
         with written_whole(path, previous) as temporary, open(temporary, "wb") as file:
-            torch.save(content, file)  # to a file, not a path: then a full disk is an OSError
+            # to a file, not a path: then a full disk is an OSError; from the CPU, to be read without a GPU
+            torch.save(to_cpu(content), file)
     except (OSError, RuntimeError) as error:
         # torch ends its archive all the same, which raises a RuntimeError of its own
         reason = error if isinstance(error, OSError) else error.__context__
@@ -197,7 +200,7 @@ class Saver:
     def __init__(self, folder, state, fields, every=None, release=lambda: None):
         self.folder, self.state, self.fields, self.every = Path(folder), state, fields, every
         self.release = release
-        self.config = describe_run(state.settings, state.about)
+        self.config = describe_run(state.settings, state.about, next(state.model.parameters()).device)
         self._mark_saved()
 
     def _mark_saved(self):

@@ -1,9 +1,11 @@
 """The device and the number format that a model runs with."""
 
 import contextlib
+import copy
 import ctypes
 import os
 import resource
+import subprocess
 import sys
 
 import torch
@@ -17,8 +19,9 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 def pick_device(name):
     """`auto`, `cpu` or `cuda` as a torch.device; `auto` is the GPU where there is one.
 
-    Raises BadInput where `cuda` finds none.
+    On a GPU fp32 means fp32 from here on: no TF32. Raises BadInput where `cuda` finds none.
     """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if name == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda: torch finds no GPU here; pass --device cpu")
     if name != "cpu" and torch.cuda.is_available():
@@ -69,8 +72,32 @@ def peak_memory(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def describe_gpu(device):
+    """The name, compute capability and driver of a GPU, as `gpu` of config.json; of the CPU nothing."""
+    if device.type == "cpu":
+        return {}
+    try:
+        driver = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+                                text=True, capture_output=True, check=False).stdout.split()
+    except OSError:  # not in every container
+        driver = []
+    return {"gpu": {"name": torch.cuda.get_device_name(device), "driver": driver[0] if driver else None,
+                    "capability": "{}.{}".format(*torch.cuda.get_device_capability(device))}}
+
+
 def to_device(batch, device):
     """A batch, nested lists of tensors, on the device."""
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
     return [to_device(part, device) for part in batch]
+
+
+def to_cpu(content):
+    """Nested dicts and lists of tensors and other values, with the tensors on the CPU."""
+    if isinstance(content, torch.Tensor):
+        return content.cpu()
+    if isinstance(content, dict):
+        moved = copy.copy(content)  # of state dicts with their attributes
+        moved.update((name, to_cpu(value)) for name, value in content.items())
+        return moved
+    return type(content)(map(to_cpu, content)) if isinstance(content, (list, tuple)) else content

@@ -20,7 +20,7 @@ def local_device(device):
 
 
 def init_process_group(device):
-    """Connect the ranks: by NCCL between GPUs, by gloo otherwise. Collective."""
+    """Connect the ranks: by NCCL for tensors on GPUs, by gloo otherwise. Collective."""
     if world_size() > 1:
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -29,7 +29,9 @@ def init_process_group(device):
         except ValueError as error:  # a variable is missing
             raise BadInput("RANK and WORLD_SIZE are set, but not MASTER_ADDR and MASTER_PORT: start with "
                            "torchrun, or unset RANK") from error
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=number, world_size=size,
+        # what is on the CPU goes by gloo between GPUs, too: they need not be waited for
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, rank=number, world_size=size,
                                 store=dist.PrefixStore(f"attempt {attempt()}", store))
 
 
@@ -53,7 +55,9 @@ def data_parallel(model):
         return model
     # of the class token, whose gradient comes as a strided view: it costs one small copy
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    return torch.nn.parallel.DistributedDataParallel(model)
+    # other buffers than batch norm's are alike from the start on: they need no broadcast a step
+    changing = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    return torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=changing)
 
 
 def no_sync_until_last(model, batches):
@@ -101,11 +105,11 @@ def all_reduce_sum(tensor):
     return tensor
 
 
-def all_reduce_max(values, device):
+def all_reduce_max(values):
     """The largest of each of some whole numbers over all ranks, as a list. Collective."""
     if world_size() == 1:
         return list(values)
-    tensor = torch.tensor(values, device=device)
+    tensor = torch.tensor(values)
     dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return tensor.tolist()
 

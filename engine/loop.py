@@ -149,7 +149,7 @@ class Loop:
         self.bar.update(size)
 
     def _save_or_stop(self, due=False):
-        number, due = distributed.all_reduce_max([self.stop.number, int(due and self.is_main)], self.device)
+        number, due = distributed.all_reduce_max([self.stop.number, int(due and self.is_main)])
         if number or due:
             self.saver.save()
         if number:

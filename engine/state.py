@@ -1,6 +1,26 @@
 """The state of a training run: all that its next step depends on."""
 
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+import torch
+from torch.optim.swa_utils import AveragedModel
+
+
+class ExponentialAverage(AveragedModel):
+    """torch's, with its keys and its arithmetic; torch sends a GPU the count of steps, and waits for that."""
+
+    def __init__(self, model, decay):
+        super().__init__(model)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model):
+        pairs = [list(self.module.parameters()), list(model.parameters())]
+        if self.n_averaged == 0:
+            torch._foreach_copy_(*pairs)
+        else:
+            torch._foreach_lerp_(*pairs, 1 - self.decay)
+        for ours, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
+            ours.copy_(theirs)
+        self.n_averaged += 1
 
 
 class TrainingState:
@@ -27,7 +47,7 @@ class TrainingState:
 
     def __init__(self, model, optimizer, scaler, settings, images, about, ema=None):
         self.model, self.optimizer, self.scaler = model, optimizer, scaler
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
+        self.average = ExponentialAverage(model, ema) if ema else None
         self.settings, self.images, self.about, self.photos = settings, images, about, {}
         self.epoch, self.step, self.history, self.best, self.best_epoch = 0, 0, [], -1.0, 0
         self._clear_totals()

@@ -51,30 +51,31 @@ class OptimizerStep:
         ranks. Where the loss is not finite, no step is taken, and it is returned as NaN. In fp16 the scaler
         also skips a step whose gradient overflows.
         """
-        passes = 0
+        number, sums = 1 + isinstance(self.optimizer, SAM), []  # of passes; (loss, correct) of each
 
         def closure():
-            nonlocal passes
-            passes += 1
-            loss, correct = self._forward_backward(batches, size)
-            # in fp16 an overflow of the first gradient makes the perturbation NaN: the scaler skips the step
-            if not math.isfinite(loss) and (passes == 1 or not self.scaler.is_enabled()):
-                raise _NonFiniteLoss
-            return loss, correct
+            sums.append(self._forward_backward(batches, size))
+            if len(sums) == number:
+                # before the weights change, and once a step: here a GPU is waited for
+                sums[:] = distributed.all_reduce_sum(torch.stack(sums)).tolist()
+                # in fp16 an overflow of the first gradient makes the perturbation NaN: the scaler skips
+                checked = sums[:1] if self.scaler.is_enabled() else sums
+                if not all(math.isfinite(loss) for loss, _ in checked):
+                    raise _NonFiniteLoss
 
         try:
-            if isinstance(self.optimizer, SAM):
-                sums = self.optimizer.step(closure, self.scaler)
+            if number == 2:
+                self.optimizer.step(closure, self.scaler)
             else:
-                sums = closure()
+                closure()
                 self.scaler.step(self.optimizer)
         except _NonFiniteLoss:
             return math.nan, 0.0
         self.scaler.update()
-        return sums
+        return sums[0]
 
     def _forward_backward(self, batches, size):
-        """Leave the gradient of loss / size, averaged over ranks; (loss, correct), summed over them."""
+        """Leave the gradient of loss / size, averaged over ranks; this rank's (loss, correct), a tensor."""
         self.optimizer.zero_grad()
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch in distributed.no_sync_until_last(self.model, batches):
@@ -82,4 +83,4 @@ class OptimizerStep:
                 loss, correct = self.loss(self.model, batch)
             self.scaler.scale(loss * distributed.world_size() / size).backward()
             sums += torch.stack([loss.detach(), correct])
-        return distributed.all_reduce_sum(sums).tolist()
+        return sums

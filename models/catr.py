@@ -21,8 +21,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from PIL import Image
-from timm.layers import GroupNorm, freeze_batch_norm_2d
+from timm.layers import GroupNorm
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
@@ -80,12 +81,23 @@ def small_config(vocabulary):
 
 def resnet(config):
     """The backbone: photos (B, 3, h, w) -> features (B, channels, H, W) of stride 16; its end is dilated."""
-    block, norm = (Bottleneck, nn.BatchNorm2d) if config.pretrained_backbone else (
+    block, norm = (Bottleneck, FrozenBatchNorm2d) if config.pretrained_backbone else (
         BasicBlock, partial(GroupNorm, num_groups=8))
     stem = {"stem_type": "deep", "stem_width": config.stem_width} if config.stem_width else {}
-    body = ResNet(block, config.blocks, channels=config.channels, norm_layer=norm, output_stride=STRIDE,
+    return ResNet(block, config.blocks, channels=config.channels, norm_layer=norm, output_stride=STRIDE,
                   num_classes=0, global_pool="", **stem)
-    return freeze_batch_norm_2d(body) if config.pretrained_backbone else body
+
+
+class FrozenBatchNorm2d(torchvision.ops.FrozenBatchNorm2d):
+    """torchvision's, but for its output: in the number format of the input, under autocast too."""
+
+    def __init__(self, channels, **factory):
+        super().__init__(channels)
+
+    def forward(self, x):
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        bias = self.bias - self.running_mean * scale
+        return x * scale.to(x)[:, None, None] + bias.to(x)[:, None, None]
 
 
 class Attention(nn.Module):
@@ -194,17 +206,17 @@ class Head(nn.Module):
         return self.layers[-1](x)
 
 
-def sine_positions(height, width, channels):
+def sine_positions(height, width, channels, device=None):
     """The position encoding of a feature map's cells, (height * width, channels): half for y, half for x.
 
     With p the row or column, counted from 1, over the last one (+ 1e-6) times 2 pi, channels 2i and 2i + 1 of
     a half of c are sin and cos of p / 10000^(2i / c) (Carion et al. 2020, arXiv:2005.12872, appendix A.4).
     """
     half = channels // 2
-    rates = 10000 ** (torch.arange(half) // 2 * 2 / half)
+    rates = 10000 ** (torch.arange(half, device=device) // 2 * 2 / half)
     encoded = []
     for count in (height, width):
-        angles = (torch.arange(1, count + 1) / (count + 1e-6) * 2 * math.pi)[:, None] / rates
+        angles = (torch.arange(1, count + 1, device=device) / (count + 1e-6) * 2 * math.pi)[:, None] / rates
         encoded.append(torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], 2).flatten(1))
     y, x = encoded
     return torch.cat([y[:, None].expand(-1, width, -1), x[None].expand(height, -1, -1)], 2).flatten(0, 1)
@@ -241,6 +253,7 @@ class CATR(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for each shape, and photos have many
         body = resnet(config)
         self.backbone = nn.ModuleList([nn.ModuleDict({"body": body})])
         self.input_proj = nn.Conv2d(body.num_features, config.width, 1)
@@ -263,12 +276,12 @@ class CATR(nn.Module):
         maps = [maps[i] for i in range(len(photos))]
         grids = [tuple(one.shape[1:]) for one in maps]
         x = pad_sequence([one.flatten(1).T for one in maps], batch_first=True)
-        encoding = {grid: sine_positions(*grid, self.config.width).to(x) for grid in set(grids)}
+        encoding = {grid: sine_positions(*grid, self.config.width, x.device).to(x) for grid in set(grids)}
         positions = pad_sequence([encoding[grid] for grid in grids], batch_first=True)
         mask = None
         if len(encoding) > 1:
-            cells = torch.tensor([height * width for height, width in grids], device=x.device)
-            mask = (torch.arange(x.shape[1], device=x.device) < cells[:, None])[:, None, None]
+            cells = [x.new_ones(height * width, dtype=torch.bool) for height, width in grids]
+            mask = pad_sequence(cells, batch_first=True)[:, None, None]
         for layer in self.transformer["encoder"].layers:
             x = layer(x, positions, mask)
         return Memory(self.transformer["encoder"].norm(x), positions, mask, grids)

@@ -12,3 +12,9 @@ def real_curves():
 def no_curves(request, monkeypatch):
     if "real_curves" not in request.fixturenames:
         monkeypatch.setattr("engine.loop.drawing_curves", lambda history, path: nullcontext())
+
+
+@pytest.fixture
+def device():
+    """Where a test computes that tests/gpu runs as well."""
+    return "cpu"

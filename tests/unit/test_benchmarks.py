@@ -121,7 +121,7 @@ def test_a_step_of_sam_and_its_two_passes_see_as_many_batches(monkeypatch):
 
 
 @pytest.mark.parametrize("name, peak", [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12),
-                                        ("NVIDIA L4", None)])
+                                        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None), ("NVIDIA L4", None)])
 def test_rows_on_a_gpu_have_its_memory_and_arithmetic(monkeypatch, name, peak):
     measured = {"passes": [(1.0, 700), (1.0, 700)], "sam": [(1.02, 1000), (1.06, 1000)]}
     monkeypatch.setattr(training, "in_new_process", lambda *call: measured)

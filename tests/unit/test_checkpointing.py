@@ -16,6 +16,8 @@ from engine.flags import current_settings
 from tests.helpers.linear import Training
 from tests.helpers.training import computed, same, weights
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -167,8 +169,8 @@ def test_settings_of_older_versions_come_under_todays_names():
 
 
 def test_config_names_versions_command_and_commit_where_there_is_one(monkeypatch, tmp_path):
-    config = json.loads(checkpointing.describe_run({"lr": 1}, {"model": {"depth": 2}}))
+    config = json.loads(checkpointing.describe_run({"lr": 1}, {"model": {"depth": 2}}, CPU))
     assert config["settings"] == {"lr": 1} and config["model"] == {"depth": 2} and config["command"]
     assert set(config["versions"]) == {"python", *checkpointing.PACKAGES}
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert json.loads(checkpointing.describe_run({}, {}))["git_commit"] is None
+    assert json.loads(checkpointing.describe_run({}, {}, CPU))["git_commit"] is None
