@@ -24,7 +24,7 @@ import torch
 from common.cli import note
 from common.errors import BadImage, BadInput, TrainingStopped
 from common.files import read_tensors, remove_leftovers, write_text, written_whole
-from common.machine import is_first_rank_to
+from common.machine import gpu_failure, is_first_rank_to
 from engine import distributed
 from engine.flags import HARMLESS, current_settings
 from engine.loader import LostWorker
@@ -246,7 +246,8 @@ class Saver:
     def rescuing(self):
         """Save before the block ends because an image could not be read, or another process was lost.
 
-        After a LostWorker or RankLost one of the ranks that are left does. Where nothing was saved before, an
+        After a LostWorker or RankLost one of the ranks that are left does; after a failure of the GPU nothing
+        is saved, but what was is named. Where nothing was saved before, an
         image that cannot be read leaves no run behind, so that a new one may go without it.
         """
         try:
@@ -264,7 +265,12 @@ class Saver:
             way_out = "nothing was saved yet"
             if epoch or step:
                 way_out = f"--resume goes on {position_in_words(epoch, step)}"
-            raise type(error)(f"{error}: {way_out}") from error
+            raise type(error)(f"{error}: {way_out}", error.details) from error
+        except RuntimeError as error:
+            # what the GPU holds may be half a step, or lost
+            if not (message := gpu_failure(error)):
+                raise
+            raise BadInput(f"{message}; {self.last_good_state()}") from error
 
 
 def position_in_words(epoch, step):
