@@ -81,7 +81,8 @@ def predict_all(checkpoint, names, args, device):
     local_names = local_names[len(unfinished.rows) * args.batch_size:]
     pixels = transforms.evaluation_pixels(checkpoint.preprocessing)
     dataset = images.ImageDataset(args.images, local_names, [0] * len(local_names), pixels)
-    batch_bytes = min(args.batch_size, len(dataset)) * math.prod(checkpoint.preprocessing["input_size"])
+    batch_images = max(1, min(args.batch_size, len(dataset)))
+    batch_bytes = batch_images * math.prod(checkpoint.preprocessing["input_size"])
     loader = Loader(dataset, loader_workers(args.workers, batch_bytes), device, batch_size=args.batch_size)
     model = Normalised(checkpoint.model, checkpoint.preprocessing).to(device)
     with decode.explaining_bad_images(args.images, names):

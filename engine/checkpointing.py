@@ -24,7 +24,7 @@ import torch
 from common.cli import note
 from common.errors import BadImage, BadInput, TrainingStopped
 from common.files import read_tensors, remove_leftovers, write_text, written_whole
-from common.machine import is_first_rank_to
+from common.machine import gpu_failure, is_first_rank_to
 from engine import distributed
 from engine.device import describe_gpu, to_cpu
 from engine.flags import HARMLESS, ORIGINS, current_settings
@@ -257,7 +257,8 @@ class Saver:
     def rescuing(self):
         """Save before the block ends because an image could not be read, or another process was lost.
 
-        One of the ranks that are left does. A LostWorker or RankLost says from where --resume goes on.
+        One of the ranks that are left does. A LostWorker or RankLost says from where --resume goes on. After
+        a failure of the GPU nothing is saved, but what was is named.
         """
         try:
             with distributed.detect_lost_ranks():
@@ -274,7 +275,12 @@ class Saver:
             way_out = "nothing was saved yet"
             if epoch or step:
                 way_out = f"--resume goes on {position_in_words(epoch, step)}"
-            raise type(error)(f"{error}: {way_out}") from error
+            raise type(error)(f"{error}: {way_out}", error.details) from error
+        except RuntimeError as error:
+            # what the GPU holds may be half a step, or lost
+            if not (message := gpu_failure(error)):
+                raise
+            raise BadInput(f"{message}; {self.last_good_state()}") from error
 
 
 def position_in_words(epoch, step):

@@ -63,9 +63,10 @@ class Run:
         if self.args.deterministic:
             device.compute_deterministically()
         device.keep_freed_memory(self.device)
-        if self.device.type == "cpu" and not device.has_instructions_for(self.args.precision):
-            note(f"this processor has no instructions for {self.args.precision}: fp32 is many times faster "
-                 "here")
+        if not device.has_instructions_for(self.args.precision, self.device):
+            name, faster = ("GPU", "fp16") if self.device.type == "cuda" else ("processor", "fp32")
+            note(f"this {name} has no instructions for {self.args.precision}: --precision {faster} is many "
+                 "times faster here")
         distributed.init_process_group(self.device)
         seed_everything(self.args.seed)
 

@@ -1,8 +1,9 @@
-"""Two gloo processes on this machine."""
+"""Two gloo processes on this machine, and three."""
 
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -225,9 +226,18 @@ def test_lost_and_stopped_processes_leave_a_state_from_which_both_resume_exactly
     assert len(metrics(pairs / name)) == 2
 
 
+@pytest.mark.parametrize("name", ["adam", "sam", "captioner"])
+def test_three_stopped_processes_resume_exactly(pairs, name):
+    """Of three numbers the sum depends on the order. With accumulation in SAM."""
+    (ended, resumed), printed = codes(pairs, f"{name} stopped")
+    assert ended == [143] * 3 and resumed == [0] * 3, printed
+    assert same(weights(pairs / f"{name} stopped"), weights(pairs / f"{name} straight"))
+
+
 def test_a_process_lost_before_the_first_step_is_one_line(pairs):
     (ends,), printed = codes(pairs, "lost early")
     assert ends == [3, -signal.SIGKILL] and LOST in printed and "Traceback" not in printed, printed
+    assert re.search("\n  .*/gloo/.*\n", printed), "the library's reason, below"
 
 
 def test_another_number_of_processes_is_refused(pairs):

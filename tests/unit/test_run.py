@@ -144,4 +144,4 @@ def test_half_precision_is_called_slow_where_the_processor_has_no_instructions_f
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability",
                             lambda capability=capability: capability)
         open_run(tmp_path / "run", "--precision", "bf16").start()
-        assert ("fp32 is many times faster here" in capsys.readouterr().err) is slow
+        assert ("--precision fp32 is many times faster here" in capsys.readouterr().err) is slow
