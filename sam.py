@@ -152,7 +152,7 @@ class SAM(torch.optim.Optimizer):
         if group["rho"] == 0:
             return
         rho = -group["rho"] if group.get("maximize") else group["rho"]
-        scale = (rho / self._norm).masked_fill(self._norm == 0, 0.0).to(parameters[0].device)
+        scale = torch.where(self._norm == 0, 0.0, rho / self._norm).to(parameters[0].device)
         if group["adaptive"]:
             perturbed = along  # ours to overwrite, unlike a gradient
             torch._foreach_mul_(perturbed, parameters)

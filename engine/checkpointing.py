@@ -3,7 +3,7 @@
     last.pt  best.pt     checkpoints (models.checkpoint, models.catr); last.pt also holds `resume`
     previous.pt          the last.pt before that
     metrics.csv          a row an epoch
-    config.json          every setting, facts about the model, the versions, the git commit, the command
+    config.json          every setting, facts about the model, versions, git commit, command, GPU
     curves.png           loss and accuracy over the epochs
 """
 

@@ -44,8 +44,9 @@ from engine.device import pick_device
 assert torch.backends.cuda.matmul.allow_tf32
 pick_device("auto")
 torch.manual_seed(0)
-x, w = torch.randn(8, 64, 32, 32).cuda(), torch.randn(64, 64, 3, 3).cuda()
-for work in (torch.nn.functional.conv2d, lambda x, w: x.flatten(1) @ x.flatten(1).T):
+for work, *sizes in ((torch.nn.functional.conv2d, (8, 64, 32, 32), (64, 64, 3, 3)),
+                     (torch.matmul, (512, 64), (64, 512))):
+    x, w = (torch.randn(size).cuda() for size in sizes)
     exact = work(x.double(), w.double())
     print(((work(x, w) - exact).abs().max() / exact.abs().max()).item())
 """
@@ -71,7 +72,7 @@ def assert_close(cpu, gpu):
 def test_fp32_is_not_tf32_even_where_the_environment_asks_for_it():
     done = subprocess.run([sys.executable, "-c", TF32], capture_output=True, text=True, cwd=ROOT, check=True,
                           env={**os.environ, "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"})
-    assert all(float(error) < 2e-5 for error in done.stdout.split()), done.stdout
+    assert all(float(error) < 5e-5 for error in done.stdout.split()), done.stdout
 
 
 def test_the_accuracy_and_all_probabilities(demo_images, tmp_path):

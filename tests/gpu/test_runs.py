@@ -28,10 +28,10 @@ def die(self, *sums):
 Loop.end_step = die
 sys.exit(p1_train.main())
 """
-# With 64 MiB of the GPU's memory.
+# With 32 MiB of the GPU's memory.
 SMALL_GPU = """
 import sys, torch
-torch.cuda.set_per_process_memory_fraction(2**26 / torch.cuda.get_device_properties(0).total_memory)
+torch.cuda.set_per_process_memory_fraction(2**25 / torch.cuda.get_device_properties(0).total_memory)
 import p1_train
 sys.exit(p1_train.main())
 """

@@ -16,8 +16,6 @@ from engine.flags import current_settings
 from tests.helpers.linear import Training
 from tests.helpers.training import computed, same, weights
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture
 def folder(tmp_path):
@@ -187,8 +185,12 @@ def test_settings_of_older_versions_come_under_todays_names():
 
 
 def test_config_names_versions_command_and_commit_where_there_is_one(monkeypatch, tmp_path):
-    config = json.loads(checkpointing.describe_run({"lr": 1}, {"model": {"depth": 2}}, CPU))
+    cpu = torch.device("cpu")
+    config = json.loads(checkpointing.describe_run({"lr": 1}, {"model": {"depth": 2}}, cpu))
+    assert "gpu" not in config
     assert config["settings"] == {"lr": 1} and config["model"] == {"depth": 2} and config["command"]
     assert set(config["versions"]) == {"python", *checkpointing.PACKAGES}
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert json.loads(checkpointing.describe_run({}, {}, CPU))["git_commit"] is None
+    monkeypatch.setattr(checkpointing, "describe_gpu", lambda device: {"gpu": {"name": str(device)}})
+    config = json.loads(checkpointing.describe_run({}, {}, cpu))
+    assert config["git_commit"] is None and config["gpu"] == {"name": "cpu"}
