@@ -25,6 +25,7 @@ from pathlib import Path
 from common.cli import ArgumentParser, note, number, reports_errors
 from common.errors import BadInput
 from common.files import nfc, refuse_unwritable, sha256, write_text, written_whole
+from common.unfinished import Unfinished, identity_of
 
 
 def get_args_parser():
@@ -61,7 +62,9 @@ def known_labels(names, checkpoint, args):
 
 
 def predict_all(checkpoint, names, args, device):
-    """The logits, float32 (images, classes), of all images on every rank. Collective."""
+    """The logits, float32 (images, classes), of all images on every rank, and this rank's Unfinished.
+    Collective."""
+    import torch
     from tqdm import tqdm
 
     from datasets import decode, images, transforms
@@ -72,18 +75,41 @@ def predict_all(checkpoint, names, args, device):
 
     distributed.init_process_group(device)
     local_names = distributed.shard(names)
+    unfinished = Unfinished(
+        output_of(args), distributed.world_size(), device.type, args.batch_size, torch.__version__,
+        identity_of([args.checkpoint, *(args.images / name for name in local_names)]))
+    local_names = local_names[len(unfinished.rows) * args.batch_size:]
     pixels = transforms.evaluation_pixels(checkpoint.preprocessing)
     dataset = images.ImageDataset(args.images, local_names, [0] * len(local_names), pixels)
-    batch_bytes = min(args.batch_size, len(dataset)) * math.prod(checkpoint.preprocessing["input_size"])
+    batch_images = max(1, min(args.batch_size, len(dataset)))
+    batch_bytes = batch_images * math.prod(checkpoint.preprocessing["input_size"])
     loader = Loader(dataset, loader_workers(args.workers, batch_bytes), device, batch_size=args.batch_size)
     model = Normalised(checkpoint.model, checkpoint.preprocessing).to(device)
     with decode.explaining_bad_images(args.images, names):
         logits = predict_shards(model, loader, device, progress=lambda batches: tqdm(
-            batches, unit=" batches", disable=None if distributed.rank() == 0 else True))
+            batches, unit=" batches", disable=None if distributed.rank() == 0 else True),
+                                unfinished=unfinished)
     distributed.destroy_process_group()
     if not logits.isfinite().all():
         raise BadInput(f"{args.checkpoint}: its weights give outputs that are not finite: it is damaged")
-    return logits
+    return logits, unfinished
+
+
+def output_of(args):
+    """The file beside which this rank keeps what is finished; None if none is written."""
+    from engine import distributed
+
+    outputs = filter(None, (args.json, args.csv, run_folder(args) and run_folder(args) / "eval.json"))
+    output = next(outputs, None)
+    return output and output.with_name(f"{output.name}.{distributed.rank()}")
+
+
+def run_folder(args):
+    """The folder of the training run that the checkpoint is of, if it can be written; else None."""
+    from engine.checkpointing import CONFIG
+
+    run = args.checkpoint.resolve().parent
+    return run if (run / CONFIG).exists() and os.access(run, os.W_OK) else None
 
 
 def as_csv(names, labels):
@@ -115,17 +141,14 @@ def save(args, names, labels, logits, checkpoint):
     """Write the files that are asked for, and for p1_report.py into the run's folder; returns the scores."""
     import numpy as np
 
-    from engine.checkpointing import CONFIG
-
     predictions = [checkpoint.labels[index] for index in logits.argmax(1)]
     result = score(predictions, labels, checkpoint)
-    run = args.checkpoint.resolve().parent
-    of_run = (run / CONFIG).exists() and os.access(run, os.W_OK)
-    for path in filter(None, (args.csv, run / "pred.csv" if of_run else None)):
+    run = run_folder(args)
+    for path in filter(None, (args.csv, run and run / "pred.csv")):
         write_text(path, as_csv(names, predictions))
-    for path in filter(None, (args.json, run / "eval.json" if of_run else None)):
+    for path in filter(None, (args.json, run and run / "eval.json")):
         write_text(path, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    if of_run:
+    if run:
         targets = [-1 if label is None else checkpoint.labels.index(label) for label in labels]
         with written_whole(run / "eval.npz") as temporary:
             np.savez(temporary, names=names, targets=targets, probabilities=logits.softmax(1).numpy(),
@@ -168,10 +191,12 @@ def main(argv=None):
     names = image_names(args.images, args.skip_bad, written=written)
     labels = known_labels(names, checkpoint, args)
     refuse_unwritable(*written)
-    logits = predict_all(checkpoint, names, args, device)
-    if distributed.rank():  # rank 0 writes and reports
-        return 0
-    return report(save(args, names, labels, logits, checkpoint), args)
+    logits, unfinished = predict_all(checkpoint, names, args, device)
+    result = None
+    if distributed.rank() == 0:  # which writes and reports
+        result = save(args, names, labels, logits, checkpoint)
+    unfinished.remove()
+    return report(result, args) if result else 0
 
 
 if __name__ == "__main__":

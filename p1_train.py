@@ -162,13 +162,15 @@ def train(args, run, folder, fingerprint):
     # Data, and the model
     fit, held_out = (folder.keep(indices) for indices in images.stratified_holdout(
         folder.targets, args.holdout, args.seed))
+    held_out = held_out.keep(run.usable(held_out.names))
     model, preprocessing, about = open_model(args, run, fit)
     augment = transforms.training_transform(preprocessing, args.crop_scale, args.rand_augment,
                                             args.random_erasing)
     # the last item stands for no image, for a rank that has none left
-    dataset = images.ImageDataset(fit.root, fit.names + fit.names[:1], fit.targets + [NO_TARGET], augment,
+    any_name = fit.names[run.usable(fit.names)[0]]
+    dataset = images.ImageDataset(fit.root, [*fit.names, any_name], fit.targets + [NO_TARGET], augment,
                                   args.seed)
-    sampler = run.sampler(len(fit.names))
+    sampler = run.sampler(fit.names)
     loader = run.loader(dataset, image_bytes(preprocessing), batch_sampler=sampler)
     held_out_loader = shard_loader(run, held_out, preprocessing)
     mix, smoothing = None, args.label_smoothing
@@ -204,6 +206,7 @@ def main(argv=None):
     from datasets import images, shapes
     from datasets.decode import explaining_bad_images
     from engine import distributed
+    from engine.photos import REMEDY
     from engine.run import Run
 
     run = Run(args, get_args_parser().get_default)
@@ -213,11 +216,14 @@ def main(argv=None):
     data = Path(args.data)
     if args.data == "demo":
         data = distributed.main_process_first(lambda: shapes.write_dataset(shapes.DEMO_DATA))
-    refuse_missing(data / "train", "with --data the folder that holds train/", folder=True)
-    folder = images.read_training_folder(data / "train", data / "classes.txt", args.skip_bad)
+    root = data / "train"
+    refuse_missing(root, "with --data the folder that holds train/", folder=True)
+    listed = images.list_files(root)
+    names = run.choose_photos(root, listed, images.unusable(root, listed, with_labels=True))
+    folder = images.read_training_folder(root, data / "classes.txt", names=names)
     fingerprint = folder.fingerprint()
-    run.check_images(fingerprint, folder.root)
-    with explaining_bad_images(folder.root, folder.names):
+    run.check_images(fingerprint, root)
+    with explaining_bad_images(root, [names[i] for i in run.usable(names)], remedy=REMEDY):
         train(args, run, folder, fingerprint)
     return 0
 

@@ -66,6 +66,7 @@ def main(argv=None):
     import numpy as np
 
     from common.files import refuse_unwritable, written_whole
+    from common.unfinished import Unfinished, identity_of
     from datasets import images, shapes
     from engine.device import keep_freed_memory, pick_device
     from engine.flags import optimizer_name
@@ -86,14 +87,18 @@ def main(argv=None):
     for checkpoint in checkpoints:
         checkpoint.model.to(device)
     names = names_of(args.checkpoints)
+    unfinished = Unfinished(arrays_file, args.span, args.rho, args.seed, args.batch_size, device.type, names,
+                            identity_of([*args.checkpoints, *(folder.root / name for name in folder.names)]))
     arrays = {"names": names, "kinds": [optimizer_name(checkpoint.settings) for checkpoint in checkpoints],
               "images": folder.names,
-              **sharpness.measure(checkpoints, names, batches, args.span, args.rho, args.seed)}
+              **sharpness.measure(checkpoints, names, batches, args.span, args.rho, args.seed,
+                                  unfinished)}
     with written_whole(arrays_file) as temporary:
         np.savez_compressed(temporary, **arrays)
     with written_whole(args.output) as temporary:
         draw_landscapes(arrays, f"Training loss of {checkpoints[0].arch} around its weights, on "
                         f"{len(folder.names)} photos of {len(set(folder.targets))} classes", temporary)
+    unfinished.remove()
     print_measures(names, arrays["kinds"], sharpness.measures(arrays))
     if comparisons := sharpness.compare_sam(arrays):
         print_comparisons(comparisons)

@@ -41,6 +41,30 @@ def get_args_parser():
     return parser
 
 
+def caption_all(model, tokenizer, folder, masks, args, unfinished):
+    """The captions of a CaptionedFolder's photos; where there are masks, the pointings of the true ones."""
+    from dataclasses import astuple
+
+    from tqdm import tqdm
+
+    from interpret.captions import encoded, pointing_game
+    from interpret.grounding import Pointing
+    from models import decoding
+
+    paths, done = [folder.root / name for name in folder.names], len(unfinished.rows) * args.batch_size
+    batches = encoded(model, paths, args.batch_size, done)
+    total = -(-(len(paths) - done) // args.batch_size)
+    for rows, photos, memory in tqdm(batches, total=total, unit=" batches", disable=None):
+        ids, pointings = decoding.search(model, memory, tokenizer, args.max_tokens, args.beam), []
+        if masks:
+            first = [texts[0] for texts in folder.captions[rows]]
+            pointings = pointing_game(model, tokenizer, memory, photos, first, masks[rows], args.layer)
+        unfinished.append((list(map(tokenizer.text, ids)),
+                           [(word_class, astuple(pointing)) for word_class, pointing in pointings]))
+    return ([caption for captions, _ in unfinished.rows for caption in captions],
+            [(word_class, Pointing(*values)) for _, batch in unfinished.rows for word_class, values in batch])
+
+
 @reports_errors
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
@@ -48,16 +72,15 @@ def main(argv=None):
     # After the arguments, so that --help and typing errors answer at once.
     import json
 
-    from tqdm import tqdm
-
     from common.files import refuse_unwritable, sha256, write_text
+    from common.unfinished import Unfinished, identity_of
     from datasets.captions import read_captions
     from datasets.decode import explaining_bad_images
+    from datasets.images import image_names
     from datasets.masks import find_mask
     from datasets.scenes import DEMO_DATA, write_scenes
     from engine.device import keep_freed_memory, pick_device
     from interpret.caption_scores import score
-    from interpret.captions import encoded, pointing_game
     from interpret.grounding import pointing_table
     from models import catr, decoding
 
@@ -67,7 +90,9 @@ def main(argv=None):
     model.to(device)
     decoding.check_limits(model, args.max_tokens, args.layer)
     data = write_scenes(DEMO_DATA) if args.data == "demo" else Path(args.data)
-    folder = read_captions(data, "val", args.skip_bad)
+    folder = read_captions(data, "val")
+    usable = set(image_names(folder.root, args.skip_bad, names=folder.names))
+    folder = folder.keep([i for i, name in enumerate(folder.names) if name in usable])
     tokenizer.check_captions(folder.pairs()[1], folder.root)
     mask_folder, masks = data / "masks" / "val", []
     if mask_folder.is_dir():
@@ -75,16 +100,12 @@ def main(argv=None):
     if args.json:
         refuse_unwritable(args.json)
 
-    captions, pointings = [], []
-    batches = encoded(model, [folder.root / name for name in folder.names], args.batch_size)
-    total = -(-len(folder.names) // args.batch_size)
+    paths = [folder.root / name for name in folder.names]
+    unfinished = Unfinished(args.json, folder.captions, args.layer, args.beam, args.max_tokens,
+                            args.batch_size, device.type,
+                            identity_of(filter(None, [args.checkpoint, args.vocab, *paths, *masks])))
     with explaining_bad_images(folder.root, folder.names):
-        for rows, photos, memory in tqdm(batches, total=total, unit=" batches", disable=None):
-            ids = decoding.search(model, memory, tokenizer, args.max_tokens, args.beam)
-            captions += map(tokenizer.text, ids)
-            if masks:
-                first = [texts[0] for texts in folder.captions[rows]]
-                pointings += pointing_game(model, tokenizer, memory, photos, first, masks[rows], args.layer)
+        captions, pointings = caption_all(model, tokenizer, folder, masks, args, unfinished)
 
     exact, bleu = score(captions, folder.captions, tokenizer.words)
     print(f"{len(captions)} captions: exact {exact / len(captions):.1%} ({exact}), BLEU-4 {bleu:.1f}")
@@ -94,6 +115,7 @@ def main(argv=None):
         result = {"exact": exact / len(captions), "bleu4": bleu, "photos": len(captions), "pointing": table,
                   "checkpoint_sha256": sha256(args.checkpoint), "captions": dict(zip(folder.names, captions))}
         write_text(args.json, json.dumps(result, indent=1) + "\n")
+    unfinished.remove()
     return 0
 
 

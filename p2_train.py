@@ -89,12 +89,14 @@ def train(args, run, folder, fingerprint, model, tokenizer):
     # Data
     to_fit, to_hold_out = captions.random_holdout(len(folder.names), args.holdout, args.seed)
     names, texts = folder.keep(to_fit).pairs()
-    held_out_names, held_out_texts = folder.keep(to_hold_out).pairs()
+    held_out = folder.keep(to_hold_out)
+    held_out_names, held_out_texts = held_out.keep(run.usable(held_out.names)).pairs()
     transform = partial(catr.preprocess, config=model.config)
     encode = partial(training_ids, tokenizer=tokenizer, positions=model.config.positions)
     # the last item stands for no photo, for a rank that has none left
-    dataset = captions.CaptionDataset(folder.root, names + names[:1], texts + [None], transform, encode)
-    sampler = run.sampler(len(names))
+    any_name = names[run.usable(names)[0]]
+    dataset = captions.CaptionDataset(folder.root, [*names, any_name], texts + [None], transform, encode)
+    sampler = run.sampler(names)
     photo_bytes = 4 * 3 * model.config.longer_side**2
     loader = run.loader(dataset, photo_bytes, batch_sampler=sampler, collate_fn=decoding.collate)
     local_held_out = captions.CaptionDataset(folder.root, distributed.shard(held_out_names),
@@ -133,6 +135,7 @@ def main(argv=None):
     from datasets import captions, scenes
     from datasets.decode import explaining_bad_images
     from engine import distributed
+    from engine.photos import REMEDY
     from engine.run import Run
 
     run = Run(args, get_args_parser().get_default)
@@ -142,12 +145,14 @@ def main(argv=None):
     data = Path(args.data)
     if args.data == "demo":
         data = distributed.main_process_first(lambda: scenes.write_scenes(scenes.DEMO_DATA))
-    folder = captions.read_captions(data, "train", args.skip_bad)
+    folder = captions.read_captions(data, "train")
+    names = run.choose_photos(folder.root, folder.names, {})
+    folder = folder.keep([i for i, name in enumerate(folder.names) if name in run.photos.sizes])
     fingerprint = folder.fingerprint()
     run.check_images(fingerprint, folder.root)
     model, tokenizer = open_captioner(args, run, data)
     tokenizer.check_captions(folder.pairs()[1], folder.root)
-    with explaining_bad_images(folder.root, folder.names):
+    with explaining_bad_images(folder.root, [names[i] for i in run.usable(names)], remedy=REMEDY):
         train(args, run, folder, fingerprint, model.to(run.device).train(), tokenizer)
     return 0
 

@@ -120,7 +120,7 @@ def sam_rows(goal, count, arch, batch_size, precision, device, compiled):
 
 def training(options, work):
     on_gpu = options.device.type == "cuda"
-    precision = "bf16" if on_gpu or has_instructions_for("bf16") else "fp32"
+    precision = "bf16" if has_instructions_for("bf16", options.device) else "fp32"
     arch, batch_size, count, sam_count = ("test_vit", 4, 2, 3) if options.small else \
         ("vit_base_patch16_224", 128, 98, 30) if on_gpu else ("vit_tiny_patch16_224", 32, 10, 30)
     setting = arch, batch_size, precision, options.device

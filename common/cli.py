@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from common.errors import BadInput, Interrupted
-from common.machine import is_first_rank_to, is_lost_rank, rank
+from common.machine import gpu_failure, is_first_rank_to, is_lost_rank, last_line, rank
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -86,11 +86,10 @@ def note(text):
         print(f"note: {one_line(text)}", file=sys.stderr)
 
 
-def print_error(*lines):
-    """Print why the work ends. What several ranks have to say alike, the first of them says."""
-    text = "\n  ".join(map(one_line, lines))
-    if is_first_rank_to(text):
-        print(text, file=sys.stderr)
+def print_error(line, *details):
+    """Print why the work ends. Of several ranks with the same line, the first one does."""
+    if is_first_rank_to(line):
+        print(*map(one_line, [line, *details]), sep="\n  ", file=sys.stderr)
 
 
 def reports_errors(main):
@@ -116,11 +115,11 @@ def reports_errors(main):
             return 2
         except RuntimeError as error:
             if is_lost_rank(error):
-                print_error("error: another process of this run has failed")
+                print_error("error: another process of this run has failed", last_line(error))
                 return 3
-            if type(error).__name__ != "OutOfMemoryError":  # torch's, by name, so that --help stays quick
+            if not (message := gpu_failure(error)):
                 raise
-            print_error("error: the GPU's memory is full: pass a smaller --batch-size, or --device cpu")
+            print_error(f"error: {message}")
             return 2
         except Interrupted as error:
             print_error(str(error))

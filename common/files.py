@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import fcntl
 import functools
 import glob
 import hashlib
@@ -34,10 +35,12 @@ def written_whole(path, previous=None):
     path = Path(path)
     _refuse_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
     temporary = Path(name)
     try:
+        with contextlib.suppress(OSError):  # no locks here
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -57,6 +60,7 @@ def written_whole(path, previous=None):
         raise
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def _refuse_folder(path):
@@ -103,7 +107,10 @@ def remove_leftovers(path):
     """Remove the temporary files beside `path` of processes that were killed in `written_whole(path)`."""
     path = Path(path)
     for leftover in path.parent.glob(f".{glob.escape(path.name)}-????????{path.suffix}"):
-        leftover.unlink(missing_ok=True)
+        # one that is being written is locked; what cannot be opened is somebody else's
+        with contextlib.suppress(OSError), open(leftover, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink(missing_ok=True)
 
 
 def write_text(path, text):

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 # fork shares what is imported; beside the threads of a Mac's own libraries it is not safe
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+GPU_BUGS = "device-side assert", "illegal memory access", "misaligned address", "invalid"
 
 
 def world_size():
@@ -37,6 +38,14 @@ def usable_cores():
     return os.cpu_count() or 1
 
 
+def attempt():
+    """Which start of the ranks this is, from 0: torchrun's store outlives its restarts, with all that the
+    ranks of before left in it."""
+    # over several machines the counts differ, for each counts what failed on itself
+    alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) if alone else 0
+
+
 def is_first_rank_to(text):
     """Whether this process is the first to call this with `text`; True where the others cannot be asked."""
     if world_size() == 1:
@@ -45,7 +54,8 @@ def is_first_rank_to(text):
 
     try:  # the store through which they meet: it counts
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        return TCPStore(address, port, timeout=timedelta(seconds=2)).add(text, 1) == 1
+        store = TCPStore(address, port, timeout=timedelta(seconds=2))
+        return store.add(f"{text}, attempt {attempt()}", 1) == 1
     except (KeyError, RuntimeError):  # not torchrun's, or gone
         return True
 
@@ -53,3 +63,26 @@ def is_first_rank_to(text):
 def is_lost_rank(error):
     """Whether a RuntimeError says that a rank we waited for has ended: torch's DistError, or gloo's words."""
     return any(kind.__name__ == "DistError" for kind in type(error).__mro__) or "/gloo/" in str(error)
+
+
+def last_line(error):
+    """The last line of what a library says, which is the reason, without the C++ calls that may follow."""
+    *_, line = "", *str(error).split("Exception raised from")[0].strip().splitlines()
+    return line
+
+
+def gpu_failure(error):
+    """Why the GPU failed and what to do, for a RuntimeError of torch that says so; None for any other.
+
+    Its classes are known by name, so that --help need not import torch.
+    """
+    kind, reason = type(error).__name__, str(error).partition("\n")[0].removeprefix("CUDA error: ")
+    if kind == "OutOfMemoryError" or "out of memory" in reason or "_STATUS_ALLOC_FAILED" in reason:
+        return ("the GPU's memory is full: pass a smaller --batch-size (in training with a larger "
+                "--accumulate, or --precision bf16), or --device cpu")
+    if "busy or unavailable" in reason:
+        return "another process has the GPU for itself: end it (nvidia-smi names it), or pass --device cpu"
+    if kind == "AcceleratorError" and not any(words in reason for words in GPU_BUGS):
+        return (f"the GPU or its driver has failed ({reason}): where nvidia-smi fails as well, restart the "
+                "machine; or pass --device cpu")
+    return None

@@ -14,7 +14,7 @@ import numpy as np
 
 from common.errors import BadInput
 from common.files import as_on_disk, refuse_missing
-from datasets.images import ImageDataset, image_names
+from datasets.images import ImageDataset
 
 
 @dataclass
@@ -40,10 +40,10 @@ class CaptionedFolder:
         return names, [caption for captions in self.captions for caption in captions]
 
 
-def read_captions(folder, split, skip_bad=False):
+def read_captions(folder, split):
     """The captioned photos of `split`, `train` or `val`, of a folder in COCO's layout, else BadInput.
 
-    With `skip_bad` photos that are missing or cannot be decoded are left out, with a note.
+    Whether the photos are there is for the caller to find.
     """
     folder = Path(folder)
     refuse_missing(folder, "a folder in COCO's layout", folder=True)
@@ -62,8 +62,7 @@ def read_captions(folder, split, skip_bad=False):
     if not captions:
         raise BadInput(f"{file} holds no captions")
     captions = {_as_on_disk(root, name): texts for name, texts in captions.items()}
-    names = image_names(root, skip_bad, names=list(captions))
-    return CaptionedFolder(root, names, [captions[name] for name in names])
+    return CaptionedFolder(root, list(captions), list(captions.values()))
 
 
 def _as_on_disk(root, name):

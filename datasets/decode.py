@@ -74,8 +74,8 @@ def to_rgb(image):
     return image.convert("RGB")
 
 
-def undecodable(root, names):
-    """Decode every file: a dict from the name of each bad one to the reason."""
+def undecodable(root, names, progress=iter):
+    """Decode every file: a dict from the name of each bad one to the reason. `progress` wraps the reasons."""
 
     def reason(name):
         try:
@@ -84,7 +84,7 @@ def undecodable(root, names):
             return str(error).removeprefix(f"{Path(root) / name}: ")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return {name: why for name, why in zip(names, pool.map(reason, names)) if why}
+        return {name: why for name, why in zip(names, progress(pool.map(reason, names))) if why}
 
 
 def bad_files(root, reasons, total, remedy="fix or remove, or pass --skip-bad to go on without"):
@@ -101,12 +101,12 @@ def shortened(lines):
 
 
 @contextlib.contextmanager
-def explaining_bad_images(root, names):
-    """Turn the first file that cannot be decoded into a list of all the bad ones."""
+def explaining_bad_images(root, names, **remedy):
+    """Turn the first file that cannot be decoded into a list of all the bad ones: see `bad_files`."""
     try:
         yield
     except BadImage:
         reasons = undecodable(root, names)
         if not reasons:  # it decodes now: the medium is at fault, and the first message says where
             raise
-        raise bad_files(root, reasons, len(names)) from None
+        raise bad_files(root, reasons, len(names), **remedy) from None

@@ -39,12 +39,11 @@ def list_files(folder, written=()):
         if not os.path.isdir(entry.path):
             names.append(entry.name)
             continue
-        files = _visible(entry.path, written)
-        for inner in files:
+        for inner in _visible(entry.path, written):
             if os.path.isdir(inner.path):
                 raise BadInput(f"{inner.path} is nested too deep: put images in {folder} or its subfolders")
             names.append(f"{entry.name}/{inner.name}")
-        if not files:
+        if not _visible(entry.path):
             empty.append(entry.name)
     if not names:
         raise BadInput(f"{folder} holds no images")
@@ -53,7 +52,7 @@ def list_files(folder, written=()):
     return sorted(names)
 
 
-def _visible(folder, written):
+def _visible(folder, written=()):
     real = os.path.realpath(folder)
     with os.scandir(folder) as entries:
         return [entry for entry in entries if not entry.name.lower().startswith(LITTER)
@@ -164,13 +163,24 @@ def image_names(folder, skip_bad, with_labels=False, names=None, written=()):
     """
     folder = Path(folder)
     names = list_files(folder, written) if names is None else names
+    bad = unusable(folder, names, with_labels)
+    if skip_bad:
+        bad.update(undecodable(folder, [name for name in names if name not in bad]))
+    return without_bad(folder, names, bad, skip_bad)
+
+
+def unusable(folder, names, with_labels):
+    """{name: reason} of the files that are no readable file or, `with_labels`, carry no label."""
     bad = {name: problem for name in names if (problem := unreadable(folder / name))}
     if with_labels:
         unlabelled = [name for name in names if label_of(name) is None]
         bad.update(dict.fromkeys(unlabelled, "has no label: name it {class}_{id}.ext"))
-    if skip_bad:
-        bad.update(undecodable(folder, [name for name in names if name not in bad]))
-    elif bad:
+    return bad
+
+
+def without_bad(folder, names, bad, skip_bad):
+    """The names that are not in `bad`, {name: reason}, with a note; BadInput as `image_names`."""
+    if bad and not skip_bad:
         raise bad_files(folder, bad, len(names))
     if len(bad) == len(names):
         raise BadInput(f"{folder} holds no image that can be used")
@@ -178,15 +188,18 @@ def image_names(folder, skip_bad, with_labels=False, names=None, written=()):
     if bad:
         note(f"left out {len(bad)} bad file{'s' * (len(bad) > 1)}: {', '.join(shortened(bad))}")
     lost = set(map(label_of, bad)) - set(map(label_of, used)) - {None}
-    if with_labels and lost:
+    if lost:
         note(f"{folder} has no good file left of the classes {', '.join(shortened(lost))}")
     return used
 
 
-def read_training_folder(folder, classes_file, skip_bad=False):
-    """A training folder as a LabelledFolder. BadInput of `image_names`, for mixed layouts and one class."""
+def read_training_folder(folder, classes_file, skip_bad=False, names=None):
+    """A training folder as a LabelledFolder, of the `names` or else of those of `image_names`.
+
+    BadInput of that, for mixed layouts and one class.
+    """
     folder = Path(folder)
-    names = image_names(folder, skip_bad, with_labels=True)
+    names = names or image_names(folder, skip_bad, with_labels=True)
     layouts = {"/" in name: name for name in names}
     if len(layouts) > 1:
         both = ", ".join(layouts.values())

@@ -24,10 +24,10 @@ import torch
 from common.cli import note
 from common.errors import BadImage, BadInput, TrainingStopped
 from common.files import read_tensors, remove_leftovers, write_text, written_whole
-from common.machine import is_first_rank_to
+from common.machine import gpu_failure, is_first_rank_to
 from engine import distributed
 from engine.device import describe_gpu, to_cpu
-from engine.flags import HARMLESS, current_settings
+from engine.flags import HARMLESS, ORIGINS, current_settings
 from engine.loader import LostWorker
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
@@ -111,7 +111,7 @@ def check_settings(settings, saved, default):
     """
     saved = current_settings(saved)
     for name in {**settings, **saved}:
-        if name in HARMLESS:
+        if name in HARMLESS | ORIGINS:
             continue
         before = saved.get(name, default(name))
         flag = "the number of processes" if name == "processes" else f"--{name.replace('_', '-')}"
@@ -122,6 +122,12 @@ def check_settings(settings, saved, default):
         if now != before and not (name == "epochs" and now >= before):
             raise BadInput(f"--resume: {flag} is {now} now and was {before} before: pass the same, or start "
                            "a new run")
+
+
+def stamp(folder):
+    """What tells whether another run has saved in an output folder since."""
+    paths = [Path(folder) / name for name in (LAST, PREVIOUS, BEST)]
+    return [(path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None for path in paths]
 
 
 def remove_half_written(folder):
@@ -188,10 +194,12 @@ class Saver:
         state: an `engine.state.TrainingState`.
         fields: what checkpoints hold besides the state: all that evaluation needs to build the model again.
         every: a `common.cli.SaveEvery`, when `due` says yes; None for never.
+        release: is called when the run ends, by `engine.loop.Loop`.
     """
 
-    def __init__(self, folder, state, fields, every=None):
+    def __init__(self, folder, state, fields, every=None, release=lambda: None):
         self.folder, self.state, self.fields, self.every = Path(folder), state, fields, every
+        self.release = release
         self.config = describe_run(state.settings, state.about, next(state.model.parameters()).device)
         self._mark_saved()
 
@@ -249,25 +257,30 @@ class Saver:
     def rescuing(self):
         """Save before the block ends because an image could not be read, or another process was lost.
 
-        After a LostWorker or RankLost one of the ranks that are left does. Where nothing was saved before, an
-        image that cannot be read leaves no run behind, so that a new one may go without it.
+        One of the ranks that are left does. A LostWorker or RankLost says from where --resume goes on. After
+        a failure of the GPU nothing is saved, but what was is named.
         """
         try:
             with distributed.detect_lost_ranks():
                 yield
-        except BadImage:
-            if self.position != (0, 0):
-                self.save()
-            raise
-        except (distributed.RankLost, LostWorker) as error:
-            epoch, step = self._position()
-            if (epoch, step) != (0, 0) and is_first_rank_to(f"save epoch {epoch}, step {step}"):
+        except (BadImage, distributed.RankLost, LostWorker) as error:
+            epoch, step = position = self._position()
+            # rank 0 alone knows that it has saved
+            unsaved = distributed.rank() > 0 or position != self.position
+            if unsaved and position != (0, 0) and is_first_rank_to(f"save epoch {epoch}, step {step}"):
                 self.stop_if_nonfinite()
                 self._write()
+            if isinstance(error, BadImage):
+                raise
             way_out = "nothing was saved yet"
             if epoch or step:
                 way_out = f"--resume goes on {position_in_words(epoch, step)}"
-            raise type(error)(f"{error}: {way_out}") from error
+            raise type(error)(f"{error}: {way_out}", error.details) from error
+        except RuntimeError as error:
+            # what the GPU holds may be half a step, or lost
+            if not (message := gpu_failure(error)):
+                raise
+            raise BadInput(f"{message}; {self.last_good_state()}") from error
 
 
 def position_in_words(epoch, step):

@@ -4,29 +4,75 @@ import contextlib
 import copy
 import ctypes
 import os
+import re
 import resource
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import torch
 
+from common.cli import note
 from common.errors import BadInput
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # the numbers of glibc's malloc.h
+GPU_FILES = "nvidia[0-9]*"  # in /dev, where Linux has a driver
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Kernels from compute capability 5.0 to 9.0, and a driver of CUDA 12.0 suffices: torch.cuda's own table.
+CUDA_12 = "pip install torch==2.12.1 torchvision==0.27.1 --index-url https://download.pytorch.org/whl/cu126"
 
 
 def pick_device(name):
-    """`auto`, `cpu` or `cuda` as a torch.device; `auto` is the GPU where there is one.
+    """`auto`, `cpu` or `cuda` as a torch.device; `auto` is the GPU where there is one that torch can use.
 
-    On a GPU fp32 means fp32 from here on: no TF32. Raises BadInput where `cuda` finds none.
+    A note says why it cannot. On a GPU fp32 means fp32 from here on: no TF32. Raises BadInput where `cuda`
+    finds none.
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    if name == "cuda" and not torch.cuda.is_available():
-        raise BadInput("--device cuda: torch finds no GPU here; pass --device cpu")
-    if name != "cpu" and torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says the same in paragraphs
+        problem = _gpu_problem()
+    usable = torch.cuda.is_available() and not problem
+    if name == "cuda" and not usable:
+        raise BadInput(f"--device cuda: {problem or 'torch finds no GPU here'}; or pass --device cpu")
+    if problem:
+        note(f"{problem}. Going on without the GPU")
+    return torch.device("cuda" if usable else "cpu")
+
+
+def _gpu_problem():
+    """Why torch cannot use this machine's GPU, and what to do; empty where it can, or where there is none."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return _driver_problem(str(error))
+    major, minor = torch.cuda.get_device_capability()
+    built = sorted((int(number), kind) for kind, number in re.findall(
+        r"(sm|compute)_(\d+)", " ".join(torch.cuda.get_arch_list())))
+    # machine code runs on newer cards of the same major version, PTX on all newer ones
+    if not built or any(number <= 10 * major + minor and (kind == "compute" or number // 10 == major)
+                        for number, kind in built):
+        return ""
+    lowest, highest = built[0][0] / 10, built[-1][0] / 10
+    return (f"{torch.cuda.get_device_name()} has compute capability {major}.{minor}, and this torch has "
+            f"kernels for {lowest} to {highest}: {CUDA_12 if major < lowest else 'install a newer torch'}")
+
+
+def _driver_problem(reason):
+    """As `_gpu_problem`, where `torch.cuda.init` says for what `reason` it failed."""
+    if found := re.search(r"driver on your system is too old \(found version (\d+)", reason):
+        version = int(found[1])
+        driver, way_out = f"{version // 1000}.{version % 1000 // 10}", f", or {CUDA_12}" * (version >= 12000)
+        return (f"the NVIDIA driver is of CUDA {driver}, and this torch is of {torch.version.cuda}: "
+                f"update the driver{way_out}")
+    if "No CUDA GPUs" in reason or not any(Path("/dev").glob(GPU_FILES)):
+        return ""
+    if "not compiled with CUDA" in reason:
+        return "this torch was built without CUDA: pip install -r requirements.txt in a new environment"
+    return f"the GPU or its driver does not work ({reason.partition('.')[0]}): see what nvidia-smi says"
 
 
 def keep_freed_memory(device):
@@ -44,8 +90,10 @@ def keep_freed_memory(device):
         mallopt(M_ARENA_MAX, 1)  # with an arena for each thread, a process grows for minutes
 
 
-def has_instructions_for(precision):
-    """Whether this processor computes in a half precision by itself; without, fp32 is many times faster."""
+def has_instructions_for(precision, device):
+    """Whether a device computes in a precision by itself; without, fp32 (fp16 on a GPU) is much faster."""
+    if device.type == "cuda":
+        return precision != "bf16" or torch.cuda.get_device_capability(device) >= (8, 0)
     return precision == "fp32" or torch.backends.cpu.get_cpu_capability() != "AVX2"
 
 

@@ -9,14 +9,22 @@ import torch
 import torch.distributed as dist
 
 from common.errors import BadInput, TrainingStopped
-from common.machine import is_lost_rank, rank, world_size
+from common.machine import attempt, is_lost_rank, last_line, rank, ranks_here, world_size
 
 
 def local_device(device):
-    """This rank's own GPU where `device` is one: they are numbered on each machine."""
-    if device.type == "cuda" and world_size() > 1:
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return device
+    """This rank's own GPU where `device` is one: they are numbered on each machine.
+
+    Raises BadInput where there are fewer of them than ranks.
+    """
+    if device.type != "cuda" or world_size() == 1:
+        return device
+    number = int(os.environ.get("LOCAL_RANK", 0))
+    ranks, gpus = max(ranks_here(), number + 1), torch.cuda.device_count()
+    if ranks > gpus:
+        raise BadInput(f"{ranks} processes share this machine, and torch sees {gpus} of its GPUs (of MIG "
+                       f"slices, one): pass --nproc-per-node {gpus} to torchrun")
+    return torch.device("cuda", number)
 
 
 def init_process_group(device):
@@ -25,11 +33,17 @@ def init_process_group(device):
         if device.type == "cuda":
             torch.cuda.set_device(device)
         try:
-            # what is on the CPU goes by gloo between GPUs, too: they need not be waited for
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+            store, number, size = next(dist.rendezvous("env://"))
         except ValueError as error:  # a variable is missing
             raise BadInput("RANK and WORLD_SIZE are set, but not MASTER_ADDR and MASTER_PORT: start with "
                            "torchrun, or unset RANK") from error
+        options = {"backend": "gloo"}
+        if device.type == "cuda":
+            # What is on the CPU goes by gloo, too, for which no GPU is waited for. With its device NCCL
+            # connects now, and not in the middle of the work.
+            options = {"backend": "cpu:gloo,cuda:nccl", "device_id": device}
+        dist.init_process_group(rank=number, world_size=size,
+                                store=dist.PrefixStore(f"attempt {attempt()}", store), **options)
 
 
 def destroy_process_group():
@@ -79,7 +93,7 @@ def detect_lost_ranks():
     except RuntimeError as error:
         if not is_lost_rank(error):
             raise
-        raise RankLost("another process of this run has failed") from error
+        raise RankLost("another process of this run has failed", [last_line(error)]) from error
 
 
 def check_agreement(value):
@@ -118,6 +132,18 @@ def all_gather(value):
     values = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def main_process_only(work):
+    """Call `work` on rank 0. What it raises as BadInput or OSError is raised on all ranks. Collective."""
+    error = None
+    if rank() == 0:
+        try:
+            work()
+        except (BadInput, OSError) as caught:
+            error = caught
+    if error := all_gather(error)[0]:
+        raise error
 
 
 def shard(items):

@@ -9,10 +9,11 @@ from engine.device import autocast, to_device
 
 
 @torch.no_grad()
-def predict(model, loader, device, precision="fp32", progress=iter):
+def predict(model, loader, device, precision="fp32", progress=iter, keep=lambda logits: None):
     """The logits, float32 (images, classes), and the targets (images,) of a loader's batches, on the CPU.
 
-    `progress` wraps the loader, and may end early. The model is in evaluation mode during the call only.
+    `progress` wraps the loader, and may end early; `keep` is given the logits of each batch, a part of those
+    of all. The model is in evaluation mode during the call only.
     """
     was_training = model.training
     model.eval()
@@ -28,20 +29,24 @@ def predict(model, loader, device, precision="fp32", progress=iter):
             end = start + len(labels)
             logits[start:end], targets[start:end] = batch_logits, labels
             start = end
+            keep(logits[end - len(labels):end])
     finally:
         model.train(was_training)
     return logits[:start], targets[:start]
 
 
-def predict_shards(model, loader, device, progress=iter):
+def predict_shards(model, loader, device, progress=iter, unfinished=None):
     """The float32 outputs (images, classes) for the images of all ranks, on each of them. Collective.
 
-    `loader` has this rank's shard, which may be empty, as `distributed.shard` makes it.
+    `loader` has this rank's shard, which may be empty, as `distributed.shard` makes it; or what is left of it
+    after the batches of a `common.unfinished.Unfinished`, which keeps the new ones too.
     """
-    rows = []
+    batches = [] if unfinished is None else unfinished.rows
+    keep = batches.append if unfinished is None else unfinished.append
     with distributed.detect_lost_ranks():
         if len(loader.dataset):
-            rows = list(predict(model, loader, device, progress=progress)[0].numpy())
+            predict(model, loader, device, progress=progress, keep=keep)
+        rows = [row for batch in batches for row in batch.numpy()]
         return torch.from_numpy(np.stack(distributed.gather_shards(rows)))
 
 

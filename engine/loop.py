@@ -59,6 +59,7 @@ class Loop:
         done = self.state.epoch * len(self.names)
         done += min(self.state.step * self.images_per_step, len(self.names))
         with contextlib.ExitStack() as stack:
+            stack.callback(self.saver.release)
             self.stop = stack.enter_context(StopSignal())
             if self.is_main:
                 stack.enter_context(drawing_curves(self.state.history, self.args.output / CURVES))
@@ -100,7 +101,10 @@ class Loop:
     @property
     def global_batch_size(self):
         """The number of images of the step at hand, on all ranks: the last one of an epoch may have fewer."""
-        return min(self.images_per_step, len(self.names) - self.state.step * self.images_per_step)
+        return len(self._step_indices()) or 1  # all of them may be left out: then its loss is 0
+
+    def _step_indices(self):
+        return self.sampler.indices(self.state.step * self.images_per_step, self.images_per_step)
 
     def _set_learning_rate(self):
         lr = self.args.lr * self.schedule(self.state.epoch * self.steps_per_epoch + self.state.step)
@@ -126,8 +130,7 @@ class Loop:
 
     def _stop_or_skip(self, images):
         self.saver.stop_if_nonfinite()
-        start = self.state.step * self.images_per_step
-        names = [self.names[index] for index in self.sampler.order()[start:start + images]]
+        names = [self.names[index] for index in self._step_indices()]
         message = f"the loss is not finite in step {self.state.step + 1} of epoch {self.state.epoch + 1}"
         if self.args.on_nonfinite == "stop":
             self.saver.save()

@@ -1,5 +1,7 @@
 """A training run is opened: its device and rank, the saved state to go on from, and its loaders."""
 
+import contextlib
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -8,8 +10,10 @@ from common.cli import SaveEvery, note
 from common.errors import BadInput
 from common.files import refuse_unwritable
 from engine import checkpointing, device, distributed
-from engine.flags import optimizer_name
+from engine.flags import ORIGINS, optimizer_name
 from engine.loader import Loader, loader_workers
+from engine.output import locked
+from engine.photos import first_photos, photos_again
 from engine.seeding import ShuffledBatches, seed_everything
 from plots.curves import draw_curves
 
@@ -26,6 +30,7 @@ class Run:
         is_main: whether this is rank 0, which alone writes and reports.
         device: a torch.device.
         saved: the saved state to go on from; None for a new run, and after `restore`.
+        photos: an `engine.photos.Photos`, of `choose_photos`.
         finished: whether nothing is left to train.
 
     Raises BadInput for a folder that holds a run without `--resume`, for a damaged state, and for other
@@ -39,43 +44,64 @@ class Run:
         self.settings["processes"] = distributed.world_size()
         self.is_main = distributed.rank() == 0
         self.device = distributed.local_device(device.pick_device(args.device))
+        self.stamp = checkpointing.stamp(args.output)
         self.saved = checkpointing.find_run(args.output, args.resume)
         if self.saved:
-            checkpointing.check_settings(self.settings, self.saved["settings"], default)
+            before = self.saved["settings"]
+            checkpointing.check_settings(self.settings, before, default)
+            self.settings.update((name, before[name]) for name in ORIGINS & before.keys())
         self._workers = None
         self.finished = bool(self.saved) and self.saved["resume"]["epoch"] == args.epochs
 
     def start(self):
-        """Fix what a kill left in the folder, connect the ranks, start the random streams. Collective.
-
-        Raises OSError where the folder cannot be written.
+        """Connect the ranks and start the random streams. Raises OSError for a read-only folder. Collective.
         """
         if self.is_main:
             refuse_unwritable(self.args.output / checkpointing.LAST)
-        self._complete_outputs()
         if self.args.resume and not self.saved:
             note(f"{self.args.output} holds no {checkpointing.LAST}: starting anew")
         if self.args.deterministic:
             device.compute_deterministically()
         device.keep_freed_memory(self.device)
-        if self.device.type == "cpu" and not device.has_instructions_for(self.args.precision):
-            note(f"this processor has no instructions for {self.args.precision}: fp32 is many times faster "
-                 "here")
+        if not device.has_instructions_for(self.args.precision, self.device):
+            name, faster = ("GPU", "fp16") if self.device.type == "cuda" else ("processor", "fp32")
+            note(f"this {name} has no instructions for {self.args.precision}: --precision {faster} is many "
+                 "times faster here")
         distributed.init_process_group(self.device)
         seed_everything(self.args.seed)
 
     def finish(self):
         """Of a finished run: write what a kill at its end left out, and say that nothing is left to do."""
-        self._complete_outputs()
         if self.is_main:
-            draw_curves(self.saved["resume"]["history"], self.args.output / checkpointing.CURVES)
+            with locked(self.args.output):
+                self._complete_outputs()
+                draw_curves(self.saved["resume"]["history"], self.args.output / checkpointing.CURVES)
             print(f"{self.args.output} is finished: {self.args.epochs} epochs. Raise --epochs to train on.")
 
     def _complete_outputs(self):
-        if self.is_main:
-            checkpointing.remove_half_written(self.args.output)
-            if self.saved:
-                checkpointing.complete_outputs(self.args.output, self.saved)
+        if checkpointing.stamp(self.args.output) != self.stamp:
+            raise BadInput(f"--output {self.args.output}: another run has saved there meanwhile: start again")
+        checkpointing.remove_half_written(self.args.output)
+        if self.saved:
+            checkpointing.complete_outputs(self.args.output, self.saved)
+
+    def choose_photos(self, root, names, bad):
+        """The names of the photos that the run began with. Collective.
+
+        `names` are there now, `bad`, {name: reason}, those that need not be tried. A new run tries all of the
+        others; one that goes on, with --skip-bad alone. Raises BadInput of `engine.photos`.
+        """
+        saved = self.saved["resume"].get("photos") if self.saved else None
+        if saved:
+            self.photos = photos_again(saved, root, names, self.args.skip_bad)
+        else:  # an older version saved none
+            self.photos = first_photos(root, names, bad, self.args.skip_bad or not self.saved,
+                                       self.args.skip_bad)
+        return list(self.photos.sizes)
+
+    def usable(self, names):
+        """The indices of those names whose photos are not left out."""
+        return [i for i, name in enumerate(names) if name not in self.photos.left_out]
 
     def check_images(self, fingerprint, where):
         """Raise BadInput where the training data is not what the run began with."""
@@ -83,10 +109,11 @@ class Run:
             raise BadInput(f"--resume: {where} holds other images, or captions, than when the run began: "
                            "start a new run")
 
-    def sampler(self, images):
-        """The batches of this rank, of a number of images."""
-        return ShuffledBatches(images, self.args.batch_size, self.args.seed, distributed.rank(),
-                               distributed.world_size())
+    def sampler(self, names):
+        """The batches of this rank, of the images `names`."""
+        left_out = set(range(len(names))).difference(self.usable(names))
+        return ShuffledBatches(len(names), self.args.batch_size, self.args.seed, distributed.rank(),
+                               distributed.world_size(), left_out)
 
     def loader(self, dataset, image_bytes, **options):
         """A Loader of images of at most so many bytes; the global random stream is left to the model."""
@@ -103,13 +130,20 @@ class Run:
     def restore(self, state, fields):
         """Bring a TrainingState to where the saved one was, if any, and return its Saver. Collective.
 
-        `fields` are what checkpoints hold besides the state. BadInput where ranks read different files.
+        From here on the output folder is the run's own, and what a kill left there is made good. `fields` are
+        what checkpoints hold besides the state. BadInput where ranks read different files, and where another
+        run is at work in the folder, or was since this one was opened.
         """
-        if self.saved:
-            state.load_state_dict(self.saved)
-            self.saved = None  # a second copy of all tensors
-        distributed.check_agreement([state.images, state.epoch, state.step])
-        return checkpointing.Saver(self.args.output, state, fields, self.args.save_every)
+        with contextlib.ExitStack() as stack:
+            distributed.main_process_only(lambda: stack.enter_context(locked(self.args.output)))
+            distributed.main_process_only(self._complete_outputs)
+            state.photos = asdict(self.photos)
+            if self.saved:
+                state.load_state_dict(self.saved)
+                self.saved = None  # a second copy of all tensors
+            distributed.check_agreement([state.images, state.photos, state.epoch, state.step])
+            return checkpointing.Saver(self.args.output, state, fields, self.args.save_every,
+                                       stack.pop_all().close)
 
     def announce(self, title, images, held_out):
         """Say what is trained, on what, and where it goes."""

@@ -32,6 +32,8 @@ class TrainingState:
             average = ema * average + (1 - ema) * weights; it begins with the weights after the first one.
         settings: of the run, as plain values.
         images: a checksum of the names of the training images.
+        photos: `sizes`, {name: bytes} of the photos that it began with, and `left_out`, {name: reason} of
+            those that it goes without (`engine.photos.Photos`).
         about: what config.json says of the run besides the settings.
         epoch, step: epochs done; steps done of the next one. They are the position in the data as well, since
             the order of the images depends on (seed, epoch) alone (`engine.seeding.ShuffledBatches`).
@@ -46,7 +48,7 @@ class TrainingState:
     def __init__(self, model, optimizer, scaler, settings, images, about, ema=None):
         self.model, self.optimizer, self.scaler = model, optimizer, scaler
         self.average = ExponentialAverage(model, ema) if ema else None
-        self.settings, self.images, self.about = settings, images, about
+        self.settings, self.images, self.about, self.photos = settings, images, about, {}
         self.epoch, self.step, self.history, self.best, self.best_epoch = 0, 0, [], -1.0, 0
         self._clear_totals()
 
@@ -93,8 +95,9 @@ class TrainingState:
     def state_dict(self):
         """`state_dict`, the weights; `settings`; and `resume`, all else."""
         return {"state_dict": self.model.state_dict(), "settings": self.settings, "resume": {
-            "images": self.images, "about": self.about, "epoch": self.epoch, "step": self.step,
-            "totals": self.totals, "history": self.history, "best": self.best, "best_epoch": self.best_epoch,
+            "images": self.images, "photos": self.photos, "about": self.about, "epoch": self.epoch,
+            "step": self.step, "totals": self.totals, "history": self.history, "best": self.best,
+            "best_epoch": self.best_epoch,
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average else None}}
 

@@ -43,6 +43,8 @@ class OptimizerStep:
     def __init__(self, model, optimizer, scaler, loss, device, precision):
         self.model, self.optimizer, self.scaler, self.loss = model, optimizer, scaler, loss
         self.device, self.precision = device, precision
+        # two numbers have the same sum in either order
+        self._order_matters = distributed.world_size() > 2
 
     def __call__(self, batches, size):
         """Take one step. Returns (loss, correct), sums over the images of all ranks before it. Collective.
@@ -51,6 +53,8 @@ class OptimizerStep:
         ranks. Where the loss is not finite, no step is taken, and it is returned as NaN. In fp16 the scaler
         also skips a step whose gradient overflows.
         """
+        if self._order_matters:
+            self._settle_order(batches[0])
         number, sums = 1 + isinstance(self.optimizer, SAM), []  # of passes; (loss, correct) of each
 
         def closure():
@@ -73,6 +77,22 @@ class OptimizerStep:
             return math.nan, 0.0
         self.scaler.update()
         return sums[0]
+
+    def _settle_order(self, batch):
+        """A synchronised backward that leaves nothing behind. Collective.
+
+        DistributedDataParallel sums the gradients of its first one in another order than those of all later
+        ones: with this as the first, a run that goes on from a saved state sums as one left alone does.
+        """
+        self._order_matters = False
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            with autocast(self.device, self.precision):
+                loss, _ = self.loss(self.model, batch)
+            loss.backward()
+        self.optimizer.zero_grad()
+        for buffer, value in buffers:
+            buffer.copy_(value)
 
     def _forward_backward(self, batches, size):
         """Leave the gradient of loss / size, averaged over ranks; this rank's (loss, correct), a tensor."""

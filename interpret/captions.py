@@ -10,9 +10,9 @@ from models.catr import grid_box
 from models.tokenizer import joined, words_of
 
 
-def encoded(model, paths, batch_size):
-    """The photos at `paths`, a batch at a time: (slice of paths, RGB images, their Memory)."""
-    for start in range(0, len(paths), batch_size):
+def encoded(model, paths, batch_size, first=0):
+    """The photos at `paths` from `first`, a batch at a time: (slice of paths, RGB images, their Memory)."""
+    for start in range(first, len(paths), batch_size):
         rows = slice(start, start + batch_size)
         photos = [decode.load_image(path) for path in paths[rows]]
         yield rows, photos, decoding.encode(model, photos)

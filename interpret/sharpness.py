@@ -3,12 +3,14 @@
 import math
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from common.cli import note
 from common.errors import BadInput
 from common.files import nfc
+from common.unfinished import Unfinished
 from datasets.decode import explaining_bad_images
 from datasets.images import ImageDataset, stratified_holdout
 from datasets.transforms import evaluation_transform
@@ -69,11 +71,13 @@ def load_batches(folder, checkpoint, batch_size, device):
         return [[part.to(device) for part in batch] for batch in DataLoader(dataset, batch_size)]
 
 
-def measure(checkpoints, names, batches, span, rhos, seed):
+def measure(checkpoints, names, batches, span, rhos, seed, unfinished=None):
     """The arrays of p1_viz_landscape.py from `loss` to `eigenvalues`; `names` are for the progress bars.
 
-    All are moved along the same two directions, of `seed`. Raises BadInput where a loss is not finite.
+    All are moved along the same two directions, of `seed`. An `Unfinished` keeps those of each checkpoint.
+    Raises BadInput where a loss is not finite.
     """
+    unfinished = unfinished or Unfinished(None)
     alphas, grid_alphas = np.linspace(-span, span, POINTS), np.linspace(-span, span, GRID)
     weights = [landscape.weights_of(checkpoint.model) for checkpoint in checkpoints]
     losses = [landscape.classification_loss(checkpoint.model) for checkpoint in checkpoints]
@@ -82,7 +86,7 @@ def measure(checkpoints, names, batches, span, rhos, seed):
         if not math.isfinite(row["loss"]):
             raise BadInput(f"{checkpoint.path}: its weights give outputs that are not finite: it is damaged")
     directions = landscape.random_directions(weights, 2, seed)
-    for name, loss, start, row in zip(names, losses, weights, rows):
+    for name, loss, start, row in list(zip(names, losses, weights, rows))[len(unfinished.rows):]:
         points = tqdm(alphas, f"{name}: loss", unit=" points")
         row["loss_1d"] = landscape.losses_along(loss, start, batches, directions[0], points)
         up = tqdm(grid_alphas, f"{name}: contours", unit=" rows")
@@ -95,8 +99,9 @@ def measure(checkpoints, names, batches, span, rhos, seed):
         row["eigenvalues"] = [
             landscape.largest_eigenvalues(loss, start, batch, EIGENVALUES, seed)
             for batch in tqdm(batches[:HESSIAN_BATCHES], f"{name}: Hessian", unit=" batches")]
+        unfinished.append({key: torch.from_numpy(np.array(value)) for key, value in row.items()})
     return {"alphas": alphas, "grid_alphas": grid_alphas, "rhos": np.array(rhos),
-            **{key: np.array([row[key] for row in rows]) for key in rows[0]}}
+            **{key: np.array([row[key].numpy() for row in unfinished.rows]) for key in unfinished.rows[0]}}
 
 
 def _refuse_nonfinite(flag, *losses):

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -44,8 +46,16 @@ class Drawing:
 
 
 def _begin():
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that this one draws for
     os.nice(10)  # they use the time that it leaves: its threads wait for one another where one is held up
+
+
+def _end_with(parent):
+    """A process that waits for work does not see that the one that it draws for was killed."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def draw_whole(path, function, args, kwargs):

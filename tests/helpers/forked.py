@@ -40,20 +40,20 @@ def start(main, arguments, log, prepare=lambda: None):
         os._exit(code)
 
 
-def start_pair(main, arguments, log, prepare=lambda rank: None):
-    """As `start`, for two processes that work together as torchrun's do. Returns their numbers."""
+def start_ranks(count, main, arguments, log, prepare=lambda rank: None):
+    """As `start`, for `count` processes that work together as torchrun's do. Returns their numbers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
 
     def as_rank(rank):
         def prepare_rank():
-            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-                              MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count),
+                              LOCAL_WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
             prepare(rank)
         return prepare_rank
 
-    return [start(main, arguments, log, as_rank(rank)) for rank in (0, 1)]
+    return [start(main, arguments, log, as_rank(rank)) for rank in range(count)]
 
 
 def ended(process, wait=True):

@@ -37,6 +37,7 @@ import p2_train
 from datasets.scenes import write_scenes
 from datasets.shapes import write_dataset
 from engine import checkpointing
+from engine.output import LOCK
 from tests.helpers import forked
 
 SETTINGS = ["--arch", "test_vit", "--scratch", "--device", "cpu", "--epochs", "4", "--batch-size", "4",
@@ -176,7 +177,7 @@ def main(argv=None):
                     code = forked.ended(process)
                 if code == (3 if args.loaders else -signal.SIGKILL):
                     kills += 1
-                    saving = any(path.name.startswith(".") for path in output.glob(".*"))
+                    saving = any(path.name != LOCK for path in output.glob(".*"))
                     in_saves += saving
                     begun = (output / checkpointing.METRICS).exists()
                     epochs = [row["epoch"] for row in rows(output)] if begun else []

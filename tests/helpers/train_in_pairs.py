@@ -2,8 +2,8 @@
 
     python -m tests.helpers.train_in_pairs DATA OUTPUT
 
-Each run leaves a folder in OUTPUT and what it printed in a .log file; codes.json has the exit codes of its
-processes. test_distributed.py compares them.
+Some are in three, of p2_train.py too. Each run leaves a folder in OUTPUT and what it printed in a .log file;
+codes.json has the exit codes of its processes. test_distributed.py compares them.
 """
 
 import json
@@ -11,20 +11,27 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
 import p1_eval
 import p1_train
-from datasets import decode, images
+import p2_train
+from datasets import decode, images, scenes
+from engine.output import locked
 from engine.state import TrainingState
 from tests.helpers import forked
 
-SETTINGS = ["--arch", "test_vit", "--scratch", "--device", "cpu", "--workers", "0", "--lr", "1e-2",
-            "--epochs", "2"]
+SETTINGS = ["--device", "cpu", "--workers", "0", "--lr", "1e-2", "--epochs", "2"]
+TINY = ["--arch", "test_vit", "--scratch"]
 ONE = ["--batch-size", "12"]
 TWO = ["--batch-size", "1", "--accumulate", "6"]
+ADAM_SAM = ["--optimizer", "adam", "--sam", "--ema", "0.8", "--workers", "1"]
+THREE = {"adam": [p1_train.main, "--optimizer", "adam", "--batch-size", "2", "--accumulate", "1"],
+         "sam": [p1_train.main, "--optimizer", "adam", "--sam", "--batch-size", "1", "--accumulate", "2"],
+         "captioner": [p2_train.main, "--batch-size", "2", "--lr", "1e-3"]}
 
 
 def in_float64():
@@ -72,12 +79,15 @@ def main(data, output):
     torch.set_num_threads(1)
     codes = {}
 
-    def run(name, *flags, main=p1_train.main, pair=True, prepare=lambda rank: None):
+    def run(name, *flags, main=p1_train.main, ranks=2, prepare=lambda rank: None):
         log = output / f"{name}.log"
-        if main is p1_train.main:
-            flags = ["--data", data, "--output", output / name, *SETTINGS, *(TWO if pair else ONE), *flags]
-        if pair:
-            processes = forked.start_pair(main, flags, log, prepare)
+        if main is p2_train.main:
+            flags = ["--data", output / "scenes", "--output", output / name, *SETTINGS, *flags]
+        elif main is p1_train.main:
+            flags = ["--data", data, "--output", output / name, *TINY, *SETTINGS,
+                     *(TWO if ranks > 1 else ONE), *flags]
+        if ranks > 1:
+            processes = forked.start_ranks(ranks, main, flags, log, prepare)
         else:
             processes = [forked.start(main, flags, log, lambda: prepare(0))]
         codes.setdefault(name, []).append(list(map(forked.ended, processes)))
@@ -85,28 +95,37 @@ def main(data, output):
     sgd = ["--optimizer", "sgd"]
     for name, flags in (("sgd", sgd), ("sam", [*sgd, "--sam", "--rho", "0.2", "--sync-perturbation"]),
                         ("adam64", ["--optimizer", "adam", "--lr", "1e-3"])):
-        for pair in (True, False):
-            run(f"{name} {'two' if pair else 'one'}", *flags, pair=pair,
+        for ranks, word in ((2, "two"), (1, "one")):
+            run(f"{name} {word}", *flags, ranks=ranks,
                 prepare=lambda rank, name=name: in_float64() if name == "adam64" else None)
 
-    adam_sam = ["--optimizer", "adam", "--sam", "--ema", "0.8", "--workers", "1"]
-    run("straight", *adam_sam)
+    run("straight", *ADAM_SAM)
     for name, number, ranks in (("lost 1", signal.SIGKILL, [1]), ("lost 0", signal.SIGKILL, [0]),
                                 ("stopped 1", signal.SIGTERM, [1]), ("stopped both", signal.SIGTERM, [0, 1])):
-        run(name, *adam_sam, prepare=signal_after_two_steps(number, ranks))
-        run(name, *adam_sam, "--resume")
+        run(name, *ADAM_SAM, prepare=signal_after_two_steps(number, ranks))
+        run(name, *ADAM_SAM, "--resume")
     run("lost early", prepare=die_after_connecting)
-    run("straight", *adam_sam, "--resume", *TWO, pair=False)
+    run("straight", *ADAM_SAM, "--resume", *TWO, ranks=1)
+    with locked(output / "straight"):
+        run("in use", "--output", output / "straight", *ADAM_SAM, "--epochs", "3", "--resume")
     run("bad", prepare=fail_on_one_image)
     run("typing error", "--holdout", "2")
 
     checkpoint = ["--checkpoint", output / "sam one" / "best.pt", "--device", "cpu", "--workers", "0"]
     for name, *flags in (("val",), ("few", "--batch-size", "1")):
         folder = data / "val" if name == "val" else output / "one image"
-        for pair in (True, False):
-            stem = f"{name} {'two' if pair else 'one'}"
+        for ranks, word in ((2, "two"), (1, "one")):
+            stem = f"{name} {word}"
             run(f"eval {stem}", folder, output / f"{stem}.csv", "--json", output / f"{stem}.json",
-                *checkpoint, *flags, main=p1_eval.main, pair=pair)
+                *checkpoint, *flags, main=p1_eval.main, ranks=ranks)
+
+    scenes.write_scenes(output / "scenes", 24, 0, seed=5)
+    for name, (main, *flags) in THREE.items():
+        three = partial(run, main=main, ranks=3)
+        flags += ["--epochs", "1", "--holdout", "0"]
+        three(f"{name} straight", *flags)
+        three(f"{name} stopped", *flags, prepare=signal_after_two_steps(signal.SIGTERM, [1]))
+        three(f"{name} stopped", *flags, "--resume")
     (output / "codes.json").write_text(json.dumps(codes))
 
 

@@ -100,7 +100,27 @@ def test_data_that_changed_is_not_resumed(captioner, tmp_path, capsys):
     assert "is finished" in capsys.readouterr().out
     (tmp_path / "moved").mkdir()
     assert train(other, tmp_path / "run", "--epochs", 3, "--holdout", 0.2, "--resume") == 2
-    assert "--data is" in capsys.readouterr().err
+    assert "other/train holds other images than when the run began" in capsys.readouterr().err
+    moved = shutil.copytree(folder, tmp_path / "moved" / "data")
+    file = moved / "annotations" / "captions_train.json"
+    file.write_text(file.read_text().replace("red", "blue"))
+    assert train(moved, tmp_path / "run", "--epochs", 3, "--holdout", 0.2, "--resume") == 2
+    assert "holds other images, or captions, than when the run began" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_without_a_photo_that_has_become_bad(data, captioner, tmp_path, capsys):
+    """Missing, too, as in many a copy of COCO."""
+    folder, output = shutil.copytree(data, tmp_path / "data"), shutil.copytree(captioner, tmp_path / "run")
+    flags = "--epochs", 3, "--holdout", 0.2, "--resume"
+    (folder / "train" / "5.jpg").unlink()
+    (folder / "train" / "7.jpg").write_bytes(b"x")
+    assert train(folder, tmp_path / "new", *flags[:-1]) == 2
+    assert "2 files of 24" in capsys.readouterr().err and not (tmp_path / "new").exists()
+    assert train(folder, output, *flags) == 2
+    assert "fix them, or pass --resume --skip-bad to go on without" in capsys.readouterr().err
+    assert train(folder, output, *flags, "--skip-bad") == 0
+    photos = torch.load(output / "last.pt", weights_only=True)["resume"]["photos"]
+    assert set(photos["left_out"]) == {"5.jpg", "7.jpg"} and len(photos["sizes"]) == 24
 
 
 def test_captions_that_the_vocabulary_does_not_cover_are_not_trained_on(data, tmp_path, capsys):

@@ -1,8 +1,9 @@
-"""Two gloo processes on this machine."""
+"""Two gloo processes on this machine, and three."""
 
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from engine import checkpointing
 from sam import SAM
+from tests.helpers.train_in_pairs import ADAM_SAM, SETTINGS, TWO
 from tests.helpers.training import TRAIN, largest_difference, metrics, same, weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -224,14 +226,28 @@ def test_lost_and_stopped_processes_leave_a_state_from_which_both_resume_exactly
     assert len(metrics(pairs / name)) == 2
 
 
+@pytest.mark.parametrize("name", ["adam", "sam", "captioner"])
+def test_three_stopped_processes_resume_exactly(pairs, name):
+    """Of three numbers the sum depends on the order. With accumulation in SAM."""
+    (ended, resumed), printed = codes(pairs, f"{name} stopped")
+    assert ended == [143] * 3 and resumed == [0] * 3, printed
+    assert same(weights(pairs / f"{name} stopped"), weights(pairs / f"{name} straight"))
+
+
 def test_a_process_lost_before_the_first_step_is_one_line(pairs):
     (ends,), printed = codes(pairs, "lost early")
     assert ends == [3, -signal.SIGKILL] and LOST in printed and "Traceback" not in printed, printed
+    assert re.search("\n  .*/gloo/.*\n", printed), "the library's reason, below"
 
 
 def test_another_number_of_processes_is_refused(pairs):
     (together, alone), said = codes(pairs, "straight")
     assert together == [0, 0] and alone == [2] and "the number of processes is 1 now and was 2 before" in said
+
+
+def test_a_folder_that_another_run_holds_is_refused_by_all(pairs):
+    (ends,), said = codes(pairs, "in use")
+    assert ends == [2, 2] and "straight is in use by another run" in said and LOST not in said, said
 
 
 def test_an_error_of_one_process_ends_both_and_is_said_once(pairs):
@@ -250,6 +266,39 @@ def test_two_processes_evaluate_as_one(pairs, name, images):
         assert content == (pairs / f"{name} one.{kind}").read_bytes()
     assert json.loads(content)["images"] == images
     assert codes(pairs, f"eval {name} two")[1].count("accuracy ") == 1
+
+
+def test_torchruns_restarts_go_on_by_themselves_to_the_same_bits(pairs, tmp_path):
+    """Rank 0 is killed, then rank 1: torchrun's store still has the addresses of the attempts before."""
+    output = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2,
+               "--max-restarts", 2, ROOT / "p1_train.py", "--data", pairs / "data", "--output", output,
+               *SETTINGS, *TWO, *ADAM_SAM, "--save-every", 1, "--resume"]
+    with open(tmp_path / "log", "w") as log:
+        torchrun = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log,
+                                    env={**os.environ, "OMP_NUM_THREADS": "1"})
+    for restart in (0, 1):
+        victim = process_of(torchrun, RANK=restart, TORCHELASTIC_RESTART_COUNT=restart)
+        seen = time.time_ns()
+        while not (output / "last.pt").exists() or (output / "last.pt").stat().st_mtime_ns < seen:
+            assert torchrun.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.01)
+        os.kill(victim, signal.SIGKILL)
+    assert torchrun.wait(timeout=120) == 0, (tmp_path / "log").read_text()
+    for file in ("last.pt", "best.pt"):
+        assert same(weights(output, file), weights(pairs / "straight", file))
+
+
+def process_of(torchrun, **variables):
+    """The number of the process that torchrun started, or will, with these environment variables."""
+    wanted = {f"{name}={value}".encode() for name, value in variables.items()}
+    while True:
+        assert torchrun.poll() is None
+        for process in Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split():
+            with contextlib.suppress(OSError):
+                if wanted <= set(environment(process)):
+                    return int(process)
+        time.sleep(0.05)
 
 
 def environment(process):

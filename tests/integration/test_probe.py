@@ -86,7 +86,7 @@ PAIR = """
     from tests.helpers import forked
     torch.set_num_threads(1)
     log, *arguments = sys.argv[1:]
-    sys.exit(sum(map(forked.ended, forked.start_pair(p1_train.main, arguments, log))))
+    sys.exit(sum(map(forked.ended, forked.start_ranks(2, p1_train.main, arguments, log))))
 """
 
 

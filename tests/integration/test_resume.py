@@ -1,5 +1,6 @@
 """Runs that are killed, stopped and resumed as processes, and the run folders of an older version."""
 
+import json
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import torch
 
 from datasets import images
 from engine import checkpointing
+from engine.seeding import ShuffledBatches
 from tests.helpers.linear import Training
 from tests.helpers.training import TRAIN, Killed, die_after_saves, metrics, same, train, weights
 
@@ -45,13 +47,100 @@ def test_a_run_goes_on_to_more_epochs_and_a_finished_one_is_only_completed(run, 
     assert train(shapes, folder, "--epochs", 3, "--sam", "--resume", "--workers", 1, "--save-every", 2,
                  "--on-nonfinite", "skip") == 0
     assert [row["epoch"] for row in metrics(folder)] == ["1", "2", "3"]
-    shutil.copy(shapes / "train" / "0_0.jpg", tmp_path / "0_99.jpg")
-    data = shutil.copytree(shapes, tmp_path / "grown")
-    (tmp_path / "0_99.jpg").rename(data / "train" / "0_99.jpg")
-    saved = torch.load(folder / "last.pt", weights_only=True)
-    torch.save({**saved, "settings": {**saved["settings"], "data": str(data)}}, folder / "last.pt")
-    assert train(data, folder, "--epochs", 4, "--sam", "--resume") == 2
-    assert "holds other images" in capsys.readouterr().err
+
+
+def saved_run(output):
+    return torch.load(output / "last.pt", weights_only=True)
+
+
+def test_the_images_decide_whether_a_run_goes_on_not_their_folder(stopped, shapes, run, tmp_path, capsys):
+    """They have moved; one is added, or another of the same name that decodes as well."""
+    flags = "--epochs", 2, "--sam", "--sync-perturbation", "--resume"
+    data = shutil.copytree(shapes, tmp_path / "moved")
+    photo, other = data / "train" / "0_0.jpg", data / "train" / "1_0.jpg"
+    before = photo.read_bytes(), (stopped / "last.pt").read_bytes()
+    for name, change in (("0_99.jpg", lambda: shutil.copy(photo, data / "train" / "0_99.jpg")),
+                         ("0_0.jpg", lambda: shutil.copy(other, photo))):
+        change()
+        for more in ([], ["--skip-bad"]):
+            assert train(data, stopped, *flags, *more) == 2
+            assert f"holds other images than when the run began, such as {name}" in capsys.readouterr().err
+        (data / "train" / "0_99.jpg").unlink(missing_ok=True)
+    photo.write_bytes(before[0])
+    assert (stopped / "last.pt").read_bytes() == before[1] and not (stopped / ".lock").exists()
+    assert train(data, stopped, *flags) == 0
+    assert same(weights(stopped), weights(run))
+    assert json.loads((stopped / "config.json").read_text())["settings"]["data"] == str(shapes)
+
+
+def test_a_second_run_into_a_folder_is_refused_before_it_changes_anything(shapes, tmp_path):
+    output = tmp_path / "run"
+    process = training_process(shapes, output, "--sam")
+    os.kill(process.pid, signal.SIGSTOP)
+    names = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+    command = [sys.executable, ROOT / "p1_train.py", "--data", shapes, "--output", output, *TRAIN, "--sam",
+               "--epochs", 1000, "--resume"]
+    second = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    process.kill()
+    process.communicate()
+    assert second.returncode == 2 and second.stderr.count("\n") == 1, second.stderr
+    assert "is in use by another run: wait for its end, or name another folder" in second.stderr
+    assert ".lock" in names and names == {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+
+
+@pytest.mark.parametrize("photo_was", ["trained on", "held out"])
+def test_a_photo_that_has_become_bad_leaves_its_place_empty(shapes, run, tmp_path, capsys, monkeypatch,
+                                                            photo_was):
+    """In the middle of the second epoch; nothing is seen twice, and what was held out stays so."""
+    data, output = shutil.copytree(shapes, tmp_path / "data"), tmp_path / "run"
+    seen, get = [], images.ImageDataset.__getitem__
+    names = images.list_files(data / "train")
+    folder = images.read_training_folder(data / "train", data / "classes.txt")
+    fit, held_out = ([names[i] for i in part] for part in images.stratified_holdout(folder.targets, 0.1, 0))
+    order = ShuffledBatches(len(fit), 8, 0)
+    order.epoch = 1
+    places = [fit[i] for i in order.order()]
+    victim = places[12] if photo_was == "trained on" else held_out[0]
+
+    def noting(self, key):
+        if self.seed is not None and key[0] == 1 and key[1] < len(fit):
+            seen.append(self.names[key[1]])
+            if len(seen) == 9:
+                (data / "train" / victim).write_bytes(b"gone bad")
+        return get(self, key)
+
+    monkeypatch.setattr(images.ImageDataset, "__getitem__", noting)
+    flags = ["--epochs", 2, "--sam", "--resume"]
+    assert train(data, output, *flags) == 2
+    message = capsys.readouterr().err
+    assert victim in message and "pass --resume --skip-bad to go on without" in message
+    position = saved_run(output)["resume"]["step"]
+    assert position == (1 if photo_was == "trained on" else 4)
+    assert train(data, output, *flags) == 2, "a resume says so again"
+    assert "1 file of 32" in capsys.readouterr().err
+    del seen[8 * position:]
+    assert train(data, output, *flags, "--skip-bad") == 0
+    assert f"left out 1 bad file: {victim}" in capsys.readouterr().err
+    assert seen == [name for name in places if name != victim], "each once, in the order of the beginning"
+    assert not set(held_out) & set(seen)
+    photos = saved_run(output)["resume"]["photos"]
+    assert list(photos["left_out"]) == [victim] and list(photos["sizes"]) == names
+    assert train(data, output, "--epochs", 3, "--sam", "--resume") == 0, "what is left out stays so"
+
+
+def test_the_state_says_what_a_run_began_without_and_a_resume_does_not_look_again(
+        shapes, tmp_path, monkeypatch):
+    data = shutil.copytree(shapes, tmp_path / "data")
+    (data / "train" / "0_0.jpg").write_bytes(b"x")
+    (data / "train" / "notes.txt").touch()
+    assert train(data, tmp_path / "run", "--epochs", 1, "--skip-bad") == 0
+    photos = saved_run(tmp_path / "run")["resume"]["photos"]
+    assert photos["left_out"] == {"notes.txt": "has no label: name it {class}_{id}.ext",
+                                  "0_0.jpg": "not an image"}
+    tried = []
+    monkeypatch.setattr("engine.photos.undecodable", lambda root, names, progress: tried.extend(names) or {})
+    assert train(data, tmp_path / "run", "--epochs", 2, "--resume") == 0 and tried == []
+    assert train(data, tmp_path / "run", "--epochs", 3, "--resume", "--skip-bad") == 0 and len(tried) == 31
 
 
 @pytest.fixture
@@ -69,6 +158,7 @@ def as_written_by_the_older_version(folder, climb):
     saved = torch.load(folder / "last.pt", weights_only=True)
     assert saved["settings"].pop("sync_perturbation") is True and saved["resume"]["step"] == 1
     saved["settings"].update(climb=climb, cache=0)
+    del saved["resume"]["photos"]
     assert set(saved) == {"format", "arch", "labels", "class_names", "preprocessing", "settings",
                           "state_dict", "resume"}
     assert set(saved["resume"]) == {"images", "about", "epoch", "step", "totals", "history", "best",

@@ -16,6 +16,8 @@ from engine.flags import current_settings
 from tests.helpers.linear import Training
 from tests.helpers.training import computed, same, weights
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -112,6 +114,24 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(folder, monkeyp
     Training(folder, epochs=3).run()
 
 
+@pytest.mark.parametrize("epoch, place", [(2, "the last good state, after epoch 1, is in {}/last.pt"),
+                                          (1, "no good state was saved before it")])
+def test_a_full_gpu_is_one_line_that_says_what_is_saved(tmp_path, epoch, place):
+    training = Training(tmp_path, epochs=2)
+    take_step = training.take_step
+
+    def fill(*args):
+        if training.state.epoch == epoch - 1 and training.state.step == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return take_step(*args)
+
+    training.take_step = fill
+    words = f"the GPU's memory is full: .*--precision bf16.*; {place.format(tmp_path)}$"
+    with pytest.raises(BadInput, match=words):
+        training.run()
+    assert (tmp_path / "last.pt").exists() is (epoch == 2)
+
+
 def test_half_written_files_are_removed_and_the_users_are_not(folder):
     (folder / ".last.pt-abcd_123.pt").write_bytes(b"half")
     (folder / ".notes").write_text("the user's")
@@ -167,12 +187,11 @@ def test_settings_of_older_versions_come_under_todays_names():
 
 
 def test_config_names_versions_command_and_commit_where_there_is_one(monkeypatch, tmp_path):
-    cpu = torch.device("cpu")
-    config = json.loads(checkpointing.describe_run({"lr": 1}, {"model": {"depth": 2}}, cpu))
+    config = json.loads(checkpointing.describe_run({"lr": 1}, {"model": {"depth": 2}}, CPU))
     assert "gpu" not in config
     assert config["settings"] == {"lr": 1} and config["model"] == {"depth": 2} and config["command"]
     assert set(config["versions"]) == {"python", *checkpointing.PACKAGES}
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(checkpointing, "describe_gpu", lambda device: {"gpu": {"name": str(device)}})
-    config = json.loads(checkpointing.describe_run({}, {}, cpu))
+    config = json.loads(checkpointing.describe_run({}, {}, CPU))
     assert config["git_commit"] is None and config["gpu"] == {"name": "cpu"}

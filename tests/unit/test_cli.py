@@ -21,6 +21,10 @@ from common.cli import (
 )
 from common.errors import BadImage, BadInput, Interrupted, TrainingStopped
 
+FULL = ("error: the GPU's memory is full: pass a smaller --batch-size (in training with a larger "
+        "--accumulate, or --precision bf16), or --device cpu")
+LOST = "error: another process of this run has failed"
+
 
 @pytest.mark.parametrize("error, code, lines", [
     (BadInput("x is missing", ["a", "b"]), 2, ["error: x is missing", "  a", "  b"]),
@@ -31,11 +35,22 @@ from common.errors import BadImage, BadInput, Interrupted, TrainingStopped
     (KeyboardInterrupt(), 130, ["interrupted"]),
     (OSError(errno.ENOSPC, "No space left on device", "out/x"), 2, ["error: No space left on device: out/x"]),
     (OSError("strange"), 2, ["error: strange"]),
-    (torch.OutOfMemoryError("CUDA out of memory."), 2,
-     ["error: the GPU's memory is full: pass a smaller --batch-size, or --device cpu"]),
-    (torch.distributed.DistBackendError("broken"), 3, ["error: another process of this run has failed"]),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried"), 2, [FULL]),
+    (torch.AcceleratorError("CUDA error: out of memory\nSearch for"), 2, [FULL]),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), 2, [FULL]),
+    (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), 2, [FULL]),
+    (torch.AcceleratorError("CUDA error: CUDA-capable device(s) is/are busy or unavailable\nSearch for"), 2,
+     ["error: another process has the GPU for itself: end it (nvidia-smi names it), or pass --device cpu"]),
+    (torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\nSearch for"), 2,
+     ["error: the GPU or its driver has failed (uncorrectable ECC error encountered): where nvidia-smi fails "
+      "as well, restart the machine; or pass --device cpu"]),
+    (torch.distributed.DistBackendError(
+        "NCCL error in: ProcessGroupNCCL.cpp:3690, unhandled cuda error\nncclSystemError: System call failed."
+        "\nLast error:\nError while creating shared memory segment /dev/shm/nccl-a, error: No space left\n"
+        "Exception raised from create at NCCLUtils.cpp:77 (most recent call first):\nframe #0: f()"), 3,
+     [LOST, "  Error while creating shared memory segment /dev/shm/nccl-a, error: No space left"]),
     (RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:553] closed"), 3,
-     ["error: another process of this run has failed"]),
+     [LOST, "  [../third_party/gloo/gloo/transport/tcp/pair.cc:553] closed"]),
     (BadInput("a\nname\r"), 2, ["error: a\\nname\\r"])])
 def test_an_error_is_one_line_and_an_exit_code(capsys, error, code, lines):
     @reports_errors
@@ -47,8 +62,9 @@ def test_an_error_is_one_line_and_an_exit_code(capsys, error, code, lines):
 
 def test_other_errors_are_tracebacks_and_success_is_zero():
     assert reports_errors(lambda argv: None)([]) == 0 and reports_errors(lambda argv: 1)([]) == 1
-    with pytest.raises(RuntimeError, match="a bug"):
-        reports_errors(lambda argv: (_ for _ in ()).throw(RuntimeError("a bug")))([])
+    for bug in RuntimeError("a bug"), torch.AcceleratorError("CUDA error: device-side assert: a bug"):
+        with pytest.raises(RuntimeError, match="a bug"):
+            reports_errors(lambda argv, bug=bug: (_ for _ in ()).throw(bug))([])
 
 
 def test_a_name_that_the_output_s_encoding_lacks_is_escaped(monkeypatch):

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from torch.distributed import TCPStore
 
 from common import machine
 
@@ -25,3 +26,15 @@ def test_cores_are_those_that_this_process_may_use_and_all_on_a_mac(monkeypatch)
     assert machine.usable_cores() == 3
     monkeypatch.delattr(os, "sched_getaffinity")
     assert machine.usable_cores() == os.cpu_count()
+
+
+def test_what_one_rank_says_for_all_is_said_again_after_a_restart(monkeypatch):
+    """torchrun's store counts on from attempt to attempt; over several machines the counts may differ."""
+    store = TCPStore("127.0.0.1", 0, is_master=True)
+    for variable in ("RANK=0", "WORLD_SIZE=2", "MASTER_ADDR=127.0.0.1", f"MASTER_PORT={store.port}"):
+        monkeypatch.setenv(*variable.split("="))
+    for restart in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restart)
+        assert [machine.is_first_rank_to("save") for _ in range(2)] == [True, False]
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    assert machine.attempt() == 0

@@ -9,8 +9,9 @@ import torch.distributed as dist
 
 import p1_train
 from common.errors import BadInput
+from engine.photos import Photos
 from engine.run import Run
-from tests.helpers.linear import Training
+from tests.helpers.linear import NAMES, Training
 
 
 def args(output, *flags):
@@ -53,11 +54,23 @@ def test_opening_a_run_changes_nothing(folder, capfd):
     assert open_run(folder, *FLAGS, "--epochs", "3").settings["processes"] == 1
 
 
-def test_starting_it_completes_what_a_kill_left_out(folder):
-    run = open_run(folder, *FLAGS)
+def restored(output, *flags, photos=None):
+    """A run that was opened, started and brought to its state, and its Saver."""
+    run = open_run(output, *flags)
     run.start()
+    run.photos = photos or Photos(dict.fromkeys(NAMES, 1), {})
+    return run, run.restore(Training(output.with_name("state"), optimizer="sgd").state, {"format": 1})
+
+
+def test_restoring_it_completes_what_a_kill_left_out(folder):
+    before = files(folder)
+    open_run(folder, *FLAGS).start()
+    assert files(folder) == before and not dist.is_initialized(), "alone it needs no group"
+    _, saver = restored(folder, *FLAGS)
     assert (folder / "metrics.csv").exists() and not (folder / ".last.pt-abcd_123.pt").exists()
-    assert not dist.is_initialized(), "alone it needs no group"
+    assert saver.state.epoch == 1 and (folder / ".lock").exists()
+    saver.release()
+    assert not (folder / ".lock").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_the_start():
@@ -95,6 +108,24 @@ def test_a_new_run_starts_anew_and_says_so_where_a_resume_was_asked_for(tmp_path
     assert torch.equal(torch.rand(1), first), "the streams start from the seed"
 
 
+def test_a_run_that_another_one_went_ahead_of_is_refused(folder, tmp_path):
+    """Both were opened before either had the lock; the other has saved and ended since."""
+    for output, flags in ((folder, FLAGS), (tmp_path / "new", FLAGS[:-1])):
+        run = open_run(output, *flags)
+        run.photos = Photos({}, {})
+        Training(output, epochs=2, optimizer="sgd").run()
+        before = files(output)
+        with pytest.raises(BadInput, match="another run has saved there meanwhile: start again"):
+            run.restore(Training(tmp_path / "state").state, {})
+        assert files(output) == before
+
+
+def test_a_resume_keeps_the_record_of_what_the_run_began_from(folder):
+    run = open_run(folder, *FLAGS, "--data", "elsewhere/demo", "--weights", "moved.safetensors")
+    assert run.settings["data"] == "demo" and run.settings["weights"] is None
+    assert open_run(folder.with_name("new"), "--data", "elsewhere").settings["data"] == "elsewhere"
+
+
 def test_a_run_is_not_overwritten_and_other_settings_or_images_are_refused(folder):
     with pytest.raises(BadInput, match="holds a run already: pass --resume"):
         open_run(folder)
@@ -113,4 +144,4 @@ def test_half_precision_is_called_slow_where_the_processor_has_no_instructions_f
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability",
                             lambda capability=capability: capability)
         open_run(tmp_path / "run", "--precision", "bf16").start()
-        assert ("fp32 is many times faster here" in capsys.readouterr().err) is slow
+        assert ("--precision fp32 is many times faster here" in capsys.readouterr().err) is slow

@@ -22,3 +22,13 @@ def test_ranks_share_the_batches_of_one():
     for whole, *parts in zip(alone, *shards, strict=True):
         assert sorted(whole) == sorted(key for part in parts for key in part if key[1] != 9)
     assert shards[1][2] == [(0, 9)]
+
+
+def test_the_place_of_an_image_that_is_left_out_stays_empty():
+    """On every rank; a batch with nothing left has the item that stands for no image."""
+    whole = list(ShuffledBatches(9, 2, seed=0, rank=1, world_size=2))
+    lost = {whole[0][1][1], *(index for _, index in whole[1])}
+    batches = ShuffledBatches(9, 2, seed=0, rank=1, world_size=2, left_out=lost)
+    assert list(batches) == [whole[0][:1], [(0, 9)], whole[2]]
+    assert batches.indices(0, 9) == [index for index in batches.order() if index not in lost]
+    assert len(batches.indices(0, 4)) == 3 and len(batches.indices(4, 4)) == 2

@@ -158,3 +158,19 @@ def test_in_fp16_a_gradient_that_overflows_skips_the_step_and_halves_the_scale(s
     assert math.isfinite(take_step(batches(4), 4)[0])
     assert all(torch.equal(value, w) for value, w in zip(weights(model), before, strict=True))
     assert take_step.scaler.get_scale() == 2.0**39
+
+
+def test_the_backward_that_settles_the_order_of_sums_leaves_nothing_behind():
+    """No gradient, no random number drawn, no statistics changed. That it helps: test_distributed.py."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(WIDTH, 4), torch.nn.BatchNorm1d(4), torch.nn.Dropout(),
+                                torch.nn.Linear(4, CLASSES)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    passes, random_state = [], torch.get_rng_state()
+    model[1].register_full_backward_hook(lambda *args: passes.append(torch.get_rng_state()))
+    step(model)._settle_order(batches(4)[0])
+    assert len(passes) == 1 and not torch.equal(passes[0], random_state), "it did draw numbers"
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name

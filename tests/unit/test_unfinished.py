@@ -1,0 +1,85 @@
+"""What an interrupted call leaves for its repetition."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from common import unfinished
+from common.files import written_whole
+from common.unfinished import Unfinished, identity_of
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    monkeypatch.setattr(unfinished, "EVERY", 0)
+
+
+def test_the_same_call_finds_the_rows_and_another_does_not(tmp_path, capsys):
+    output = tmp_path / "result.json"
+    rows = [({"loss": torch.arange(3.0)}, ["a"], 0.1), (torch.ones(2)[1:],)]
+    for number, row in enumerate(rows):
+        one = Unfinished(output, "call", 1)
+        assert len(one.rows) == number
+        one.append(row)
+    again = Unfinished(output, "call", 1)
+    assert str(again.rows) == str(rows)
+    assert "goes on where the same call was interrupted" in capsys.readouterr().err
+    assert Unfinished(output, "call", 2).rows == []
+    again.path.write_bytes(again.path.read_bytes()[:-9])
+    assert Unfinished(output, "call", 1).rows == []
+    again.remove()
+    assert os.listdir(tmp_path) == []
+    Unfinished(None, "call").append(1)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_that_changes_is_another_input(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"one")
+    before = identity_of([path, tmp_path / "missing"])
+    os.utime(path, ns=(1, 1))
+    assert identity_of([path]) != before == [(str(path), 3, before[0][2])]
+
+
+def test_rows_are_saved_now_and_then(tmp_path, monkeypatch):
+    monkeypatch.setattr(unfinished, "EVERY", 1000)
+    one = Unfinished(tmp_path / "x", 1)
+    one.append(1)
+    assert not one.path.exists()
+    one.saved -= 1001
+    one.append(2)
+    assert Unfinished(tmp_path / "x", 1).rows == [1, 2]
+
+
+def test_what_a_killed_writer_left_goes_at_the_next_call_and_a_living_one_keeps_its_own(tmp_path):
+    path = tmp_path / "a.npz"
+    (tmp_path / ".a.npz-abcdefgh.npz").write_bytes(b"half")
+    with written_whole(path) as one:
+        assert os.listdir(tmp_path) == [one.name]
+        one.write_bytes(b"one")
+        with written_whole(path) as other:
+            assert one.exists()
+            other.write_bytes(b"other")
+    assert os.listdir(tmp_path) == ["a.npz"] and path.read_bytes() == b"one"
+
+
+def test_processes_that_draw_end_with_the_one_that_was_killed():
+    code = ("import multiprocessing, sys, time\nfrom plots.drawing import Drawing\n"
+            "with Drawing() as drawing:\n"
+            "    drawing._pool.submit(time.sleep, 0)\n"
+            "    print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
+            "    time.sleep(600)\n")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    children = list(map(int, process.stdout.readline().split()))
+    assert children
+    process.kill()
+    process.communicate()
+    end = time.monotonic() + 30
+    while any(os.path.exists(f"/proc/{child}") for child in children):
+        assert time.monotonic() < end, [os.kill(child, signal.SIGKILL) for child in children]
+        time.sleep(0.1)
