@@ -62,8 +62,8 @@ def test_numbers_on_the_cpu_go_by_gloo_between_gpus(monkeypatch):
     monkeypatch.setattr(distributed.dist, "init_process_group",
                         lambda backend, device_id=None, **options: calls.append((backend, device_id)))
     devices = torch.device("cuda", 1), torch.device("cpu")
-    for device in devices:
-        distributed.init_process_group(device)
+    for each in devices:
+        distributed.init_process_group(each)
     assert calls == [("cpu:gloo,cuda:nccl", devices[0]), ("gloo", None)]
 
 
