@@ -16,6 +16,8 @@ from engine.flags import current_settings
 from tests.helpers.linear import Training
 from tests.helpers.training import computed, same, weights
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -185,12 +187,11 @@ def test_settings_of_older_versions_come_under_todays_names():
 
 
 def test_config_names_versions_command_and_commit_where_there_is_one(monkeypatch, tmp_path):
-    cpu = torch.device("cpu")
-    config = json.loads(checkpointing.describe_run({"lr": 1}, {"model": {"depth": 2}}, cpu))
+    config = json.loads(checkpointing.describe_run({"lr": 1}, {"model": {"depth": 2}}, CPU))
     assert "gpu" not in config
     assert config["settings"] == {"lr": 1} and config["model"] == {"depth": 2} and config["command"]
     assert set(config["versions"]) == {"python", *checkpointing.PACKAGES}
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(checkpointing, "describe_gpu", lambda device: {"gpu": {"name": str(device)}})
-    config = json.loads(checkpointing.describe_run({}, {}, cpu))
+    config = json.loads(checkpointing.describe_run({}, {}, CPU))
     assert config["git_commit"] is None and config["gpu"] == {"name": "cpu"}

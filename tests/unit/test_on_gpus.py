@@ -57,11 +57,14 @@ def test_numbers_on_the_cpu_go_by_gloo_between_gpus(monkeypatch):
     calls = []
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(distributed.dist, "rendezvous", lambda method: iter([(None, 0, 2)]))
+    monkeypatch.setattr(distributed.dist, "PrefixStore", lambda prefix, store: store)
     monkeypatch.setattr(distributed.dist, "init_process_group",
-                        lambda backend, **options: calls.append(backend))
-    for name in ("cuda", "cpu"):
-        distributed.init_process_group(torch.device(name))
-    assert calls == ["cpu:gloo,cuda:nccl", "gloo"]
+                        lambda backend, device_id=None, **options: calls.append((backend, device_id)))
+    devices = torch.device("cuda", 1), torch.device("cpu")
+    for each in devices:
+        distributed.init_process_group(each)
+    assert calls == [("cpu:gloo,cuda:nccl", devices[0]), ("gloo", None)]
 
 
 @pytest.mark.parametrize("layer, broadcast", [(torch.nn.BatchNorm1d, True), (catr.FrozenBatchNorm2d, False),
