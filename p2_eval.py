@@ -43,8 +43,6 @@ def get_args_parser():
 
 def caption_all(model, tokenizer, folder, masks, args, unfinished):
     """The captions of a CaptionedFolder's photos; where there are masks, the pointings of the true ones."""
-    from dataclasses import astuple
-
     from tqdm import tqdm
 
     from interpret.captions import encoded, pointing_game
@@ -60,7 +58,7 @@ def caption_all(model, tokenizer, folder, masks, args, unfinished):
             first = [texts[0] for texts in folder.captions[rows]]
             pointings = pointing_game(model, tokenizer, memory, photos, first, masks[rows], args.layer)
         unfinished.append((list(map(tokenizer.text, ids)),
-                           [(word_class, astuple(pointing)) for word_class, pointing in pointings]))
+                           [(word_class, tuple(pointing)) for word_class, pointing in pointings]))
     return ([caption for captions, _ in unfinished.rows for caption in captions],
             [(word_class, Pointing(*values)) for _, batch in unfinished.rows for word_class, values in batch])
 

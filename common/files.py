@@ -100,7 +100,11 @@ def refuse_unwritable(*paths):
     for path in paths:
         _refuse_folder(path)
         folder = next(parent for parent in path.absolute().parents if parent.exists())
-        tempfile.TemporaryFile(dir=folder).close()
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            error.filename = str(path)  # not the temporary one's
+            raise
 
 
 def remove_leftovers(path):

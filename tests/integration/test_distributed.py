@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from engine import checkpointing
 from sam import SAM
-from tests.helpers.train_in_pairs import ADAM_SAM, SETTINGS, TWO
+from tests.helpers.train_in_pairs import ADAM_SAM, SETTINGS, TINY, TWO
 from tests.helpers.training import TRAIN, largest_difference, metrics, same, weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -273,7 +273,7 @@ def test_torchruns_restarts_go_on_by_themselves_to_the_same_bits(pairs, tmp_path
     output = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2,
                "--max-restarts", 2, ROOT / "p1_train.py", "--data", pairs / "data", "--output", output,
-               *SETTINGS, *TWO, *ADAM_SAM, "--save-every", 1, "--resume"]
+               *TINY, *SETTINGS, *TWO, *ADAM_SAM, "--save-every", 1, "--resume"]
     with open(tmp_path / "log", "w") as log:
         torchrun = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log,
                                     env={**os.environ, "OMP_NUM_THREADS": "1"})
