@@ -4,6 +4,7 @@
     python -m benchmarks evaluation captions              # some parts; without REAL_DATA on the demo's images
     python -m benchmarks page                             # the demo's page, once demo.sh has written it
     python -m benchmarks --device cuda                    # ViT-B/16 in bf16, and captions, on a GPU
+    python -m benchmarks memory                           # what a GPU would need, another table
 
 Each value is the median over turns, in each of which both sides are measured. Let nothing else run beside it.
 """
@@ -42,6 +43,11 @@ def measure(part, options):
 @reports_errors
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
+    if args.parts == ["memory"]:
+        from benchmarks.memory import table
+        for row in table(args.small):
+            print(row, flush=True)
+        return 0
     if unknown := set(args.parts) - set(PARTS):  # argparse's choices refuse no part at all
         get_args_parser().error(f"no part {', '.join(unknown)}: choose from {', '.join(PARTS)}")
 

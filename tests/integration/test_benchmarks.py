@@ -10,7 +10,7 @@ import pytest
 import p1_eval
 import p1_train
 from benchmarks import __main__ as table
-from benchmarks import evaluation, rows, starting, training
+from benchmarks import evaluation, memory, rows, starting, training
 from benchmarks.rows import in_new_process, peak_mib
 
 SCRIPTS = {"p1_eval.py": p1_eval, "p1_train.py": p1_train}
@@ -73,3 +73,9 @@ def test_the_demo_is_timed_up_to_its_first_step(tmp_path, monkeypatch):
     (tmp_path / "demo.sh").write_text("echo no; exit 2\n")
     with pytest.raises(OSError):
         starting.demo_seconds(tmp_path / "another")
+
+
+def test_the_memory_of_a_step_is_what_a_process_takes():
+    """MemTracker's account of fake tensors against the kernel's, beyond what the process held before."""
+    setting = "test_vit", 160, 64, False, "fp32"
+    assert in_new_process(memory.measure, *setting) == pytest.approx(memory.estimate(*setting), rel=0.15)

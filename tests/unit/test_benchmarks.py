@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import evaluation, rows, starting, training
+from benchmarks import evaluation, memory, rows, starting, training
 from benchmarks.rows import compare, line, pace, row, seconds
 from common.errors import BadInput
 
@@ -175,3 +175,14 @@ def test_a_page_that_is_not_there_is_refused(tmp_path, monkeypatch):
         monkeypatch.setattr(starting, "CHROMIUM", chromium)
         with pytest.raises(BadInput, match=f"there is no {missing}.*run demo.sh"):
             list(starting.page(SMALL, tmp_path))
+
+
+def test_the_table_of_memory_counts_the_arithmetic_of_an_epoch(monkeypatch):
+    monkeypatch.setattr(memory, "estimate", lambda *setting: 2**30 * (1 + setting[3]))
+    monkeypatch.setattr(memory, "ARCHS", ["vit_base_patch16_224"])
+    heading, _, line, larger = memory.table(small=False)
+    assert heading.startswith("| model | pixels | Adam bf16 | SAM bf16 | Adam fp32 | SAM fp32 | TFLOP | T4 |")
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert cells[:7] == ["vit_base", "224", "1.0", "2.0", "1.0", "2.0", f"{training.FLOPS * 3680 / 1e12:.0f}"]
+    assert float(cells[7]) == pytest.approx(training.FLOPS * 3680 / (0.3 * 65e12), abs=0.06)
+    assert float(larger.split("|")[7]) > 3 * float(cells[6])
