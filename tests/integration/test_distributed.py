@@ -269,21 +269,19 @@ def test_two_processes_evaluate_as_one(pairs, name, images):
 
 
 def test_torchruns_restarts_go_on_by_themselves_to_the_same_bits(pairs, tmp_path):
-    """Rank 0 is killed, then rank 1: torchrun's store still has the addresses of the attempts before."""
+    """Rank 0 is killed: torchrun's store still has the addresses of the attempt before."""
     output = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2,
-               "--max-restarts", 2, ROOT / "p1_train.py", "--data", pairs / "data", "--output", output,
+               "--max-restarts", 1, ROOT / "p1_train.py", "--data", pairs / "data", "--output", output,
                *TINY, *SETTINGS, *TWO, *ADAM_SAM, "--save-every", 1, "--resume"]
     with open(tmp_path / "log", "w") as log:
         torchrun = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log,
                                     env={**os.environ, "OMP_NUM_THREADS": "1"})
-    for restart in (0, 1):
-        victim = process_of(torchrun, RANK=restart, TORCHELASTIC_RESTART_COUNT=restart)
-        seen = time.time_ns()
-        while not (output / "last.pt").exists() or (output / "last.pt").stat().st_mtime_ns < seen:
-            assert torchrun.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.01)
-        os.kill(victim, signal.SIGKILL)
+    victim = process_of(torchrun, RANK=0)
+    while not (output / "last.pt").exists():
+        assert torchrun.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.01)
+    os.kill(victim, signal.SIGKILL)
     assert torchrun.wait(timeout=120) == 0, (tmp_path / "log").read_text()
     for file in ("last.pt", "best.pt"):
         assert same(weights(output, file), weights(pairs / "straight", file))

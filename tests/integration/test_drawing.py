@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -55,3 +58,20 @@ def test_a_process_that_was_killed_is_an_error(tmp_path):
             drawing.draw(tmp_path / "dead.png", die)
             for i in range(20):
                 drawing.draw(tmp_path / f"{i}.png", write, i)
+
+
+def test_processes_that_draw_end_with_the_one_that_was_killed():
+    code = ("import multiprocessing, sys, time\nfrom plots.drawing import Drawing\n"
+            "with Drawing() as drawing:\n"
+            "    drawing._pool.submit(time.sleep, 0)\n"
+            "    print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
+            "    time.sleep(600)\n")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    children = list(map(int, process.stdout.readline().split()))
+    assert children
+    process.kill()
+    process.communicate()
+    end = time.monotonic() + 30
+    while any(os.path.exists(f"/proc/{child}") for child in children):
+        assert time.monotonic() < end, [os.kill(child, signal.SIGKILL) for child in children]
+        time.sleep(0.1)

@@ -235,3 +235,10 @@ def test_imports_along_the_layers_are_fine():
 ])
 def test_a_cycle_of_modules_or_of_folders_is_named(sources, problems):
     assert cyclic_imports(parse(sources)) == problems
+
+
+def test_matplotlib_is_imported_by_plots_alone():
+    """Which sees to it that neither a notebook's backend nor a user's matplotlibrc matters."""
+    importing = {path.split("/")[0] for path, tree in house().items() for node in ast.walk(tree)
+                 if any(name.split(".")[0] == "matplotlib" for name in _imported(node, path))}
+    assert importing - {"benchmarks"} == {"plots"}

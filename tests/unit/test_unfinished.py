@@ -1,10 +1,6 @@
 """What an interrupted call leaves for its repetition."""
 
 import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -66,20 +62,3 @@ def test_what_a_killed_writer_left_goes_at_the_next_call_and_a_living_one_keeps_
             assert one.exists()
             other.write_bytes(b"other")
     assert os.listdir(tmp_path) == ["a.npz"] and path.read_bytes() == b"one"
-
-
-def test_processes_that_draw_end_with_the_one_that_was_killed():
-    code = ("import multiprocessing, sys, time\nfrom plots.drawing import Drawing\n"
-            "with Drawing() as drawing:\n"
-            "    drawing._pool.submit(time.sleep, 0)\n"
-            "    print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
-            "    time.sleep(600)\n")
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    children = list(map(int, process.stdout.readline().split()))
-    assert children
-    process.kill()
-    process.communicate()
-    end = time.monotonic() + 30
-    while any(os.path.exists(f"/proc/{child}") for child in children):
-        assert time.monotonic() < end, [os.kill(child, signal.SIGKILL) for child in children]
-        time.sleep(0.1)
