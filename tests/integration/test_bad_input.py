@@ -258,8 +258,9 @@ def test_photos_with_captions_that_are_missing_or_bad_are_skipped(call, captione
 # The same call twice ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", ["p1_eval.py", "p1_viz_attn.py", "p2_caption_viz.py"])
-@pytest.mark.parametrize("inside", [".", "made", "0"])
+@pytest.mark.parametrize("script, inside", [
+    ("p1_eval.py", "."), ("p1_eval.py", "made"), ("p1_eval.py", "0"),
+    ("p1_viz_attn.py", "."), ("p2_caption_viz.py", "made"), ("p2_caption_viz.py", "0")])
 def test_what_a_call_writes_among_the_photos_is_no_photo_of_the_next(call, photos, tmp_path, script, inside):
     """Of photos in one folder, or in subfolders, of which `0` is written to."""
     folder = shutil.copytree(photos / "train", tmp_path / "photos" / ("1" if inside == "0" else ""))

@@ -41,7 +41,7 @@ def call(command, **options):
 
 def test_neither_a_notebook_s_backend_nor_a_matplotlibrc_matters_to_a_script(
         shapes, run, captioners, tmp_path):
-    """The same bytes of a figure, too, as in a process without either. p1_viz_landscape.py takes too long here:
+    """The same bytes of a figure, too, as in a process without either. p1_viz_landscape.py takes long:
     like all scripts it imports matplotlib through plots/ alone, see test_house.py."""
     (tmp_path / "matplotlibrc").write_text(MATPLOTLIBRC)
     best, val, captioner = run / "best.pt", shapes / "val", captioners / "captioner.pt"

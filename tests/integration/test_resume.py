@@ -73,18 +73,16 @@ def test_the_images_decide_whether_a_run_goes_on_not_their_folder(stopped, shape
     assert json.loads((stopped / "config.json").read_text())["settings"]["data"] == str(shapes)
 
 
-def test_a_second_run_into_a_folder_is_refused_before_it_changes_anything(shapes, tmp_path):
+def test_a_second_run_into_a_folder_is_refused_before_it_changes_anything(shapes, tmp_path, capsys):
     output = tmp_path / "run"
     process = training_process(shapes, output, "--sam")
     os.kill(process.pid, signal.SIGSTOP)
     names = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
-    command = [sys.executable, ROOT / "p1_train.py", "--data", shapes, "--output", output, *TRAIN, "--sam",
-               "--epochs", 1000, "--resume"]
-    second = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    second = train(shapes, output, "--sam", "--epochs", 1000, "--resume")
     process.kill()
     process.communicate()
-    assert second.returncode == 2 and second.stderr.count("\n") == 1, second.stderr
-    assert "is in use by another run: wait for its end, or name another folder" in second.stderr
+    error, = capsys.readouterr().err.splitlines()
+    assert second == 2 and "is in use by another run: wait for its end, or name another folder" in error
     assert ".lock" in names and names == {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
 
 
