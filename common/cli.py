@@ -101,9 +101,6 @@ def reports_errors(main):
             if getattr(stream, "errors", "") == "strict":  # a name that the encoding lacks gets escapes
                 stream.reconfigure(errors="backslashreplace")
         try:
-            if sys.platform == "win32":
-                raise BadInput("Windows has neither the signals nor the locks that this needs: run it in WSL "
-                               "(wsl --install)")
             return main(argv) or 0
         except BadInput as error:
             print_error(f"error: {error}", *error.details)

@@ -4,6 +4,11 @@ import os
 import sys
 from datetime import timedelta
 
+if sys.platform == "win32":  # the next imports of a script would be a traceback
+    print("error: Windows lacks the signals and locks that this needs: run it in WSL (wsl --install)",
+          file=sys.stderr)
+    raise SystemExit(2)
+
 # fork shares what is imported; beside the threads of a Mac's own libraries it is not safe
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 GPU_BUGS = "device-side assert", "illegal memory access", "misaligned address", "invalid"

@@ -75,11 +75,6 @@ def test_a_name_that_the_output_s_encoding_lacks_is_escaped(monkeypatch):
     assert written.getvalue() == b"caf\xe9 \\u67f4\\u72ac.jpg\n"
 
 
-def test_windows_is_sent_to_wsl(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "platform", "win32")
-    assert reports_errors(lambda argv: 0)([]) == 2 and "WSL" in capsys.readouterr().err
-
-
 def test_flags_are_not_abbreviated(capsys):
     parser = ArgumentParser("What it does.")
     parser.add_argument("--recipe")

@@ -1,6 +1,10 @@
 """What a process may count on where it runs."""
 
 import os
+import re
+import runpy
+import sys
+from pathlib import Path
 
 import pytest
 from torch.distributed import TCPStore
@@ -38,3 +42,13 @@ def test_what_one_rank_says_for_all_is_said_again_after_a_restart(monkeypatch):
         assert [machine.is_first_rank_to("save") for _ in range(2)] == [True, False]
     monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
     assert machine.attempt() == 0
+
+
+def test_windows_is_sent_to_wsl_before_anything_else_is_imported(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(machine.__file__)
+    assert "WSL" in capsys.readouterr().err
+    for script in Path(machine.__file__).parents[1].glob("p[12]_*.py"):
+        ours = re.search(r"^from (\w+\.\w+)", script.read_text(), re.MULTILINE)
+        assert ours[1] == "common.cli", f"{script} must import it first"
