@@ -47,9 +47,6 @@ def test_every_kind_of_model_trains_and_is_drawn_on_one_device(arch, fake):
     model, images, targets = classifier(arch)
     assert all(part.device == CUDA for part in ClassificationLoss(0.1)(model.train(), (images, targets)))
     assert Features(model.eval())(images).device == CUDA
-    weights, loss = landscape.weights_of(model), landscape.classification_loss(model)
-    direction, = landscape.random_directions([weights], 1, 0)
-    assert loss(landscape._moved(weights, direction, 0.1), (images, targets)).device == CUDA
     grid = attention.patch_grid(model, images.shape[2:])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "max", lambda self, dim: (self[0], 0))  # which one, depends on content
@@ -60,6 +57,14 @@ def test_every_kind_of_model_trains_and_is_drawn_on_one_device(arch, fake):
         assert attention.cls_to_patch(maps[0], model, grid).device == CUDA
     with contextlib.suppress(BadInput):  # no learned positions
         assert positions.position_similarity(model).device == CUDA
+
+
+def test_a_landscape_stays_on_one_device(fake):
+    """It moves all parameters alike, of whatever kind the model is."""
+    model, images, targets = classifier("vit_tiny_patch16_224")
+    weights, loss = landscape.weights_of(model), landscape.classification_loss(model)
+    direction, = landscape.random_directions([weights], 1, 0)
+    assert loss(landscape._moved(weights, direction, 0.1), (images, targets)).device == CUDA
 
 
 def test_predictions_come_to_the_cpu(fake):
