@@ -72,12 +72,12 @@ def test_neither_a_notebook_s_backend_nor_a_matplotlibrc_matters_to_a_script(
 
 def in_a_namespace(*command):
     """The command that runs another with 1 MiB of shared memory, or skip."""
+    mount = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"', "sh"]
     try:
-        subprocess.run(["unshare", "--mount", "true"], check=True, capture_output=True)
+        subprocess.run([*mount, "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no mount namespace of one's own here")
-    return ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"', "sh",
-            *command]
+    return [*mount, *command]
 
 
 def test_a_container_s_little_shared_memory_is_enough_without_workers(shapes, tmp_path):
