@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from common.errors import BadImage, BadInput
 from common.files import stranger
+from common.machine import usable_cores
 
 LONGEST = 100  # times the shorter side: resized to what a model takes, a longer image would fill the memory
 MOST_LISTED = 50  # bad files in a list
@@ -83,7 +84,7 @@ def undecodable(root, names, progress=iter):
         except BadImage as error:
             return str(error).removeprefix(f"{Path(root) / name}: ")
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         return {name: why for name, why in zip(names, progress(pool.map(reason, names))) if why}
 
 

@@ -11,6 +11,7 @@ import torch
 from common.cli import note
 from common.errors import BadInput
 from common.files import nfc
+from common.machine import usable_cores
 from datasets import decode
 from datasets.images import known_label
 from datasets.masks import load_mask, patch_cover
@@ -103,7 +104,7 @@ class Viewer:
         """
         names = names or [path.stem for path in paths]
         blocks = [*range(len(self.model.blocks) if with_rollout or with_all else 0), block]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             for start in range(0, len(paths), batch_size):
                 photos = list(pool.map(decode.load_image, paths[start:start + batch_size]))
                 inputs = torch.stack(list(pool.map(self.transform, photos))).to(self.device)
