@@ -1,6 +1,7 @@
 """What a process may count on where it runs: its rank among others, its cores, how others are started."""
 
 import os
+import socket
 import sys
 from datetime import timedelta
 
@@ -59,9 +60,10 @@ def is_first_rank_to(text):
 
     try:  # the store through which they meet: it counts
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        socket.create_connection((address, port), 2).close()  # TCPStore would knock for seconds if it is gone
         store = TCPStore(address, port, timeout=timedelta(seconds=2))
         return store.add(f"{text}, attempt {attempt()}", 1) == 1
-    except (KeyError, RuntimeError):  # not torchrun's, or gone
+    except (KeyError, OSError, RuntimeError):  # not torchrun's, or gone
         return True
 
 

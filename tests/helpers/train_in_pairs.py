@@ -27,7 +27,7 @@ from tests.helpers import forked
 SETTINGS = ["--device", "cpu", "--workers", "0", "--lr", "1e-2", "--epochs", "2"]
 TINY = ["--arch", "test_vit", "--scratch"]
 ONE = ["--batch-size", "12"]
-TWO = ["--batch-size", "1", "--accumulate", "6"]
+TWO = ["--batch-size", "2", "--accumulate", "3"]
 ADAM_SAM = ["--optimizer", "adam", "--sam", "--ema", "0.8", "--workers", "1"]
 THREE = {"adam": [p1_train.main, "--optimizer", "adam", "--batch-size", "2", "--accumulate", "1"],
          "sam": [p1_train.main, "--optimizer", "adam", "--sam", "--batch-size", "1", "--accumulate", "2"],
@@ -56,6 +56,8 @@ def signal_after_two_steps(number, ranks):
                 os.kill(os.getpid(), number)
 
         TrainingState.count_step = counting
+        # The loader of a killed process keeps its connections open until it notices, else after 5 seconds.
+        torch.utils.data._utils.worker.MP_STATUS_CHECK_INTERVAL = 0.2
         save = torch.save
         # Process 1 must not end before process 0 has saved.
         torch.save = lambda *args: (time.sleep(1), save(*args))

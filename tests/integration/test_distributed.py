@@ -19,10 +19,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from engine import checkpointing
 from sam import SAM
+from tests.helpers import forked, train_in_pairs
 from tests.helpers.train_in_pairs import ADAM_SAM, SETTINGS, TINY, TWO
-from tests.helpers.training import TRAIN, largest_difference, metrics, same, weights
+from tests.helpers.training import largest_difference, metrics, same, weights
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, MICRO_BATCHES = 5, 3
@@ -103,7 +103,10 @@ def worker(rank, folder):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(worker, (folder,), nprocs=2)
+    processes = [forked.fresh(worker, rank, folder, log=folder / "log") for rank in (0, 1)]
+    for process in processes:
+        process.join(timeout=100)
+        assert process.exitcode == 0, (folder / "log").read_text()
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
@@ -171,16 +174,17 @@ def test_an_overflow_in_one_process_is_skipped_in_all(results):
 
 @pytest.fixture(scope="module")
 def pairs(shapes, tmp_path_factory):
-    """What tests/helpers/train_in_pairs.py leaves. 27 images to fit, 12 a step: in its last micro-batch, of a
+    """What tests/helpers/train_in_pairs.py leaves. 25 images to fit, 12 a step: in the last one, of a
     single image, process 1 has no part."""
     folder = tmp_path_factory.mktemp("pairs")
     shutil.copytree(shapes, folder / "data")
-    for name in ("0_0.jpg", "1_0.jpg"):
+    for name in ("0_0.jpg", "1_0.jpg", "2_0.jpg", "3_0.jpg"):
         (folder / "data" / "train" / name).unlink()
     (folder / "one image").mkdir()
     shutil.copy(shapes / "val" / "0_0.jpg", folder / "one image")
-    command = [sys.executable, "-m", "tests.helpers.train_in_pairs", folder / "data", folder]
-    subprocess.run(command, cwd=ROOT, timeout=300, check=True)
+    process = forked.fresh(train_in_pairs.main, folder / "data", folder, log=folder / "errors")
+    process.join(timeout=300)
+    assert process.exitcode == 0, (folder / "errors").read_text()
     return folder
 
 
@@ -192,7 +196,7 @@ def codes(pairs, name):
 @pytest.mark.parametrize("case, tolerance", [("sgd", 1e-5), ("sam", 1e-5), ("adam64", 1e-8)])
 def test_two_processes_train_as_one_with_the_same_global_batch(pairs, case, tolerance):
     printed = codes(pairs, f"{case} two")[1]
-    for line in ("27 images to train on, 3 held out", "epoch 1/2", "done:"):
+    for line in ("25 images to train on, 3 held out", "epoch 1/2", "done:"):
         assert printed.count(line) == 1, printed
     two, one = weights(pairs / f"{case} two"), weights(pairs / f"{case} one")
     assert one["head.weight"].dtype == (torch.float64 if case == "adam64" else torch.float32)
@@ -269,20 +273,22 @@ def test_two_processes_evaluate_as_one(pairs, name, images):
 
 
 def test_torchruns_restarts_go_on_by_themselves_to_the_same_bits(pairs, tmp_path):
-    """Rank 0 is killed: torchrun's store still has the addresses of the attempt before."""
-    output = tmp_path / "run"
+    """Rank 0 is killed: the other ends by itself; torchrun's store still has the addresses of both."""
+    output, log = tmp_path / "run", tmp_path / "log"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2,
                "--max-restarts", 1, ROOT / "p1_train.py", "--data", pairs / "data", "--output", output,
                *TINY, *SETTINGS, *TWO, *ADAM_SAM, "--save-every", 1, "--resume"]
-    with open(tmp_path / "log", "w") as log:
-        torchrun = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log,
+    with open(log, "w") as file:
+        torchrun = subprocess.Popen(list(map(str, command)), stdout=file, stderr=file,
                                     env={**os.environ, "OMP_NUM_THREADS": "1"})
-    victim = process_of(torchrun, RANK=0)
+    victim, other = (process_of(torchrun, RANK=rank) for rank in (0, 1))
     while not (output / "last.pt").exists():
-        assert torchrun.poll() is None, (tmp_path / "log").read_text()
+        assert torchrun.poll() is None, log.read_text()
         time.sleep(0.01)
     os.kill(victim, signal.SIGKILL)
-    assert torchrun.wait(timeout=120) == 0, (tmp_path / "log").read_text()
+    assert torchrun.wait(timeout=120) == 0, log.read_text()
+    assert f"{LOST}: --resume goes on after " in log.read_text()
+    assert not any(Path(f"/proc/{process}").exists() for process in (victim, other))
     for file in ("last.pt", "best.pt"):
         assert same(weights(output, file), weights(pairs / "straight", file))
 
@@ -294,29 +300,6 @@ def process_of(torchrun, **variables):
         assert torchrun.poll() is None
         for process in Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split():
             with contextlib.suppress(OSError):
-                if wanted <= set(environment(process)):
+                if wanted <= set(Path(f"/proc/{process}/environ").read_bytes().split(b"\0")):
                     return int(process)
         time.sleep(0.05)
-
-
-def environment(process):
-    return Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
-
-
-def test_under_torchrun_a_killed_process_ends_the_other(shapes, tmp_path):
-    output = tmp_path / "run"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2,
-               ROOT / "p1_train.py", "--data", shapes, "--output", output, *TRAIN, "--epochs", 1000,
-               "--batch-size", 4]
-    torchrun = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                                text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    while not (output / "last.pt").exists():
-        assert torchrun.poll() is None, torchrun.stderr.read()
-        time.sleep(0.05)
-    ranks = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
-    victim, = [process for process in ranks if b"RANK=1" in environment(process)]
-    os.kill(int(victim), signal.SIGKILL)
-    _, said = torchrun.communicate(timeout=30)
-    assert torchrun.returncode == 1 and not any(Path(f"/proc/{process}").exists() for process in ranks)
-    assert "error: another process of this run has failed: --resume goes on after " in said
-    assert checkpointing.find_run(output, resume=True)["resume"]["epoch"] >= 1

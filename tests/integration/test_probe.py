@@ -1,10 +1,6 @@
 """`--head-init probe` of p1_train.py; the probe itself is tested in tests/unit/test_probe.py."""
 
 import json
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +11,10 @@ from datasets import decode, images, transforms
 from models import vit
 from models.checkpoint import open_checkpoint
 from models.probe import Features, fit_probe, read_head, set_head
+from tests.helpers import forked
 from tests.helpers.checkpoints import write_checkpoint
 from tests.helpers.training import TRAIN, same, train, weights
 
-ROOT = Path(__file__).parents[2]
 SETTINGS = ["--lr", 0, "--optimizer", "adam", "--holdout", 0, "--head-init", "probe"]
 PRETRAINED = [argument for argument in TRAIN if argument != "--scratch"]
 
@@ -79,24 +75,15 @@ def test_without_a_pretrained_head_there_is_no_prior(pretrained, shapes, tmp_pat
     assert capsys.readouterr().err == "", "that the head is replaced goes without saying"
 
 
-PAIR = """
-    import sys
-    import torch
-    import p1_train
-    from tests.helpers import forked
-    torch.set_num_threads(1)
-    log, *arguments = sys.argv[1:]
-    sys.exit(sum(map(forked.ended, forked.start_ranks(2, p1_train.main, arguments, log))))
-"""
-
-
 def test_the_probe_of_two_ranks_is_that_of_one(shapes, tmp_path):
     """Their features differ by rounding at most. From random weights, whose head is no prior."""
     settings = [*map(str, [*SETTINGS, "--epochs", 1])]
     arguments = ["--data", shapes, "--output", tmp_path / "two", *TRAIN, *settings, "--batch-size", "4"]
-    pair = [sys.executable, "-c", textwrap.dedent(PAIR), tmp_path / "log", *arguments]
-    done = subprocess.run(pair, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr + (tmp_path / "log").read_text()
+    pair = [forked.fresh(p1_train.main, list(map(str, arguments)), log=tmp_path / "log", **environment)
+            for environment in forked.ranks(2)]
+    for process in pair:
+        process.join(timeout=100)
+        assert process.exitcode == 0, (tmp_path / "log").read_text()
     assert train(shapes, tmp_path / "one", *settings) == 0
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert (one["head.weight"] - two["head.weight"]).abs().max() < 1e-3 * one["head.weight"].abs().max()

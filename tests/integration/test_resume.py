@@ -5,32 +5,30 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
+import p1_train
 from datasets import images
 from engine import checkpointing
 from engine.seeding import ShuffledBatches
+from engine.state import TrainingState
+from tests.helpers import forked, kill_training
 from tests.helpers.linear import Training
 from tests.helpers.training import TRAIN, Killed, die_after_saves, metrics, same, train, weights
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-def test_killed_runs_end_bit_for_bit_like_one_left_alone():
-    """Six kills each, two of them in the middle of a save; the helper's docstring has the command for 25."""
-    command = [sys.executable, "-m", "tests.helpers.kill_training", "--kills", "6", "--optimizer", "adam"]
-    processes = [subprocess.Popen([*command, *flags], cwd=ROOT, stdout=subprocess.PIPE,
-                                  stderr=subprocess.STDOUT, text=True,
-                                  env={**os.environ, "OMP_NUM_THREADS": "1"})
-                 for flags in ([], ["--sam", "--workers", "2"])]
-    for process in processes:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0 and "6 kills" in output and ": 0 differences" in output, output
+@pytest.mark.parametrize("flags", [[], ["--sam", "--workers", "2"]])
+def test_killed_runs_end_bit_for_bit_like_one_left_alone(tmp_path, flags):
+    """Six kills, two of them in the middle of a save; the helper's docstring has the command for 25."""
+    command = ["--kills", "6", "--epochs", "2", "--optimizer", "adam", *flags]
+    process = forked.fresh(kill_training.main, command, log=tmp_path / "log")
+    process.join(timeout=300)
+    said = (tmp_path / "log").read_text()
+    assert process.exitcode == 0 and "6 kills" in said and ": 0 differences" in said, said
 
 
 def test_a_run_goes_on_to_more_epochs_and_a_finished_one_is_only_completed(run, shapes, tmp_path, capsys):
@@ -75,12 +73,12 @@ def test_the_images_decide_whether_a_run_goes_on_not_their_folder(stopped, shape
 
 def test_a_second_run_into_a_folder_is_refused_before_it_changes_anything(shapes, tmp_path, capsys):
     output = tmp_path / "run"
-    process = training_process(shapes, output, "--sam")
+    process, _ = training_process(shapes, output, "--sam")
     os.kill(process.pid, signal.SIGSTOP)
     names = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
     second = train(shapes, output, "--sam", "--epochs", 1000, "--resume")
     process.kill()
-    process.communicate()
+    process.join()
     error, = capsys.readouterr().err.splitlines()
     assert second == 2 and "is in use by another run: wait for its end, or name another folder" in error
     assert ".lock" in names and names == {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
@@ -233,14 +231,14 @@ def test_a_disk_that_is_really_full(tmp_path, free):
 
 
 def training_process(data, output, *arguments):
-    command = [sys.executable, ROOT / "p1_train.py", "--data", data, "--output", output, *TRAIN,
-               "--epochs", 1000, *arguments]
-    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True,
-                               start_new_session=True)
+    """A process of p1_train.py that has saved, and the file of what it prints."""
+    command = ["--data", data, "--output", output, *TRAIN, "--epochs", 1000, *arguments]
+    log = output.with_suffix(".log")
+    process = forked.fresh(p1_train.main, list(map(str, command)), log=log)
     while not (output / "last.pt").exists():
-        assert process.poll() is None, process.stderr.read()
+        assert process.exitcode is None, log.read_text()
         time.sleep(0.05)
-    return process
+    return process, log
 
 
 def children(process):
@@ -248,27 +246,36 @@ def children(process):
 
 
 def test_a_signal_to_the_whole_group_of_processes_leaves_the_loaders_alive_until_the_save(shapes, tmp_path):
-    process = training_process(shapes, tmp_path / "run", "--workers", 2)
+    process, log = training_process(shapes, tmp_path / "run", "--workers", 2)
     workers = children(process)
     assert len(workers) >= 2
     os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error
+    process.join(timeout=60)
+    error = log.read_text()
+    assert process.exitcode == 130, error
     assert "stopped by SIGINT after" in error and "Traceback" not in error, error
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
 def test_a_second_signal_stops_at_once(shapes, tmp_path):
     """The step in work is made to last for minutes."""
-    code = ("import sys, time, p1_train, engine.state as s\n"
-            "s.TrainingState.count_step = lambda *a: time.sleep(600)\n"
-            f"sys.exit(p1_train.main({[*TRAIN, '--data', str(shapes), '--output', str(tmp_path / 'run')]}))")
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
-    assert "images to train on" in process.stdout.readline()
-    time.sleep(2)
-    process.send_signal(signal.SIGTERM)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(timeout=2)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=5) == -signal.SIGTERM  # which a shell calls 143
+    process = forked.fresh(train_for_minutes, shapes, tmp_path / "run", log=tmp_path / "log")
+    while not (tmp_path / "in a step").exists():
+        assert process.exitcode is None, (tmp_path / "log").read_text()
+        time.sleep(0.05)
+    process.terminate()
+    process.join(timeout=2)
+    assert process.exitcode is None
+    process.terminate()
+    process.join(timeout=5)
+    assert process.exitcode == -signal.SIGTERM  # which a shell calls 143
+
+
+def train_for_minutes(data, output):
+    def step(self, *sums):
+        (output.parent / "in a step").touch()
+        time.sleep(600)
+
+    TrainingState.count_step = step
+    return train(data, output)
+

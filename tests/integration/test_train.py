@@ -2,10 +2,8 @@
 
 import json
 import random
+import resource
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +12,9 @@ from PIL import Image
 
 import p1_train
 from datasets import images
+from engine.device import keep_freed_memory
+from tests.helpers import forked
 from tests.helpers.training import Killed, computed, die_after_saves, metrics, same, train, weights
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_run_leaves_what_the_contract_says(run, shapes):
@@ -121,14 +119,21 @@ def test_the_real_model_learns_real_photos(real_data, tmp_path):
     assert float(rows[-1]["train_accuracy"]) > 0.9 > float(rows[0]["train_accuracy"])
 
 
-def test_freed_memory_is_used_again():
+def test_freed_memory_is_used_again(tmp_path):
     """Pages that the system must clear for ten tensors of 64 MiB, one after the other, not the first ones."""
-    code = "\n".join([
-        "import resource, torch", "from engine.device import keep_freed_memory", "def faults():",
-        "    for _ in range(10): torch.ones(2**24)",
-        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt",
-        "print(-faults() + faults())", "keep_freed_memory(torch.device('cpu'))", "faults()",
-        "print(-faults() + faults())"])
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    without, reused = map(int, done.stdout.split())
+    process = forked.fresh(count_faults, log=tmp_path / "log")
+    process.join(timeout=60)
+    without, reused = map(int, (tmp_path / "log").read_text().split())
     assert reused < without / 10
+
+
+def count_faults():
+    def faults():
+        for _ in range(10):
+            torch.ones(2**24)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    print(-faults() + faults())
+    keep_freed_memory(torch.device("cpu"))
+    faults()
+    print(-faults() + faults())
