@@ -1,6 +1,7 @@
 """Whatever is imported here, the process that only hands out the tests waits for: torch is not."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,12 @@ def run(shapes, tmp_path_factory):
     output = tmp_path_factory.mktemp("run") / "output"
     assert train(shapes, output, "--epochs", 2, "--sam") == 0
     return output
+
+
+@pytest.fixture(scope="session")
+def best(run, tmp_path_factory):
+    """Its best.pt by itself: beside one in a run folder p1_eval.py writes."""
+    return shutil.copy(run / "best.pt", tmp_path_factory.mktemp("checkpoint") / "best.pt")
 
 
 @pytest.fixture(scope="session")

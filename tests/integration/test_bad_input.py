@@ -34,12 +34,6 @@ def photos(shapes, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def best(run, tmp_path_factory):
-    """A checkpoint outside its run folder, which an evaluation would write to."""
-    return shutil.copy(run / "best.pt", tmp_path_factory.mktemp("checkpoint") / "best.pt")
-
-
 @pytest.fixture
 def call(run, best, photos, captioners, tmp_path, capsys):
     """Run a script in this process, on cheap models: call(script, flags and paths) -> (exit code, stderr).

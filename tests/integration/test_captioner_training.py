@@ -68,7 +68,8 @@ def test_a_stopped_run_resumes_to_the_same_bits(data, tmp_path, monkeypatch, fla
 
 
 def test_it_survives_kills(tmp_path):
-    process = forked.fresh(kill_training.main, ["--kills", "3", "--epochs", "2", "--captioner"], log=tmp_path / "log")
+    command = ["--kills", "3", "--epochs", "2", "--captioner"]
+    process = forked.fresh(kill_training.main, command, log=tmp_path / "log")
     process.join(timeout=300)
     said = (tmp_path / "log").read_text()
     assert process.exitcode == 0 and ": 0 differences" in said, said

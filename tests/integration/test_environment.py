@@ -103,9 +103,9 @@ def lossy(monkeypatch):
     return arm
 
 
-def test_a_killed_loader_ends_evaluation_in_one_line(shapes, run, lossy, capsys):
+def test_a_killed_loader_ends_evaluation_in_one_line(shapes, best, lossy, capsys):
     lossy("2_1.jpg")
-    code = p1_eval.main([str(shapes / "val"), "--checkpoint", str(run / "best.pt"), "--workers", "1",
+    code = p1_eval.main([str(shapes / "val"), "--checkpoint", str(best), "--workers", "1",
                          "--batch-size", "4", "--device", "cpu"])
     error, = [line for line in capsys.readouterr().err.splitlines() if not line.lstrip("\r").startswith(" ")]
     assert code == 3 and error.startswith("error: a process that loads images was killed, perhaps for want")
@@ -116,11 +116,12 @@ def test_a_killed_loader_ends_training_with_its_last_step_saved(shapes, monkeypa
     flags = "--epochs", 1, "--sam", "--holdout", 0, "--batch-size", 2
     assert train(shapes, tmp_path / "straight", *flags) == 0
     passes, forward_backward = [], OptimizerStep._forward_backward
+    others = set(multiprocessing.active_children())  # of other tests
 
     def killing(self, *args):
         passes.append(None)
         if len(passes) == 4:
-            loader, = multiprocessing.active_children()
+            loader, = set(multiprocessing.active_children()) - others
             loader.kill()
             time.sleep(0.2)  # in which torch would raise its error
         return forward_backward(self, *args)
@@ -133,10 +134,10 @@ def test_a_killed_loader_ends_training_with_its_last_step_saved(shapes, monkeypa
     assert same(weights(tmp_path / "straight"), weights(tmp_path / "run"))
 
 
-def test_a_long_folder_for_temporary_files_is_no_obstacle(shapes, run, tmp_path):
+def test_a_long_folder_for_temporary_files_is_no_obstacle(shapes, best, tmp_path):
     long = tmp_path / ("x" * 90)
     long.mkdir()
-    command = sys.executable, "p1_eval.py", shapes / "val", "--checkpoint", run / "best.pt", "--workers", 1
+    command = sys.executable, "p1_eval.py", shapes / "val", "--checkpoint", best, "--workers", 1
     done = call(command, env={**os.environ, "TMPDIR": str(long)})
     assert done.returncode == 0 and done.stdout.startswith("accuracy"), done.stderr
 

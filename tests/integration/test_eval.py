@@ -26,6 +26,12 @@ def rows(path):
         return list(csv.reader(file))
 
 
+@pytest.fixture(scope="module")
+def run(run, tmp_path_factory):
+    """Evaluation writes into it."""
+    return shutil.copytree(run, tmp_path_factory.mktemp("evaluated") / "run")
+
+
 @pytest.fixture
 def copied(run, tmp_path):
     """A run folder of the test's own, since an evaluation writes into it."""
