@@ -18,7 +18,7 @@ def predict(model, loader, device, precision="fp32", progress=iter, keep=lambda 
     was_training = model.training
     model.eval()
     # Room for all from the start: a small tensor that each batch left would split the memory of its large
-    # ones, which # the next batch could then not use again.
+    # ones, which the next batch could then not use again.
     logits, targets, start = None, torch.empty(len(loader.dataset), dtype=torch.long), 0
     try:
         for images, labels in progress(loader):

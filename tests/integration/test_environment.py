@@ -92,6 +92,8 @@ def test_a_container_s_little_shared_memory_is_enough_without_workers(shapes, tm
 def lossy(monkeypatch):
     """A function that has the process that loads a photo killed for it."""
     load_image = images.load_image
+    # How long the rest of a broken iterator is waited for.
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
 
     def arm(name):
         def load_or_die(path):
@@ -161,12 +163,13 @@ def test_a_mount_that_refuses_permissions_is_written_to(shapes, run, tmp_path):
 
 def test_a_mac_has_no_affinity_and_starts_processes_anew(shapes, run, monkeypatch, tmp_path):
     """With the same weights, and figures."""
-    assert train(shapes, tmp_path / "linux", "--epochs", 1) == 0
+    flags = "--epochs", 1, "--holdout", 0
+    assert train(shapes, tmp_path / "linux", *flags) == 0
     monkeypatch.delattr(os, "sched_getaffinity")
     for module in loader, drawing:
         monkeypatch.setattr(module, "START_METHOD", "spawn")
     monkeypatch.setattr(drawing, "usable_cores", lambda: 0)  # one process draws
-    assert train(shapes, tmp_path / "mac", "--epochs", 1, "--workers", 1) == 0
+    assert train(shapes, tmp_path / "mac", *flags, "--workers", 1) == 0
     assert same(weights(tmp_path / "linux"), weights(tmp_path / "mac"))
     assert p1_viz_attn.main([str(shapes / "val" / "0_0.jpg"), "--checkpoint", str(run / "best.pt"),
                              "--output-dir", str(tmp_path / "figures"), "--device", "cpu"]) == 0
