@@ -86,7 +86,7 @@ class TrainingState:
 
     def is_finite(self):
         """Whether all weights are finite."""
-        return all(parameter.isfinite().all() for parameter in self.model.parameters())
+        return bool(torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all())
 
     def best_weights(self):
         """What evaluation wants of this state: the `epoch` done and the `state_dict` of `eval_model`."""
