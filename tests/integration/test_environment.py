@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from datasets import images
 from engine import loader
 from engine.step import OptimizerStep
 from plots import drawing
+from tests.helpers import forked
 from tests.helpers.training import same, train, weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -139,9 +141,17 @@ def test_a_killed_loader_ends_training_with_its_last_step_saved(shapes, monkeypa
 def test_a_long_folder_for_temporary_files_is_no_obstacle(shapes, best, tmp_path):
     long = tmp_path / ("x" * 90)
     long.mkdir()
-    command = sys.executable, "p1_eval.py", shapes / "val", "--checkpoint", best, "--workers", 1
-    done = call(command, env={**os.environ, "TMPDIR": str(long)})
-    assert done.returncode == 0 and done.stdout.startswith("accuracy"), done.stderr
+    arguments = list(map(str, [shapes / "val", "--checkpoint", best, "--workers", 1]))
+    process = forked.fresh(evaluate_in_tmpdir, arguments, log=tmp_path / "log", TMPDIR=str(long))
+    process.join(timeout=60)
+    assert process.exitcode == 0 and "accuracy" in (tmp_path / "log").read_text()
+
+
+def evaluate_in_tmpdir(arguments):
+    tempfile.tempdir = None  # what Python remembers of the folder
+    multiprocessing.current_process()._config.pop("tempdir", None)
+    assert tempfile.gettempdir() == os.environ["TMPDIR"]
+    return p1_eval.main(arguments)
 
 
 def test_a_mount_that_refuses_permissions_is_written_to(shapes, run, tmp_path):

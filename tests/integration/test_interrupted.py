@@ -40,7 +40,7 @@ def test_the_same_call_goes_on_and_comes_to_the_same(script, calls, tmp_path, mo
         return main([*map(str, arguments), str(tmp_path / folder / name), *CPU])
 
     monkeypatch.setattr(unfinished, "EVERY", 0)
-    for constant, small in (("POINTS", 3), ("GRID", 3), ("HESSIAN_BATCHES", 1)):
+    for constant, small in (("POINTS", 3), ("GRID", 3), ("HESSIAN_BATCHES", 1), ("EIGENVALUES", 1)):
         monkeypatch.setattr(sharpness, constant, small)
     add, rows = Unfinished.append, []
 
