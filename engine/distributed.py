@@ -53,7 +53,7 @@ def destroy_process_group():
         with contextlib.suppress(RankLost), detect_lost_ranks():
             dist.barrier()
         # gloo's threads let go of the last tensors under a lock, for which they need the GIL; who destroys
-        # the group # before that, holding the GIL, waits for the lock for ever
+        # the group before that, holding the GIL, waits for the lock for ever
         # (github.com/pytorch/pytorch/issues/56297)
         time.sleep(0.05)
         dist.destroy_process_group()
