@@ -27,7 +27,7 @@ def calls(run, shapes, captioners, tmp_path):
             "p2_eval": (p2_eval.main, ["--data", captioners / "coco", "--checkpoint",
                                        captioners / "captioner.pt", "--batch-size", 1, "--json"], 2),
             "p1_viz_landscape": (p1_viz_landscape.main, [
-                run / "best.pt", run / "last.pt", "--data", shapes, "--images", 4, "--batch-size", 2,
+                run / "best.pt", run / "last.pt", "--data", shapes, "--images", 2, "--batch-size", 1,
                 "--output"], 2)}
 
 

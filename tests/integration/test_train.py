@@ -107,7 +107,7 @@ def test_weights_too_large_leave_no_run(run, shapes, tmp_path, capsys):
 def test_the_real_model_learns_real_photos(real_data, tmp_path):
     weights_file = real_data / "weights" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
     data = tmp_path / "data"
-    for label in ("0", "7", "26", "31"):
+    for label in ("0", "7", "26"):
         for path in sorted((real_data / "pets" / "train").glob(f"{label}_*.jpg"))[:4]:
             (data / "train").mkdir(parents=True, exist_ok=True)
             shutil.copy(path, data / "train")
