@@ -9,12 +9,15 @@ exactly the pixels that the model saw; for one in a subfolder, SUBFOLDER/STEM.pn
 
     attention (H, W), attention_per_head (heads, H, W)   softmax(q k^T / sqrt(d)) from [CLS] to patches
     rollout (H, W)                                       with --rollout
+    sinks (H, W)                         which patches draw attention whatever the photo
     attention_all (layers, heads, N, N) as bytes         with --all; times attention_all_scale (layers, heads)
     share_on_object, share_of_area, peak_on_object       with --masks
+    ... _without_sinks                   the same of the other patches, if there are sinks
     object_cover, background_cover (H, W)                with --masks: the part of each patch they cover
     probability, occlusion (rows, 3)                     with --occlusion: of the predicted class; share of
                                                          patches removed, the probability without the most
-                                                         attended ones, and without as many random ones
+                                                         attended ones, and without as many random ones;
+                                         occlusion_without_sinks where these come last
 
 With --all also `model`, `photo` (its path), `box` (left, top, right and bottom of what the model saw, in
 pixels of the photo), the names `predicted` and `label` (by the photo's folder, else its name, or empty), and
@@ -54,6 +57,8 @@ def get_args_parser():
     which.add_argument("--rollout", action="store_true",
                        help="attention rollout: how [CLS] reaches the patches through all blocks")
     add("--sheet", action="store_true", help=f"also {SHEET}.png: all photos, in the order given")
+    add("--without-sinks", action="store_true",
+        help="leave out the patches that draw attention whatever the photo")
     add("--all", action="store_true", help="also store all layers, heads and tokens")
 
     add = parser.add_argument_group("what it means").add_argument
@@ -79,6 +84,7 @@ def main(argv=None):
     from datasets.photos import find_photos, refuse_to_overwrite, refuse_undecodable
     from engine.device import keep_freed_memory, pick_device
     from interpret.photos import Viewer
+    from interpret.sinks import sinks_in_words
     from plots.attention import ModelView, bar_label, draw_rows
     from plots.drawing import Drawing
 
@@ -95,26 +101,30 @@ def main(argv=None):
         raise BadInput(f"--occlusion: {viewer.name} predicts no classes: leave it out")
     covers = {path: viewer.cover(path, mask) for path, mask in masks.items()}
 
-    label = bar_label(args.block, args.rollout)
+    sinks, times = viewer.find_sinks(args.block, args.rollout)
+    if sinks.any() or args.without_sinks:
+        print(sinks_in_words(sinks, times))
+    label = bar_label(args.block, args.rollout) + ", without sinks" * args.without_sinks
     rows, groundings, occlusions = [], [], []
     with Drawing() as drawing:
         attended = viewer.attend(paths, args.batch_size, args.block, args.rollout, args.all, names)
         for name, photo in zip(names, attended):
-            arrays, view = photo.arrays, ModelView(photo.pixels, photo.metadata["box"])
+            arrays, view = photo.arrays, ModelView(photo.pixels, photo.metadata["box"], sinks)
             if args.all:
                 arrays.update(photo.metadata)
             if args.masks:
                 groundings.append(photo.ground(*covers[photo.path]))
-                print(f"{name}: {on_object(*groundings[-1][:3])}")
+                print_both(name, [on_object(*ground[:3]) for ground in groundings[-1]])
             if args.occlusion:
                 occlusions.append(photo.occlude(viewer.model))
-                print(f"{name}: {without_patches(*occlusions[-1])}")
+                print_both(name, [without_patches(*result) for result in occlusions[-1]])
             with written_whole(args.output_dir / f"{name}.npz") as temporary:
                 np.savez_compressed(temporary, **arrays)
+            attention = photo.without_sinks if args.without_sinks else photo.attention
             drawing.draw(args.output_dir / f"{name}.{args.format}", draw_rows,
-                         [(view, photo.attention, photo.title)], label)
+                         [(view, attention, photo.title)], label)
             if args.sheet:
-                rows.append((view, photo.attention, photo.title.replace(": ", "\n", 1)))
+                rows.append((view, attention, photo.title.replace(": ", "\n", 1)))
         if args.sheet:
             drawing.draw(args.output_dir / f"{SHEET}.{args.format}", draw_rows, rows, label)
     print_means(groundings, occlusions)
@@ -143,13 +153,24 @@ def without_patches(probability, falls):
         for share, attended, random in falls)
 
 
+def print_both(what, texts):
+    """Of all patches, and if there are sinks of the others."""
+    for words, text in zip(("", " without sinks"), texts):
+        print(f"{what}{words}: {text}")
+
+
 def print_means(groundings, occlusions):
+    """Each has, for a photo, what `PhotoAttention.ground` and `occlude` return."""
     if groundings:
-        print(f"mean of {len(groundings)}: {on_object(*map(fmean, zip(*groundings)))}")
+        print_both(f"mean of {len(groundings)}",
+                   [on_object(*map(fmean, zip(*grounds))) for grounds in zip(*groundings)])
     if occlusions:
-        probabilities, falls = zip(*occlusions)
-        means = [map(fmean, zip(*rows)) for rows in zip(*falls)]
-        print(f"mean of {len(falls)}: {without_patches(fmean(probabilities), means)}")
+        print_both(f"mean of {len(occlusions)}", [mean_without_patches(each) for each in zip(*occlusions)])
+
+
+def mean_without_patches(occlusions):
+    probabilities, falls = zip(*occlusions)
+    return without_patches(fmean(probabilities), [map(fmean, zip(*rows)) for rows in zip(*falls)])
 
 
 if __name__ == "__main__":

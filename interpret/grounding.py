@@ -23,14 +23,14 @@ def share_on(attention, inside, outside):
     return on / (on + off), inside.sum() / (inside.sum() + outside.sum())
 
 
-def peaks_on(attention, inside):
+def peaks_on(attention, inside, counts=...):
     """Whether the most attended patch of a map (H, W) lies on the object, or next to a patch that it touches.
 
     `inside` (H, W) is the part of each patch that the object covers. Returns (bool, the share of patches for
-    which it would be true: chance).
+    which it would be true: chance, of those that `counts`, bool (H, W), leaves).
     """
     near = F.max_pool2d((inside > 0).float()[None, None], 3, stride=1, padding=1)[0, 0]
-    return bool(near.flatten()[attention.argmax()]), near.mean().item()
+    return bool(near.flatten()[attention.argmax()]), near[counts].mean().item()
 
 
 def point(attention, inside, other):

@@ -19,6 +19,7 @@ from datasets.transforms import crop_box, evaluation_transform
 from interpret.attention import attention_maps, cls_to_patch, patch_grid, rollout
 from interpret.grounding import peaks_on, share_on
 from interpret.occlusion import occlusion
+from interpret.sinks import find_sinks, plain_images
 from models import vit
 from models.checkpoint import open_checkpoint
 
@@ -39,24 +40,45 @@ class PhotoAttention:
         """The map to draw and to judge, (H, W): the rollout if there is one, else that of the block."""
         return self.arrays.get("rollout", self.arrays["attention"])
 
+    def judged(self):
+        """(What the arrays' names end with, the patches that count, bool (H, W)): all, and all but sinks."""
+        sinks = self.arrays["sinks"]
+        return [("", np.ones_like(sinks)), ("_without_sinks", ~sinks)][:1 + sinks.any()]
+
+    @property
+    def without_sinks(self):
+        """The map with 0 where the sinks are."""
+        return np.where(self.arrays["sinks"], np.float32(0), self.attention)
+
     def ground(self, inside, outside):
         """Add to arrays and title where the map lies, by a `Viewer.cover`.
 
-        Returns (share of the attention, share of the area, whether the peak is on or beside it, by chance).
+        Returns (share of the attention, share of the area, whether the peak is on or beside it, by chance),
+        and if there are sinks the same of all other patches.
         """
-        attention, on, off = map(torch.from_numpy, (self.attention, inside, outside))
-        share, area = (value.item() for value in share_on(attention, on, off))
-        peak, chance = peaks_on(attention, on)
-        self.arrays.update(share_on_object=share, share_of_area=area, peak_on_object=peak,
-                           object_cover=inside, background_cover=outside)
-        self.title += f"\nattention on the object {share:.0%}, area {area:.0%}"
-        return share, area, peak, chance
+        self.arrays.update(object_cover=inside, background_cover=outside)
+        grounds = []
+        for end, counts in self.judged():
+            attention, on, off = (torch.from_numpy(part * counts)
+                                  for part in (self.attention, inside, outside))
+            share, area = (value.item() for value in share_on(attention, on, off))
+            grounds.append((share, area, *peaks_on(attention, torch.from_numpy(inside), counts)))
+            self.arrays.update({f"share_on_object{end}": share, f"share_of_area{end}": area,
+                                f"peak_on_object{end}": grounds[-1][2]})
+        for words, (share, area, *_) in zip(("attention on the object", "without sinks"), grounds):
+            self.title += f"\n{words} {share:.0%}, area {area:.0%}"
+        return grounds
 
     def occlude(self, model):
-        """Add what `occlusion` returns for the map to the arrays, and return it."""
-        probability, falls = occlusion(model, self.inputs, torch.from_numpy(self.attention))
-        self.arrays.update(probability=probability, occlusion=np.array(falls))
-        return probability, falls
+        """Add what `occlusion` returns for the map to the arrays, and return it; if there are sinks, also for
+        the map in which they come last."""
+        results = []
+        for end, counts in self.judged():
+            order = torch.from_numpy(np.where(counts, self.attention, np.float32(-1)))
+            results.append(occlusion(model, self.inputs, order))
+            self.arrays[f"occlusion{end}"] = np.array(results[-1][1])
+        self.arrays["probability"] = results[0][0]
+        return results
 
 
 class Viewer:
@@ -103,7 +125,8 @@ class Viewer:
         `names` are those of the figures, as `datasets.photos.find_photos` has them, or else the stems.
         """
         names = names or [path.stem for path in paths]
-        blocks = [*range(len(self.model.blocks) if with_rollout or with_all else 0), block]
+        blocks = self._blocks(block, with_rollout or with_all)
+        sinks, _ = self.find_sinks(block, with_rollout)
         with ThreadPoolExecutor(usable_cores()) as pool:
             for start in range(0, len(paths), batch_size):
                 photos = list(pool.map(decode.load_image, paths[start:start + batch_size]))
@@ -112,7 +135,19 @@ class Viewer:
                 for i, (name, path, photo) in enumerate(zip(names[start:], paths[start:], photos)):
                     title, metadata = self._describe(name, path, photo.size, probabilities[i])
                     arrays = self._arrays([of_block[i] for of_block in maps], with_rollout, with_all)
+                    arrays["sinks"] = sinks
                     yield PhotoAttention(path, np.asarray(photo), inputs[i], title, metadata, arrays)
+
+    def find_sinks(self, block=-1, with_rollout=False):
+        """What `interpret.sinks.find_sinks` finds in this model's maps of a block, or in its rollout."""
+        images = plain_images(self.preprocessing["input_size"][:0:-1])
+        inputs = torch.stack(list(map(self.transform, images))).to(self.device)
+        _, maps = self._run(inputs, self._blocks(block, with_rollout))
+        from_cls = self._from_cls(rollout(maps[:-1]) if with_rollout else maps[-1].mean(1))
+        return find_sinks(from_cls.numpy())
+
+    def _blocks(self, block, every):
+        return [*range(len(self.model.blocks) if every else 0), block]
 
     def _run(self, inputs, blocks):
         try:

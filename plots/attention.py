@@ -1,5 +1,6 @@
 """Attention maps over their photos."""
 
+import textwrap
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,15 +11,19 @@ from matplotlib.patches import Rectangle
 from plots.style import downsampled, place, save
 
 DIMMED = 0.35  # brightness of what the model did not see
-LINE, GAP, BAR_AND_LABELS = 0.17, 0.1, 1.1  # inches on the page; LINE is of a title
+LINE, GAP, BAR_AND_LABELS = 0.017, 0.1, 1.1  # inches on the page; LINE for each point of a title's letters
 
 
 @dataclass
 class ModelView:
-    """A photo, uint8 (height, width, 3), and the (left, top, right, bottom) of what the model saw in it."""
+    """A photo, uint8 (height, width, 3), and the (left, top, right, bottom) of what the model saw in it.
+
+    Patches in `framed`, bool (H, W), get a thin frame.
+    """
 
     photo: np.ndarray
     box: tuple
+    framed: np.ndarray | None = None
 
     def limits(self):
         """(left, right), (bottom, top) of both: where the model pads, the box reaches over the edge."""
@@ -38,30 +43,32 @@ def draw_rows(rows, label, path):
 
     `rows` are (ModelView, attention (H, W), title), on one colour scale. What was cropped away is dimmed.
     """
-    size, heights = 1 if len(rows) <= 3 else 0.7, []
+    size, points, heights = (1, 11, []) if len(rows) <= 3 else (0.7, 8, [])  # 6 points and more on A4
+    across = (size * 10 - BAR_AND_LABELS + 1 - 4 * GAP) / 3
+    letters = int(across * 72 / (0.56 * points))
+    titles = ["\n".join(textwrap.fill(line, letters) for line in title.splitlines()) for _, _, title in rows]
     for view, _, _ in rows:
         (left, right), (bottom, top) = view.limits()
         heights.append(size * min(6.5, max(1.6, 3.3 * (bottom - top) / (right - left))))
-    above = [LINE * (title.count("\n") + 1) + GAP for _, _, title in rows]
+    above = [LINE * points * (title.count("\n") + 1) + GAP for title in titles]
     # without a layout engine, which would take longer than all the rest
     figure = Figure(figsize=(size * 10 + 1, sum(above) + sum(heights) + GAP))
     width, height = figure.get_size_inches()
-    across = (width - BAR_AND_LABELS - 4 * GAP) / 3
     norm = Normalize(0, max(attention.max() for _, attention, _ in rows))
     y = 0
-    for (view, attention, title), title_height, high in zip(rows, above, heights):
+    for (view, attention, _), title, title_height, high in zip(rows, titles, above, heights):
         y += title_height
         panels = [place(figure, GAP + i * (across + GAP), y, across, high) for i in range(3)]
         image = _draw_row(panels, view, attention, norm, across)
-        panels[0].set_title(title, fontsize=10, parse_math=False)  # a name may hold $
+        panels[0].set_title(title, fontsize=points, parse_math=False)  # a name may hold $
         y += high
-    figure.axes[1].set_title("attention", fontsize=10)
-    figure.axes[2].set_title("over what the model saw", fontsize=10)
+    figure.axes[1].set_title("attention", fontsize=points)
+    figure.axes[2].set_title("over what the model saw", fontsize=points)
     long = max(0.85 * heights[0], 0.2 * height)
     middle = (above[0] + height - GAP) / 2
     bar = place(figure, width - BAR_AND_LABELS, middle - long / 2, long / 25, long)
-    figure.colorbar(image, cax=bar).set_label(label, fontsize=9, wrap=True)
-    bar.tick_params(labelsize=9)
+    figure.colorbar(image, cax=bar).set_label(label, fontsize=points, wrap=True)
+    bar.tick_params(labelsize=points)
     save(figure, path)
 
 
@@ -76,12 +83,24 @@ def _draw_row(panels, view, attention, norm, inches):
     show_photo(over, view.photo, pixels)
     show_map(over, view.box, attention, norm, over_photo=True)
     _dim_unseen(over, view)
+    for axes in (alone, over):
+        _frame(axes, view)
     across, down = view.limits()
     for axes in panels:
         axes.set(xlim=across, ylim=down)  # after imshow, which sets limits of its own
         for axis in (axes.xaxis, axes.yaxis):  # without ticks it would still take its time
             axis.set_visible(False)
     return image
+
+
+def _frame(axes, view):
+    if view.framed is None:
+        return
+    left, top, right, bottom = view.box
+    high, wide = (bottom - top) / view.framed.shape[0], (right - left) / view.framed.shape[1]
+    for row, column in np.argwhere(view.framed):
+        axes.add_patch(Rectangle((left + column * wide, top + row * high), wide, high, fill=False,
+                                 color="deepskyblue", lw=0.8))
 
 
 def show_photo(axes, photo, pixels):

@@ -29,7 +29,7 @@ def main():
     accuracy = json.loads((RUN / "result.json").read_text())["accuracy"]
     viewer = Viewer(torch.device("cpu"), RUN / "pretrained" / "best.pt")
     paths = [DATA / "val" / name for name in list_files(DATA / "val")]
-    results = [photo.ground(*viewer.cover(photo.path, find_mask(DATA / "masks" / "val", photo.path.stem)))
+    results = [photo.ground(*viewer.cover(photo.path, find_mask(DATA / "masks" / "val", photo.path.stem)))[0]
                for photo in viewer.attend(paths)]
     share, area, peak, chance = np.mean(results, 0)
     print(f"accuracy {accuracy:.4f}; the peak of the attention is on the object or beside it in {peak:.1%} "

@@ -18,6 +18,20 @@ def checkpoint(arch="test_vit", class_names=CLASSES, **changes):
             "state_dict": model.state_dict(), **changes}
 
 
+def plant_sink(state_dict, grid, row, column):
+    """Have [CLS] attend to one patch in the last block, whatever the image, in the weights of a test_vit.
+
+    Its position embedding outshines all else in the token, and the query's bias is the key of that.
+    """
+    width = state_dict["norm.weight"].numel()
+    direction = torch.randn(width, generator=torch.Generator().manual_seed(1))
+    direction = (direction - direction.mean()) / direction.norm()
+    state_dict["pos_embed"][0, 1 + row * grid[1] + column] += 1000 * direction
+    last = max(int(key.split(".")[1]) for key in state_dict if key.startswith("blocks."))
+    key = state_dict[f"blocks.{last}.attn.qkv.weight"][width:2 * width] @ direction
+    state_dict[f"blocks.{last}.attn.qkv.bias"][:width] += 1000 * key
+
+
 def write_checkpoint(path, **options):
     """Write one to a file, whose path is returned."""
     torch.save(checkpoint(**options), path)

@@ -15,9 +15,10 @@ from models import vit
 from models.checkpoint import open_checkpoint
 from page import attention
 from plots import style
-from tests.helpers.checkpoints import CLASSES, write_checkpoint
+from tests.helpers.checkpoints import CLASSES, plant_sink, write_checkpoint
+from tests.helpers.checkpoints import checkpoint as checkpoint_content
 
-KEYS = {"attention", "attention_per_head", "attention_all", "attention_all_scale",
+KEYS = {"attention", "attention_per_head", "attention_all", "attention_all_scale", "sinks",
         "share_on_object", "share_of_area", "peak_on_object", "object_cover", "background_cover",
         "occlusion", "probability", "model", "photo", "box", "predicted", "confidence", "label"}
 
@@ -71,6 +72,32 @@ def test_pictures_arrays_and_numbers_of_several_photos(draw, checkpoint, shapes,
     assert lines[5].startswith(f"mean of 2: probability {np.mean(probabilities):.3f}; ")
     assert lines[6] == f"2 images drawn to {tmp_path / 'new'}"
     assert Image.open(tmp_path / "new" / "contact_sheet.png").height > 1000
+
+
+def test_sinks_are_named_framed_and_left_out_on_request(draw, shapes, tmp_path, drawn, capsys):
+    content = checkpoint_content()
+    plant_sink(content["state_dict"], (10, 10), 2, 7)
+    torch.save(content, tmp_path / "sink.pt")
+    photo, masks = shapes / "val" / "2_1.jpg", shapes / "masks" / "val"
+    for output, *flags in (["plain"], ["cut", "--without-sinks"]):
+        assert draw([photo], output, "--checkpoint", tmp_path / "sink.pt", "--masks", masks, *flags) == 0
+        first, *rest = capsys.readouterr().out.splitlines()
+        assert first.startswith("1 of 100 patches draw attention") and first.endswith(": row 3 column 8")
+        assert [line.partition(":")[0] for line in rest[:4]] == [
+            "2_1", "2_1 without sinks", "mean of 1", "mean of 1 without sinks"]
+    for figure, label in zip(drawn, ("each patch", "each patch, without sinks")):
+        assert figure.axes[-1].get_ylabel().endswith(label)
+    plain, cut = (figure.axes[1].images[0].get_array() for figure in drawn)
+    assert plain[2, 7] == plain.max() and cut[2, 7] == 0
+    assert np.array_equal(np.load(tmp_path / "cut" / "2_1.npz")["attention"], plain)
+    for figure in drawn:
+        for axes in figure.axes[1:3]:
+            frame, = [patch for patch in axes.patches if not patch.get_fill()]
+            (left, right), (bottom, top) = axes.images[-1].get_extent()[:2], axes.images[-1].get_extent()[2:]
+            assert frame.get_x() == pytest.approx(left + 0.7 * (right - left))
+            assert frame.get_y() == pytest.approx(top + 0.2 * (bottom - top))
+    assert draw([photo], "none", "--without-sinks") == 0
+    assert "there are no sinks" in capsys.readouterr().out
 
 
 def test_a_folder_counts_as_its_images_and_two_of_one_stem_are_refused(draw, shapes, tmp_path, capsys):

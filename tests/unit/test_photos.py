@@ -60,7 +60,7 @@ def test_the_arrays_are_those_of_the_model(viewer, photos):
 def test_one_block_is_the_default_and_rollout_is_what_is_drawn(viewer, photos):
     _, (last,) = attention_maps(viewer.model, inputs_of(viewer, photos[:1]))
     (plain,) = viewer.attend(photos[:1])
-    assert sorted(plain.arrays) == ["attention", "attention_per_head"]
+    assert sorted(plain.arrays) == ["attention", "attention_per_head", "sinks"]
     assert plain.attention is plain.arrays["attention"]
     np.testing.assert_allclose(plain.attention, last[0, :, 0, 1:].mean(0).reshape(10, 10), atol=1e-6)
     (mixed,) = viewer.attend(photos[:1], with_rollout=True)
@@ -100,7 +100,7 @@ def test_what_is_known_of_a_photo(viewer, photos):
 def test_what_lies_on_the_object_agrees_with_a_count_of_pixels(viewer, photos, shapes):
     (photo,) = viewer.attend(photos[:1])
     inside, outside = viewer.cover(photos[0], shapes / "masks" / "val" / "2_1.png")
-    share, area, peak, chance = photo.ground(inside, outside)
+    (share, area, peak, chance), = photo.ground(inside, outside)
     mask = np.asarray(Image.open(shapes / "masks" / "val" / "2_1.png")) > 0
     left, top, right, bottom = photo.metadata["box"]
     rows, columns = np.indices(mask.shape) + 0.5
@@ -118,7 +118,7 @@ def test_what_lies_on_the_object_agrees_with_a_count_of_pixels(viewer, photos, s
 
 def test_occlusion_is_that_of_the_map_that_is_drawn(viewer, photos):
     (photo,) = viewer.attend(photos[:1], with_rollout=True)
-    probability, falls = photo.occlude(viewer.model)
+    (probability, falls), = photo.occlude(viewer.model)
     image, mixed = inputs_of(viewer, photos[:1])[0], torch.from_numpy(photo.arrays["rollout"])
     assert (probability, falls) == occlusion(viewer.model, image, mixed)
     assert photo.arrays["probability"] == probability and np.array_equal(photo.arrays["occlusion"], falls)
