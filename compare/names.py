@@ -12,12 +12,16 @@ from engine.flags import HARMLESS, optimizer_name
 BETWEEN_SEEDS = HARMLESS | {"seed", "deterministic"}
 
 
+def given(settings):
+    """The settings that tell runs apart: a flag that an older version did not have counts as not given."""
+    return {name: value for name, value in settings.items()
+            if value is not None and value is not False and name not in BETWEEN_SEEDS}
+
+
 def key(settings, without=()):
     """What is equal for settings that are the same but for those named in `without`, a text."""
-    # a flag that an older version did not have counts as one that was not given
-    given = {name: value for name, value in settings.items() if value is not None and value is not False}
-    return json.dumps({name: given[name] for name in given.keys() - BETWEEN_SEEDS - set(without)},
-                      sort_keys=True)
+    values = given(settings)
+    return json.dumps({name: values[name] for name in values.keys() - set(without)}, sort_keys=True)
 
 
 def describe(settings):
