@@ -65,8 +65,8 @@ def ranges_overlap(first, second, quantity):
 
 def differing(first, second):
     """The names of the settings in which two differ, each a dict of a run's settings."""
-    first, second = given(first), given(second)
-    return [name for name in {**first, **second} if first.get(name) != second.get(name)]
+    one, other = given(first), given(second)
+    return [name for name in {**first, **second} if one.get(name) != other.get(name)]
 
 
 def one_cause(names):

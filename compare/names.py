@@ -1,8 +1,11 @@
 """Names of settings, of sets of images and of files, made of what tells them apart."""
 
 import json
+import os
 import re
 from itertools import chain, count
+from pathlib import Path
+from string import ascii_uppercase
 
 import numpy as np
 
@@ -49,6 +52,17 @@ def as_text(value):
     if isinstance(value, float) and 0 < abs(value) < 0.01:
         return np.format_float_scientific(value, trim="-", exp_digits=2)
     return "none" if value is None else str(value)
+
+
+def short_names(groups):
+    """A name for each group of runs: its recipe, or else its run folders, or else letters for all."""
+    stems = [Path(runs[0].settings.get("recipe") or "").stem for runs in groups]
+    folders = [os.path.commonprefix([run.folder.name for run in runs]).rstrip("-_. ") or runs[0].folder.name
+               for runs in groups]
+    names = [stem if stem and stems.count(stem) == 1 else folder for stem, folder in zip(stems, folders)]
+    if len(set(names)) == len(names):
+        return names
+    return [ascii_uppercase[i % 26] + str(i // 26 or "") for i in range(len(names))]
 
 
 def slugs(names):

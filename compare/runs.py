@@ -14,7 +14,7 @@ import numpy as np
 from common.errors import BadInput
 from common.files import sha256
 from compare.comparisons import Comparisons, group_by
-from compare.names import describe, distinct_names, key, numbered, slugs
+from compare.names import key, numbered, short_names, slugs
 from compare.statistics import expected_calibration_error, reliability
 from engine.flags import current_settings
 
@@ -90,15 +90,19 @@ class EvaluatedRun:
     def quantities(self):
         """The numbers that settings are compared by, a dict of floats.
 
-        `gap` is the last epoch's training accuracy, measured during the epoch and augmented, minus the
-        accuracy on val; `held_out_accuracy` the best epoch's, whose weights are in best.pt.
+        `train_accuracy` is the last epoch's, measured during the epoch and augmented, and `gap` that minus
+        the accuracy on val; `held_out_accuracy` the best epoch's, whose weights are in best.pt.
         """
         history, accuracy = self.history, self.correct.mean()
+        # the later one of ties
+        best_epoch = -1 - history["holdout_accuracy"][::-1].argmax() if self.held_out else -1
         seconds = history["seconds"]
         return {"accuracy": accuracy,
                 "ece": expected_calibration_error(self.confidence, self.correct),
+                "train_accuracy": history["train_accuracy"][-1],
                 "gap": history["train_accuracy"][-1] - accuracy,
                 "held_out_accuracy": history["holdout_accuracy"].max(),
+                "best_epoch": history["epoch"][best_epoch],
                 "epochs_to_95": self.time_to(0.95 * self.learning_curve[-1], "epochs"),
                 "passes": history["passes"].sum(),
                 "images_per_second": (np.average(history["images_per_second"], weights=seconds)
@@ -126,9 +130,7 @@ class Setting:
 
 def _named(groups):
     """Settings of groups of runs, and their names."""
-    settings = [runs[0].settings for runs in groups]
-    names = distinct_names([Path(values["recipe"]).stem if values.get("recipe") else describe(values)
-                            for values in settings], settings)
+    names = short_names(groups)
     image_sets = list(dict.fromkeys(runs[0].images for runs in groups))
     folders = ["/".join(images.folder.parts[-2:]).lstrip("/") for images in image_sets]
     set_names = dict(zip(image_sets, numbered(folders, "{} ({})")))

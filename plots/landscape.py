@@ -94,10 +94,10 @@ def _draw_contours(figure, columns, names, arrays):
         axes.set_title(f"{name}\nloss {arrays['loss'][i]:.3g} at +", parse_math=False)
         axes.set(xlabel="along the first direction", ylabel="along the second direction")
         axes.label_outer()
-    ticks = [tick for tick in MaxNLocator(7).tick_values(levels[0], levels[-1])
-             if levels[0] <= tick <= levels[-1]]
-    figure.colorbar(filled, ax=panels, aspect=30, ticks=ticks, label="loss above that at +",
-                    format=FuncFormatter(lambda value, _: f"{value:g}"))
+    bar = figure.colorbar(filled, ax=panels, aspect=30, spacing="proportional", panchor=False,
+                          label="loss above that at +", ticks=MaxNLocator(8),
+                          format=FuncFormatter(lambda value, _: f"{value:g}"))
+    bar.minorticks_off()
 
 
 def _draw_spread(axes, x, values, look, label=None):

@@ -9,7 +9,8 @@ from datasets import decode, images, transforms
 from interpret import landscape, sharpness
 from models.checkpoint import open_checkpoint
 
-QUICK = ["--device", "cpu", "--images", "10", "--batch-size", "5", "--rho", "0.05", "0.1", "--eigenvalues", "1"]
+QUICK = ["--device", "cpu", "--images", "10", "--batch-size", "5", "--rho", "0.05", "0.1",
+         "--eigenvalues", "1"]
 
 
 @pytest.fixture(autouse=True)

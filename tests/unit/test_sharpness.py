@@ -200,7 +200,8 @@ def compared(kinds, eigenvalues, rises, rhos=(0.01, 0.04)):
     rises = np.stack([np.full_like(rises, 5), rises], 2)
     return sharpness.compare_sam({
         "kinds": kinds, "rhos": rhos, "rise": rises, "rise_full": rises[:, 0], "loss": np.zeros(len(kinds)),
-        "loss_2d": np.zeros((len(kinds), 1, 1)), "eigenvalues": np.reshape(eigenvalues, (*rises.shape[:2], -1))})
+        "loss_2d": np.zeros((len(kinds), 1, 1)),
+        "eigenvalues": np.reshape(eigenvalues, (*rises.shape[:2], -1))})
 
 
 @pytest.mark.parametrize("sam, plain, verdicts, overall", [
