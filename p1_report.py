@@ -28,6 +28,7 @@ from common.errors import BadInput
 from common.files import write_text, written_whole
 
 MOST_HARD_PHOTOS, PHOTOS_A_ROW = 12, 4  # in the figure
+MOST_CLASSES, MOST_CONFUSED = 40, 10  # in a confusion matrix, and in the one with numbers
 
 
 def get_args_parser():
@@ -75,7 +76,7 @@ def main(argv=None):
     report.section("Which differences exceed the noise", tables.noise_section(study.comparisons))
     pairs = comparisons.sam_pairs(settings)
     report.section("Adam against SAM", tables.sam_section(pairs, study.comparisons))
-    figure = curves.draw_settings_curves(*runs.settings_curves(settings))
+    figure = curves.draw_settings_curves(runs.settings_curves(settings))
     report.section("Curves", report.figure("curves", figure, curves.CAPTION))
     if sweeps := comparisons.sweeps(settings):
         figure = curves.draw_learning_rates(comparisons.sweep_curves(sweeps))
@@ -127,7 +128,8 @@ def add_mistakes_of(settings, report, folder, suffix):
         counts, pairs = mistakes.confusion(setting), mistakes.confused_pairs(setting)
         title = (f"{setting.name}: accuracy {setting.mean('accuracy'):.3f} on {len(images.names)} images, "
                  f"runs: {len(setting.runs)}")
-        matrix = draw_confusion(counts, mistakes.most_mistaken(counts), images.class_names, title)
+        classes = (mistakes.most_mistaken(counts, most) for most in (MOST_CLASSES, MOST_CONFUSED))
+        matrix = draw_confusion(counts, *classes, images.class_names, title)
         rows = [(f"{pair.name}: {pair.count} of {pair.images} images", pair.mistakes) for pair in pairs]
         report.section(setting.name, report.figure(f"confusion_{setting.slug}", matrix, CAPTION),
                        tables.confused_section(pairs),

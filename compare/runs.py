@@ -18,6 +18,7 @@ from compare.names import key, numbered, short_names, slugs
 from compare.statistics import expected_calibration_error, reliability
 from engine.flags import current_settings
 
+FEWEST_PHOTOS = 10  # in a bin of confidence
 COLUMNS = ("epoch", "train_loss", "train_accuracy", "holdout_accuracy", "images_per_second", "seconds",
            "passes", "peak_memory_mib")
 
@@ -208,19 +209,21 @@ def _read_evaluation(folder):
 
 
 def settings_curves(settings):
-    """The arguments of plots.curves.draw_settings_curves: curves, and what their accuracy is."""
-    labels = {True: "held-out accuracy", False: "training accuracy"}
-    mixed = len({setting.held_out for setting in settings}) > 1
-    curves = [{"name": setting.name + f" ({labels[setting.held_out]})" * mixed,
-               "epochs": setting.runs[0].history["epoch"],
-               "passes": np.mean([run.cumulative_passes for run in setting.runs], 0),
-               "loss": np.stack([run.history["train_loss"] for run in setting.runs]),
-               "accuracy": np.stack([run.learning_curve for run in setting.runs])} for setting in settings]
-    return curves, "accuracy" if mixed else labels[settings[0].held_out]
+    """What plots.curves.draw_settings_curves takes."""
+    return [{"name": setting.name, "epochs": setting.runs[0].history["epoch"],
+             "passes": np.mean([run.cumulative_passes for run in setting.runs], 0),
+             "loss": np.stack([run.history["train_loss"] for run in setting.runs]),
+             "training": np.stack([run.history["train_accuracy"] for run in setting.runs]),
+             "held_out": np.stack([run.learning_curve for run in setting.runs]) if setting.held_out else None,
+             "val": (setting.mean("accuracy"), setting.mean("best_epoch"))} for setting in settings]
 
 
 def reliability_curves(settings):
-    """What plots.calibration.draw_reliability takes."""
-    return [(f"{setting.name}\nECE {setting.mean('ece'):.3f}",
-             *reliability(np.concatenate([run.confidence for run in setting.runs]), setting.correct.ravel()))
-            for setting in settings]
+    """What plots.calibration.draw_reliability takes: bins of fewer than ten photos say nothing."""
+    curves = []
+    for setting in settings:
+        confidence = np.concatenate([run.confidence for run in setting.runs])
+        bins = np.array(reliability(confidence, setting.correct.ravel()))
+        kept = bins[:, bins[0] >= FEWEST_PHOTOS * len(setting.runs)]
+        curves.append((f"{setting.name}\nECE {setting.mean('ece'):.3f}", *kept))
+    return curves

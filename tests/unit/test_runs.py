@@ -177,22 +177,28 @@ def test_a_byte_order_mark_that_a_spreadsheet_left_is_skipped(tmp_path):
 def test_curves_are_over_epochs_and_over_passes(tmp_path):
     write_run(tmp_path / "run0", right_of(0), seed=0, sam=True, step_passes=5)
     write_run(tmp_path / "run1", right_of(0), seed=1, sam=True, step_passes=10, curve=(0.2, 0.4, 0.6, 0.8))
-    curves, label = settings_curves(study(tmp_path).settings)
-    curve, = curves
-    assert label == "held-out accuracy" and curve["epochs"].tolist() == [1, 2, 3, 4]
+    curve, = settings_curves(study(tmp_path).settings)
+    assert curve["epochs"].tolist() == [1, 2, 3, 4]
     assert curve["passes"].tolist() == [15, 30, 45, 60]
-    assert curve["accuracy"].tolist() == [[0.4, 0.6, 0.8, 0.8], [0.2, 0.4, 0.6, 0.8]]
+    assert curve["held_out"].tolist() == [[0.4, 0.6, 0.8, 0.8], [0.2, 0.4, 0.6, 0.8]]
+    assert curve["training"].tolist() == [[0.3, 0.5, 0.7, 0.9]] * 2 and curve["val"] == (59 / 60, 4)
     assert curve["loss"].tolist() == [[3, 1.5, 1, 0.75]] * 2
 
 
-def test_where_one_setting_held_nothing_out_each_curve_says_what_it_is(tmp_path):
+def test_a_setting_that_held_nothing_out_has_no_held_out_curve(tmp_path):
     write_run(tmp_path / "run0", right_of(0), recipe="a.toml")
     write_run(tmp_path / "run1", right_of(0), recipe="b.toml", lr=1.0, curve=None, train=(0.1, 0.2, 0.3, 0.4))
-    curves, label = settings_curves(study(tmp_path).settings)
-    assert label == "accuracy"
-    assert [curve["name"] for curve in curves] == ["a (held-out accuracy)", "b (training accuracy)"]
-    assert curves[1]["accuracy"].tolist() == [[0.1, 0.2, 0.3, 0.4]]
-    assert settings_curves(study(tmp_path).settings[1:])[1] == "training accuracy"
+    one, other = settings_curves(study(tmp_path).settings)
+    assert (one["name"], other["name"], other["held_out"]) == ("a", "b", None)
+    assert one["held_out"] is not None and other["training"].tolist() == [[0.1, 0.2, 0.3, 0.4]]
+
+
+def test_bins_of_fewer_than_ten_photos_are_left_out(tmp_path):
+    for seed in range(2):
+        write_run(tmp_path / f"run{seed}", right_of(0), seed=seed,
+                  confidence=[0.5] * 9 + [0.6] * 10 + [0.9] * 41)
+    (_, count, confidence, _), = reliability_curves(study(tmp_path).settings)
+    assert count.tolist() == [20, 82] and np.allclose(confidence, [0.6, 0.9])
 
 
 def test_reliability_curves_are_of_all_seeds_together(tmp_path):
@@ -201,8 +207,8 @@ def test_reliability_curves_are_of_all_seeds_together(tmp_path):
     (title, count, confidence, accuracy), = reliability_curves(study(tmp_path).settings)
     # (0.75 - 0.9 + 0.7 - 0.25) / 2, the mean over the two seeds of |accuracy - confidence|
     assert title.endswith("\nECE 0.300")
-    assert (count > 0).nonzero()[0].tolist() == [10, 13] and count[count > 0].tolist() == [60, 60]
-    assert np.allclose(confidence[[10, 13]], [0.7, 0.9]) and accuracy[[10, 13]].tolist() == [0.25, 0.75]
+    assert count.tolist() == [60, 60]
+    assert np.allclose(confidence, [0.7, 0.9]) and accuracy.tolist() == [0.25, 0.75]
 
 
 def test_a_study_takes_paths_as_texts(tmp_path):
