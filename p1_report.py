@@ -16,6 +16,7 @@ one setting. A run that is not finished or not evaluated is left out, with what 
     confused_NAME.png            photos of the pairs of classes that it confuses most
     hard_photos.png              photos that every setting gets wrong in every seed
 
+A setting has the name of its recipe or of its run folders, or a letter; report.md says what each one is.
 Nothing is trained or evaluated here.
 """
 
@@ -27,6 +28,7 @@ from common.errors import BadInput
 from common.files import write_text, written_whole
 
 MOST_HARD_PHOTOS, PHOTOS_A_ROW = 12, 4  # in the figure
+MOST_CLASSES, MOST_CONFUSED = 40, 10  # in a confusion matrix, and in the one with numbers
 
 
 def get_args_parser():
@@ -36,6 +38,7 @@ def get_args_parser():
     add("--output", type=Path, required=True, metavar="DIR", help="where the report goes; is created")
     add("--images", type=Path, metavar="DIR",
         help="where the photos are, if they are no longer where p1_eval.py read them")
+    add("--format", choices=["png", "pdf", "svg"], default="png", help="of the figures (%(default)s)")
     return parser
 
 
@@ -67,20 +70,20 @@ def main(argv=None):
     settings, settings_table = study.settings, tables.settings_section(study.settings)
     claim_rows = claims.claims(settings, study.comparisons)
 
-    report = tables.Report("What the runs say")
+    report = tables.Report("What the runs say", args.format)
     report.section("Settings", settings_table)
     report.section("What may be claimed", tables.markdown_table(claims.HEADER, claim_rows))
     report.section("Which differences exceed the noise", tables.noise_section(study.comparisons))
     pairs = comparisons.sam_pairs(settings)
     report.section("Adam against SAM", tables.sam_section(pairs, study.comparisons))
-    figure = curves.draw_settings_curves(*runs.settings_curves(settings))
-    report.section("Curves", report.figure("curves.png", figure, curves.CAPTION))
+    figure = curves.draw_settings_curves(runs.settings_curves(settings))
+    report.section("Curves", report.figure("curves", figure, curves.CAPTION))
     if sweeps := comparisons.sweeps(settings):
         figure = curves.draw_learning_rates(comparisons.sweep_curves(sweeps))
         report.section("Learning rates", tables.sweep_section(sweeps),
-                       report.figure("learning_rates.png", figure, curves.LEARNING_RATES_CAPTION))
+                       report.figure("learning_rates", figure, curves.LEARNING_RATES_CAPTION))
     figure = calibration.draw_reliability(runs.reliability_curves(settings))
-    report.section("Calibration", report.figure("calibration.png", figure, calibration.CAPTION))
+    report.section("Calibration", report.figure("calibration", figure, calibration.CAPTION))
     add_mistakes(report, settings, args.images)
     if study.left_out:
         report.section("Left out", "".join(f"- {line}\n" for line in study.left_out))
@@ -120,16 +123,17 @@ def add_mistakes_of(settings, report, folder, suffix):
     rows = [("", hard[i:i + PHOTOS_A_ROW]) for i in range(0, MOST_HARD_PHOTOS, PHOTOS_A_ROW) if i < len(hard)]
     title = f"Wrong in every run: {len(hard)} of {len(images.names)} photos"
     report.section(f"Mistakes on {settings[0].image_set}", tables.hard_photos_section(hard, settings),
-                   photos(report, f"hard_photos{suffix}.png", title, rows, images, folder))
+                   photos(report, f"hard_photos{suffix}", title, rows, images, folder))
     for setting in settings:
         counts, pairs = mistakes.confusion(setting), mistakes.confused_pairs(setting)
         title = (f"{setting.name}: accuracy {setting.mean('accuracy'):.3f} on {len(images.names)} images, "
                  f"runs: {len(setting.runs)}")
-        matrix = draw_confusion(counts, mistakes.most_mistaken(counts), images.class_names, title)
+        classes = (mistakes.most_mistaken(counts, most) for most in (MOST_CLASSES, MOST_CONFUSED))
+        matrix = draw_confusion(counts, *classes, images.class_names, title)
         rows = [(f"{pair.name}: {pair.count} of {pair.images} images", pair.mistakes) for pair in pairs]
-        report.section(setting.name, report.figure(f"confusion_{setting.slug}.png", matrix, CAPTION),
+        report.section(setting.name, report.figure(f"confusion_{setting.slug}", matrix, CAPTION),
                        tables.confused_section(pairs),
-                       photos(report, f"confused_{setting.slug}.png", f"{setting.name}: most confused",
+                       photos(report, f"confused_{setting.slug}", f"{setting.name}: most confused",
                               rows, images, folder), level=3)
 
 
@@ -140,8 +144,8 @@ def photos(report, name, title, rows, images, folder):
 
     loaded = [(heading, load_photos(images, mistakes, folder)) for heading, mistakes in rows]
     if not all(row for _, row in loaded):
-        report.missing.append(name)
-        return f"{name} is left out: its photos were not found.\n"
+        report.missing.append(f"{name}.{report.format}")
+        return f"{report.missing[-1]} is left out: its photos were not found.\n"
     return report.figure(name, draw_photos(loaded, title), CAPTION) if loaded else ""
 
 

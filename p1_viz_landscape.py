@@ -10,10 +10,12 @@ augmentation, fp32. Drawn and printed are
   every filter has been moved by its length (the mean over checkpoints, which all move by the same vectors).
 - how far the loss rises at SAM's perturbation rho * g / ||g|| (Foret et al. 2020): for each batch by itself,
   as SAM has it in training, and of all photos at once.
-- the 3 largest eigenvalues of the Hessian, for each of the first 4 batches.
+- the largest eigenvalues of the Hessian, for each of the first 4 batches, which takes most of the time.
 
-SAM counts as flatter if both its largest eigenvalue and its rise at the --rho nearest to 0.05 are lower in
-every batch; of several checkpoints on a side means are compared, and the two sides may not overlap.
+SAM counts as flatter if both its largest eigenvalue and its rise at the --rho nearest to 0.05 (with
+--eigenvalues 0 the rise alone) are lower in every batch; of several checkpoints on a side means are compared,
+and the two sides may not overlap. There is no verdict from fewer than 3 batches, nor on runs that differ in
+more than SAM and its flags.
 
 FILE.npz holds, for C checkpoints, B batches and R rhos:
 
@@ -23,7 +25,7 @@ FILE.npz holds, for C checkpoints, B batches and R rhos:
     grid_alphas (9), loss_2d (C, 9, 9)       [c, i, j]: grid_alphas[j] along the first, [i] along the second
     rhos (R), rise (C, B, R)                 of each batch along its own gradient
     rise_full (C, R)                         of all photos along their gradient
-    eigenvalues (C, 4, 3)                    of each batch, largest first
+    eigenvalues (C, 4, K)                    of each batch, largest first
     images                                   the names of the photos, in the order of the batches
 
 A ViT-Tiny takes about 7 minutes a checkpoint on 2 cores, timm's test_vit half a minute.
@@ -49,12 +51,16 @@ def get_args_parser():
         help="random seed: photos and directions (%(default)s)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: the GPU where there is one")
     add("--skip-bad", action="store_true", help="go on without files that cannot be used")
+    add("--one-preprocessing", action="store_true",
+        help="crop and normalise the photos for all checkpoints as for the first")
 
     add = parser.add_argument_group("what is measured").add_argument
     add("--span", type=number(float, above=0), default=0.3, metavar="X",
         help="how far the directions reach, in filter norms; a ViT is at chance by 0.5 (%(default)s)")
     add("--rho", type=number(float, above=0), nargs="+", default=[0.01, 0.02, 0.05, 0.1, 0.2], metavar="X",
         help="lengths of the step along the gradient (0.01 0.02 0.05 0.1 0.2)")
+    add("--eigenvalues", type=number(int, low=0, high=20), default=3, metavar="K",
+        help="how many of the Hessian's; 0 leaves it out (%(default)s)")
     return parser
 
 
@@ -77,6 +83,7 @@ def main(argv=None):
     device = pick_device(args.device)
     keep_freed_memory(device)
     checkpoints = [open_checkpoint(path) for path in args.checkpoints]
+    sharpness.refuse_unlike(checkpoints, args.one_preprocessing)
     data = shapes.write_dataset(shapes.DEMO_DATA) if args.data == "demo" else Path(args.data)
     folder = images.read_training_folder(data / "train", data / "classes.txt", args.skip_bad)
     folder = sharpness.choose_photos(folder, checkpoints, args.images, args.seed)
@@ -92,7 +99,7 @@ def main(argv=None):
     arrays = {"names": names, "kinds": [optimizer_name(checkpoint.settings) for checkpoint in checkpoints],
               "images": folder.names,
               **sharpness.measure(checkpoints, names, batches, args.span, args.rho, args.seed,
-                                  unfinished)}
+                                  args.eigenvalues, unfinished)}
     with written_whole(arrays_file) as temporary:
         np.savez_compressed(temporary, **arrays)
     with written_whole(args.output) as temporary:
@@ -102,7 +109,7 @@ def main(argv=None):
     print_measures(names, arrays["kinds"], sharpness.measures(arrays))
     if comparisons := sharpness.compare_sam(arrays):
         print_comparisons(comparisons)
-        print(sharpness.overall({verdict for *_, verdict in comparisons}))
+        print(sharpness.overall(comparisons, checkpoints))
     print(f"{args.output} and {arrays_file}")
 
 

@@ -4,8 +4,16 @@ from collections import namedtuple
 
 import numpy as np
 
-from compare.comparisons import EXCEEDS, differing, pretraining_pairs, ranges_overlap, sam_pairs, size_pairs
-from compare.names import as_text
+from compare.comparisons import (
+    EXCEEDS,
+    causes,
+    differing,
+    one_cause,
+    pretraining_pairs,
+    ranges_overlap,
+    sam_pairs,
+    size_pairs,
+)
 
 LITTLE = 0.03  # a difference in accuracy below it counts as little
 SUPPORTED, NOT_SUPPORTED, OPEN = VERDICTS = "supported", "not supported", "these runs do not say"
@@ -40,6 +48,9 @@ def claims(settings, comparisons):
 
 def _answer(verdict, first, second, values, margin, *notes):
     """The fields of a Claim after its statement, from two settings, and texts; empty notes are left out."""
+    both = first.settings, second.settings
+    if not one_cause(differing(*both)):
+        notes = [*notes, f"differ in {causes(*both)}"]
     if len(first.runs) == len(second.runs) == 1:
         notes = [*notes, "one run each: another seed may change it"]
     return verdict, first.name, second.name, *values, margin, "; ".join(filter(None, notes))
@@ -62,15 +73,12 @@ def _faster(first, second, unit):
     else:
         verdict = NOT_SUPPORTED if min(times) >= max(others) else OPEN
     spec, form = {"epochs": (".3g", "epoch {}"), "passes": (",.0f", "{} passes")}[unit]
-    different = {name: " and ".join(as_text(setting.settings.get(name)) for setting in both)
-                 for name in differing(*both) if name in ("lr", "epochs", "rho", "head_init", "layer_decay")}
     return _answer(
         verdict, *both, [_over_seeds(several, spec, form) for several in (times, others)], "",
         f"to {'held-out' if first.held_out else 'training'} accuracy {target:.3f}, "
         f"95 % of the lower of {finals[0]:.3f} and {finals[1]:.3f}",
         at_once > best and f"first at {at_once:.3f} after one epoch, second never above {best:.3f}",
-        verdict == OPEN and MORE_SEEDS,
-        *(f"also differ in {name.replace('_', ' ')}: {values}" for name, values in different.items()))
+        verdict == OPEN and MORE_SEEDS)
 
 
 def _over_seeds(values, spec, form):

@@ -3,16 +3,19 @@
 from collections import namedtuple
 from itertools import combinations
 
-from compare.names import BETWEEN_SEEDS, describe, distinct_names, key
+from compare.names import as_text, describe, distinct_names, given, key
 from compare.statistics import holm, mcnemar, paired_margin, wins_and_losses
 
 LEVEL = 0.05  # a p-value below it exceeds the noise
 EQUAL_PASSES = 0.05  # by which share the passes of the run without SAM may differ from those with SAM
 
 # What two settings of a comparison may differ in, besides what they are compared for.
-SAM = {"sam", "rho", "adaptive", "sync_perturbation", "lr", "epochs"}
+SAM_ALONE = {"sam", "rho", "adaptive", "sync_perturbation"}
+SAM = SAM_ALONE | {"lr", "epochs"}
 PRETRAINING = {"scratch", "weights", "head_init", "layer_decay", "lr", "epochs"}
 SIZE = {"arch", "weights"}
+# Settings that differ together for one cause.
+ONE_CAUSE = [SAM_ALONE, {"scratch", "weights"}, SIZE]
 
 SamPair = namedtuple("SamPair", "equal plain sam choice")
 
@@ -61,9 +64,27 @@ def ranges_overlap(first, second, quantity):
 
 
 def differing(first, second):
-    """The names of the settings in which two differ."""
-    return [name for name in {**first.settings, **second.settings}
-            if name not in BETWEEN_SEEDS and first.settings.get(name) != second.settings.get(name)]
+    """The names of the settings in which two differ, each a dict of a run's settings."""
+    one, other = given(first), given(second)
+    return [name for name in {**first, **second} if one.get(name) != other.get(name)]
+
+
+def one_cause(names):
+    """Whether settings of these names, in which two runs differ, are a single cause."""
+    return len(names) < 2 or any(cause.issuperset(names) for cause in ONE_CAUSE)
+
+
+def side_by_side(names, first, second):
+    """The values of some settings in two dicts of them: `lr 1e-04 / 3e-04, epochs 4 / 8`."""
+    return ", ".join(f"{name.replace('_', ' ')} {as_text(first.get(name))} / {as_text(second.get(name))}"
+                     for name in names)
+
+
+def causes(first, second):
+    """In what two dicts of settings differ, and whether more than one of it may be the cause."""
+    names = differing(first, second)
+    several = "" if one_cause(names) else ": no single one can be named as the cause"
+    return side_by_side(names, first, second) + several
 
 
 def families(settings, free):
@@ -110,7 +131,7 @@ def pretraining_pairs(settings):
     pairs = []
     for family in families(settings, PRETRAINING):
         pretrained = [setting for setting in family if not setting.settings.get("scratch")]
-        pairs += [(min(pretrained, key=lambda other: len(differing(setting, other))), setting)
+        pairs += [(min(pretrained, key=lambda one: len(differing(one.settings, setting.settings))), setting)
                   for setting in family if setting.settings.get("scratch") and pretrained]
     return pairs
 

@@ -32,10 +32,10 @@ def confusion(setting):
     return counts / len(setting.runs)
 
 
-def most_mistaken(counts):
-    """The classes that a confusion matrix has room for, in order: those with the most mistakes."""
+def most_mistaken(counts, most=MOST_CLASSES):
+    """The `most` classes that a confusion matrix has room for, in order: those with the most mistakes."""
     wrong = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
-    return np.sort(np.argsort(-wrong, kind="stable")[:MOST_CLASSES])
+    return np.sort(np.argsort(-wrong, kind="stable")[:most])
 
 
 def answers(setting):

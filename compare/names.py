@@ -1,8 +1,11 @@
 """Names of settings, of sets of images and of files, made of what tells them apart."""
 
 import json
+import os
 import re
 from itertools import chain, count
+from pathlib import Path
+from string import ascii_uppercase
 
 import numpy as np
 
@@ -12,12 +15,16 @@ from engine.flags import HARMLESS, optimizer_name
 BETWEEN_SEEDS = HARMLESS | {"seed", "deterministic"}
 
 
+def given(settings):
+    """The settings that tell runs apart: a flag that an older version did not have counts as not given."""
+    return {name: value for name, value in settings.items()
+            if value is not None and value is not False and name not in BETWEEN_SEEDS}
+
+
 def key(settings, without=()):
     """What is equal for settings that are the same but for those named in `without`, a text."""
-    # a flag that an older version did not have counts as one that was not given
-    given = {name: value for name, value in settings.items() if value is not None and value is not False}
-    return json.dumps({name: given[name] for name in given.keys() - BETWEEN_SEEDS - set(without)},
-                      sort_keys=True)
+    values = given(settings)
+    return json.dumps({name: values[name] for name in values.keys() - set(without)}, sort_keys=True)
 
 
 def describe(settings):
@@ -45,6 +52,17 @@ def as_text(value):
     if isinstance(value, float) and 0 < abs(value) < 0.01:
         return np.format_float_scientific(value, trim="-", exp_digits=2)
     return "none" if value is None else str(value)
+
+
+def short_names(groups):
+    """A name for each group of runs: its recipe, or else its run folders, or else letters for all."""
+    stems = [Path(runs[0].settings.get("recipe") or "").stem for runs in groups]
+    folders = [os.path.commonprefix([run.folder.name for run in runs]).rstrip("-_. ") or runs[0].folder.name
+               for runs in groups]
+    names = [stem if stem and stems.count(stem) == 1 else folder for stem, folder in zip(stems, folders)]
+    if len(set(names)) == len(names):
+        return names
+    return [ascii_uppercase[i % 26] + str(i // 26 or "") for i in range(len(names))]
 
 
 def slugs(names):

@@ -14,10 +14,11 @@ import numpy as np
 from common.errors import BadInput
 from common.files import sha256
 from compare.comparisons import Comparisons, group_by
-from compare.names import describe, distinct_names, key, numbered, slugs
+from compare.names import key, numbered, short_names, slugs
 from compare.statistics import expected_calibration_error, reliability
 from engine.flags import current_settings
 
+FEWEST_PHOTOS = 10  # in a bin of confidence
 COLUMNS = ("epoch", "train_loss", "train_accuracy", "holdout_accuracy", "images_per_second", "seconds",
            "passes", "peak_memory_mib")
 
@@ -90,15 +91,19 @@ class EvaluatedRun:
     def quantities(self):
         """The numbers that settings are compared by, a dict of floats.
 
-        `gap` is the last epoch's training accuracy, measured during the epoch and augmented, minus the
-        accuracy on val; `held_out_accuracy` the best epoch's, whose weights are in best.pt.
+        `train_accuracy` is the last epoch's, measured during the epoch and augmented, and `gap` that minus
+        the accuracy on val; `held_out_accuracy` the best epoch's, whose weights are in best.pt.
         """
         history, accuracy = self.history, self.correct.mean()
+        # the later one of ties
+        best_epoch = -1 - history["holdout_accuracy"][::-1].argmax() if self.held_out else -1
         seconds = history["seconds"]
         return {"accuracy": accuracy,
                 "ece": expected_calibration_error(self.confidence, self.correct),
+                "train_accuracy": history["train_accuracy"][-1],
                 "gap": history["train_accuracy"][-1] - accuracy,
                 "held_out_accuracy": history["holdout_accuracy"].max(),
+                "best_epoch": history["epoch"][best_epoch],
                 "epochs_to_95": self.time_to(0.95 * self.learning_curve[-1], "epochs"),
                 "passes": history["passes"].sum(),
                 "images_per_second": (np.average(history["images_per_second"], weights=seconds)
@@ -126,9 +131,7 @@ class Setting:
 
 def _named(groups):
     """Settings of groups of runs, and their names."""
-    settings = [runs[0].settings for runs in groups]
-    names = distinct_names([Path(values["recipe"]).stem if values.get("recipe") else describe(values)
-                            for values in settings], settings)
+    names = short_names(groups)
     image_sets = list(dict.fromkeys(runs[0].images for runs in groups))
     folders = ["/".join(images.folder.parts[-2:]).lstrip("/") for images in image_sets]
     set_names = dict(zip(image_sets, numbered(folders, "{} ({})")))
@@ -206,19 +209,21 @@ def _read_evaluation(folder):
 
 
 def settings_curves(settings):
-    """The arguments of plots.curves.draw_settings_curves: curves, and what their accuracy is."""
-    labels = {True: "held-out accuracy", False: "training accuracy"}
-    mixed = len({setting.held_out for setting in settings}) > 1
-    curves = [{"name": setting.name + f" ({labels[setting.held_out]})" * mixed,
-               "epochs": setting.runs[0].history["epoch"],
-               "passes": np.mean([run.cumulative_passes for run in setting.runs], 0),
-               "loss": np.stack([run.history["train_loss"] for run in setting.runs]),
-               "accuracy": np.stack([run.learning_curve for run in setting.runs])} for setting in settings]
-    return curves, "accuracy" if mixed else labels[settings[0].held_out]
+    """What plots.curves.draw_settings_curves takes."""
+    return [{"name": setting.name, "epochs": setting.runs[0].history["epoch"],
+             "passes": np.mean([run.cumulative_passes for run in setting.runs], 0),
+             "loss": np.stack([run.history["train_loss"] for run in setting.runs]),
+             "training": np.stack([run.history["train_accuracy"] for run in setting.runs]),
+             "held_out": np.stack([run.learning_curve for run in setting.runs]) if setting.held_out else None,
+             "val": (setting.mean("accuracy"), setting.mean("best_epoch"))} for setting in settings]
 
 
 def reliability_curves(settings):
-    """What plots.calibration.draw_reliability takes."""
-    return [(f"{setting.name}\nECE {setting.mean('ece'):.3f}",
-             *reliability(np.concatenate([run.confidence for run in setting.runs]), setting.correct.ravel()))
-            for setting in settings]
+    """What plots.calibration.draw_reliability takes: bins of fewer than ten photos say nothing."""
+    curves = []
+    for setting in settings:
+        confidence = np.concatenate([run.confidence for run in setting.runs])
+        bins = np.array(reliability(confidence, setting.correct.ravel()))
+        kept = bins[:, bins[0] >= FEWEST_PHOTOS * len(setting.runs)]
+        curves.append((f"{setting.name}\nECE {setting.mean('ece'):.3f}", *kept))
+    return curves

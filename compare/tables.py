@@ -2,43 +2,49 @@
 
 import csv
 import io
-from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
 
-from compare.comparisons import LEVEL
+from compare.comparisons import LEVEL, causes, differing
 from compare.mistakes import as_texts
-from compare.names import as_text
+from compare.names import as_text, describe
 from compare.statistics import wilson_interval
+from engine.flags import optimizer_name
 
 MOST_LISTED = 40  # photos
 # Of a table of settings: a column's heading, the form of its numbers, and its names in `table_row`.
 ACCURACY_COLUMNS = [("accuracy on val", "{:.3f}", "accuracy"),
                     ("range over seeds", "{:.3f}", "accuracy_low", "accuracy_high")]
 SWEEP_COLUMNS = [("held-out accuracy, best epoch", "{:.3f}", "held_out_accuracy"), *ACCURACY_COLUMNS]
+SHARED = ("arch", "optimizer", "lr", "batch_size", "epochs", "precision", "seed")  # said once, if all have it
 COLUMNS = [
     ("setting", "{}", "setting"), ("images", "{}", "image_set"), ("width", "{:.0f}", "width"),
     ("heads", "{:.0f}", "heads"), ("depth", "{:.0f}", "depth"), ("parameters", "{:,.0f}", "parameters"),
-    ("seeds", "{}", "seeds"), *ACCURACY_COLUMNS,
+    ("run folders", "{}", "folders"), ("seeds", "{}", "seeds"),
+    ("held-out accuracy", "{:.3f}", "held_out_accuracy"), ("best epoch", "{:.3g}", "best_epoch"),
+    ("training accuracy", "{:.3f}", "train_accuracy"), *ACCURACY_COLUMNS,
     ("95 % interval", "{:.3f}", "ci95_low", "ci95_high"), ("ECE", "{:.3f}", "ece"),
     ("train minus val", "{:+.3f}", "gap"), ("epochs to 95 %", "{:.3g}", "epochs_to_95"),
     ("passes", "{:,.0f}", "passes"), ("images/s", "{:,.3g}", "images_per_second"),
     ("minutes", "{:.3g}", "minutes"), ("peak memory (MiB)", "{:,.0f}", "peak_memory_mib"),
 ]
 SETTINGS_NOTES = """\
+- Held-out accuracy, best epoch: of the part of train/ that was held out, at the epoch whose weights are in
+  best.pt. It alone may choose a setting: one that val chose would look better on val than it is.
 - Accuracy is the mean over seeds, its range from the worst seed to the best: what another seed would change.
 - The 95 % interval is Wilson's at the mean accuracy: what other images would change, which more seeds do not
   narrow.
 - ECE: expected calibration error, 15 bins of equal width.
-- Train minus val: the last epoch's training accuracy, taken during the epoch with augmentation, minus the
-  accuracy on val. It is negative where augmentation makes training harder than val.
+- Training accuracy: the last epoch's, taken during the epoch with augmentation. Train minus val: that minus
+  the accuracy on val. It is negative where augmentation makes training harder than val.
 - Epochs to 95 %: the first epoch whose held-out accuracy (training accuracy where nothing was held out) is at
   least 95 % of that of the last epoch, mean over seeds.
 - Passes: forward-backward passes over a batch in the whole training, of which SAM takes two a batch.
 - Images/s, minutes, peak memory: of the training process, mean over seeds; comparable on one machine only.
 """
-DIFFERENCE = ["difference (points)", "better", "worse", "p", "adjusted p", "verdict"]
+DIFFERENCE = ["difference (points)", "better", "worse", "p", "adjusted p", "verdict",
+              "differ in (first / second)"]
 DIFFERENCE_NOTES = f"""
 Difference: accuracy of the first minus that of the second, with its 95 % margin. Better, worse: images of
 which a larger share of seeds is right in the first, or in the second. p: McNemar's exact test, two-sided;
@@ -56,7 +62,7 @@ def table_row(setting):
     accuracies, images = setting.values("accuracy"), len(setting.images.names)
     ci95_low, ci95_high = wilson_interval(setting.mean("accuracy") * images, images)
     return {"setting": setting.name, "image_set": setting.image_set,
-            "seeds": " ".join(as_text(run.settings.get("seed")) for run in setting.runs),
+            "seeds": len(setting.runs), "folders": " ".join(str(run.folder) for run in setting.runs),
             **{name: setting.model.get(name) for name in ("width", "heads", "depth", "parameters")},
             **{name: setting.mean(name) for name in setting.runs[0].quantities},
             "accuracy_low": accuracies.min(), "accuracy_high": accuracies.max(),
@@ -82,11 +88,32 @@ def _cell(value, form):
 
 
 def settings_section(settings):
-    """The settings table, and what its columns mean."""
+    """The settings table, what all runs share, what each setting is, and what the columns mean."""
     sets = {setting.image_set: setting.images for setting in settings}
     sizes = [f"- {name}: {len(images.names)} labelled images of {len(set(images.targets))} classes.\n"
              for name, images in sets.items()]
-    return "".join([markdown_table(*settings_cells(settings)), "\n", *sizes, SETTINGS_NOTES])
+    table = markdown_table(*settings_cells(settings))
+    return "".join([table, "\n", *legend(settings), *sizes, SETTINGS_NOTES])
+
+
+def legend(settings):
+    """Lines: what all runs share, and for each setting what is trained, and all in which it differs."""
+    runs = [{**run.settings, "optimizer": optimizer_name(run.settings)}
+            for setting in settings for run in setting.runs]
+    shared = [_named(name, runs[0]) for name in SHARED if len({run.get(name) for run in runs}) == 1]
+    names = dict.fromkeys(name for setting in settings
+                          for name in differing(settings[0].settings, setting.settings))
+    names = [name for name in names if name not in ("arch", "scratch", "optimizer", "sam", "adaptive")]
+    lines = [f"All runs share: {', '.join(shared)}.\n\n"] if shared else []
+    for setting in settings:
+        values = [describe(setting.settings), *(_named(name, setting.settings) for name in names)]
+        seeds = " ".join(as_text(run.settings.get("seed")) for run in setting.runs)
+        lines.append(f"- {setting.name}: {', '.join(values)}; seeds: {seeds}.\n")
+    return lines
+
+
+def _named(name, settings):
+    return f"{name.replace('_', ' ')} {as_text(settings.get(name))}"
 
 
 def difference_cells(comparisons):
@@ -97,7 +124,7 @@ def difference_cells(comparisons):
         p_values = ("< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
                     for p in (one.p, one.adjusted))
         rows.append([*names, f"{difference:+.1f} ± {100 * one.margin:.1f}", one.wins, one.losses, *p_values,
-                     one.verdict])
+                     one.verdict, causes(one.first.settings, one.second.settings)])
     return ["first", "second", *DIFFERENCE], rows
 
 
@@ -178,7 +205,8 @@ def markdown_table(header, rows):
 class Report:
     """A Markdown document, written from top to bottom."""
 
-    def __init__(self, title):
+    def __init__(self, title, format="png"):
+        self.format = format  # of the figures
         self.parts = [f"# {title}\n"]
         self.figures, self.missing = {}, []  # by the names of their files; the names of those without photos
 
@@ -186,9 +214,10 @@ class Report:
         self.parts += [f"{'#' * level} {title}\n", *filter(None, texts)]
 
     def figure(self, name, figure, caption):
-        """Keep a figure for a file of this name. Returns the text that shows it."""
-        self.figures[name] = figure
-        return f"![{Path(name).stem}]({quote(name)})\n\n{caption}\n"
+        """Keep a figure for a file of this name, without its ending. Returns the text that shows it."""
+        file = f"{name}.{self.format}"
+        self.figures[file] = figure
+        return f"![{name}]({quote(file)})\n\n{caption}\n"
 
     def __str__(self):
         return "\n".join(self.parts)

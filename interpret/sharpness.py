@@ -1,6 +1,7 @@
 """Checkpoints compared by how flat their minima are: the photos, the measures, and the verdict on SAM."""
 
 import math
+from itertools import product
 
 import numpy as np
 import torch
@@ -11,26 +12,43 @@ from common.cli import note
 from common.errors import BadInput
 from common.files import nfc
 from common.unfinished import Unfinished
+from compare.comparisons import SAM_ALONE, differing, side_by_side
 from datasets.decode import explaining_bad_images
 from datasets.images import ImageDataset, stratified_holdout
 from datasets.transforms import evaluation_transform
+from engine.flags import current_settings
 from interpret import landscape
 
 POINTS, GRID = 21, 9  # along the curve, and along each side of the contours
-EIGENVALUES, HESSIAN_BATCHES = 3, 4  # how many, of how many batches
+HESSIAN_BATCHES = 4  # of which eigenvalues are taken
+FEWEST_BATCHES = 3  # for a verdict
 USUAL_RHO = 0.05  # where the rise of checkpoints is compared
+
+
+def refuse_unlike(checkpoints, one_preprocessing=False):
+    """Raise BadInput for checkpoints that cannot be compared; `one_preprocessing` allows another crop."""
+    first = checkpoints[0]
+    for other in checkpoints[1:]:
+        both = f"{other.path} and {first.path}"
+        for what in ("arch", "labels"):
+            if getattr(other, what) != getattr(first, what):
+                raise BadInput(f"{both} differ in {what}: compare ones that share it")
+        names = [name for name, value in first.preprocessing.items() if other.preprocessing[name] != value]
+        values = ", ".join(f"{name.removesuffix('_pct').replace('_', ' ')} {other.preprocessing[name]} "
+                           f"against {first.preprocessing[name]}" for name in names)
+        if "input_size" in names:
+            raise BadInput(f"{both} differ in preprocessing ({values}): compare ones of one size")
+        if names and not one_preprocessing:
+            raise BadInput(f"{both} differ in preprocessing ({values}): pass --one-preprocessing to give all "
+                           "that of the first")
 
 
 def choose_photos(folder, checkpoints, count, seed):
     """`count` images of a LabelledFolder that all checkpoints were trained on, `evenly` from the classes.
 
-    Raises BadInput for checkpoints that cannot be compared, a label that they do not know, and no such image.
+    Raises BadInput for a label that the checkpoints do not know, and where there is no such image.
     """
     first = checkpoints[0]
-    for other in checkpoints[1:]:
-        for what in ("arch", "labels", "preprocessing"):
-            if getattr(other, what) != getattr(first, what):
-                raise BadInput(f"{other.path} and {first.path} differ in {what}: compare ones that share it")
     known = set(map(nfc, first.labels))
     if unknown := [label for label in folder.labels if nfc(label) not in known]:
         raise BadInput(f"{folder.root} holds the label {unknown[0]}, which {first.path} does not know: "
@@ -71,37 +89,56 @@ def load_batches(folder, checkpoint, batch_size, device):
         return [[part.to(device) for part in batch] for batch in DataLoader(dataset, batch_size)]
 
 
-def measure(checkpoints, names, batches, span, rhos, seed, unfinished=None):
+def measure(checkpoints, names, batches, span, rhos, seed, eigenvalues=3, unfinished=None):
     """The arrays of p1_viz_landscape.py from `loss` to `eigenvalues`; `names` are for the progress bars.
 
-    All are moved along the same two directions, of `seed`. An `Unfinished` keeps those of each checkpoint.
-    Raises BadInput where a loss is not finite.
+    All are moved along the same two directions, of `seed`. An `Unfinished` keeps what is measured, piece by
+    piece; the Hessian, which takes longest, comes last. Raises BadInput where a loss is not finite.
     """
     unfinished = unfinished or Unfinished(None)
+    finished = dict(unfinished.rows)
     alphas, grid_alphas = np.linspace(-span, span, POINTS), np.linspace(-span, span, GRID)
     weights = [landscape.weights_of(checkpoint.model) for checkpoint in checkpoints]
     losses = [landscape.classification_loss(checkpoint.model) for checkpoint in checkpoints]
-    rows = [{"loss": landscape.mean_loss(loss, start, batches)} for loss, start in zip(losses, weights)]
-    for row, checkpoint in zip(rows, checkpoints):
-        if not math.isfinite(row["loss"]):
+    means = [landscape.mean_loss(loss, start, batches) for loss, start in zip(losses, weights)]
+    for mean, checkpoint in zip(means, checkpoints):
+        if not math.isfinite(mean):
             raise BadInput(f"{checkpoint.path}: its weights give outputs that are not finite: it is damaged")
     directions = landscape.random_directions(weights, 2, seed)
-    for name, loss, start, row in list(zip(names, losses, weights, rows))[len(unfinished.rows):]:
-        points = tqdm(alphas, f"{name}: loss", unit=" points")
-        row["loss_1d"] = landscape.losses_along(loss, start, batches, directions[0], points)
-        up = tqdm(grid_alphas, f"{name}: contours", unit=" rows")
-        row["loss_2d"] = landscape.losses_over(loss, start, batches, directions, grid_alphas, up)
-        _refuse_nonfinite("--span", row["loss_1d"], row["loss_2d"])
-        parts = [*([batch] for batch in batches), batches]
-        *row["rise"], row["rise_full"] = (landscape.rises(loss, start, part, rhos)
-                                          for part in tqdm(parts, f"{name}: rise", unit=" gradients"))
-        _refuse_nonfinite("--rho", *row["rise"], row["rise_full"])
-        row["eigenvalues"] = [
-            landscape.largest_eigenvalues(loss, start, batch, EIGENVALUES, seed)
-            for batch in tqdm(batches[:HESSIAN_BATCHES], f"{name}: Hessian", unit=" batches")]
-        unfinished.append({key: torch.from_numpy(np.array(value)) for key, value in row.items()})
-    return {"alphas": alphas, "grid_alphas": grid_alphas, "rhos": np.array(rhos),
-            **{key: np.array([row[key].numpy() for row in unfinished.rows]) for key in unfinished.rows[0]}}
+
+    def piece(what, compute, *arguments, along=None, unit=None):
+        """`compute(*arguments)`, an array, unless an interrupted call has finished it.
+
+        The last argument is `along`, where it is given, behind a progress bar.
+        """
+        if what not in finished:
+            if along is not None:
+                arguments = *arguments, tqdm(along, what, unit=unit)
+            finished[what] = torch.from_numpy(np.array(compute(*arguments)))
+            unfinished.append((what, finished[what]))
+        return finished[what].numpy()
+
+    rows = {"loss_1d": [], "loss_2d": [], "rise": [], "rise_full": []}
+    for name, loss, start in zip(names, losses, weights):
+        rows["loss_1d"].append(piece(f"{name}: loss", landscape.losses_along, loss, start, batches,
+                                     directions[0], along=alphas, unit=" points"))
+        rows["loss_2d"].append(piece(f"{name}: contours", landscape.losses_over, loss, start, batches,
+                                     directions, grid_alphas, along=grid_alphas, unit=" rows"))
+        _refuse_nonfinite("--span", rows["loss_1d"][-1], rows["loss_2d"][-1])
+        parts = tqdm([*([batch] for batch in batches), batches], f"{name}: rise", unit=" gradients")
+        *rise, full = (piece(f"{name}: rise {i}", landscape.rises, loss, start, part, rhos)
+                       for i, part in enumerate(parts))
+        _refuse_nonfinite("--rho", *rise, full)
+        rows["rise"].append(rise)
+        rows["rise_full"].append(full)
+    of_batches = [(f"{name}: {eigenvalues} of {i}", landscape.largest_eigenvalues, loss, start, batch,
+                   eigenvalues, seed) for name, loss, start in zip(names, losses, weights)
+                  for i, batch in enumerate(batches[:HESSIAN_BATCHES]) if eigenvalues]
+    rows["eigenvalues"] = np.reshape(
+        [piece(*each) for each in tqdm(of_batches, "Hessian", unit=" batches", disable=not eigenvalues)],
+        (len(checkpoints), len(batches[:HESSIAN_BATCHES]), eigenvalues))
+    return {"alphas": alphas, "grid_alphas": grid_alphas, "rhos": np.array(rhos), "loss": np.array(means),
+            **{key: np.array(values) for key, values in rows.items()}}
 
 
 def _refuse_nonfinite(flag, *losses):
@@ -134,6 +171,8 @@ def compare_sam(arrays):
     nearest = min(arrays["rhos"], key=lambda rho: abs(math.log(rho / USUAL_RHO)))
     by_name, rows = measures(arrays), []
     for name in ("eigenvalue 1", f"rise at rho {nearest:g}"):
+        if name not in by_name:
+            continue  # no eigenvalues were taken
         sam, plain = by_name[name][with_sam], by_name[name][~with_sam]
         lower, verdict = sam.mean(0) < plain.mean(0), "unclear"
         if lower.all():
@@ -144,8 +183,19 @@ def compare_sam(arrays):
     return rows
 
 
-def overall(verdicts):
-    """What the verdicts of all measures, a set, come to."""
+def overall(comparisons, checkpoints):
+    """What the verdicts of `compare_sam` come to; why there is none, where the runs cannot say it of SAM."""
+    settings = [current_settings(checkpoint.settings) for checkpoint in checkpoints]
+    plain, with_sam = ([one for one in settings if bool(one["sam"]) == sam] for sam in (False, True))
+    for one, other in product(plain, with_sam):
+        if names := [name for name in differing(one, other) if name not in SAM_ALONE]:
+            return ("no verdict on SAM: without and with it the runs also differ in "
+                    f"{side_by_side(names, one, other)}")
+    batches = min(len(sam) for _, sam, *_ in comparisons)
+    if batches < FEWEST_BATCHES:
+        return (f"no verdict from {batches} batch{'es' * (batches > 1)}: {FEWEST_BATCHES} are needed, with "
+                "more --images or a smaller --batch-size")
+    verdicts = {verdict for *_, verdict in comparisons}
     if verdicts == {"flatter"}:
         return "SAM was flatter here"
     if verdicts == {"sharper"}:

@@ -26,7 +26,7 @@ def section(study, image_folders):
         "settings": Table("Settings", *settings_cells(settings)),
         "differences": Table("Differences in accuracy", *difference_cells(study.comparisons)),
         "claims": Table("Those that the runs support come first", HEADER, rows), "matrices": matrices,
-        "curves": svg(curves.draw_settings_curves(*settings_curves(settings))),
+        "curves": svg(curves.draw_settings_curves(settings_curves(settings))),
         "reliability": svg(calibration.draw_reliability(reliability_curves(settings))),
         "curves_caption": curves.CAPTION, "reliability_caption": calibration.CAPTION})
 

@@ -9,9 +9,12 @@ from matplotlib.ticker import MaxNLocator
 from common.files import written_whole
 from plots.style import DPI, legend_below, line_style
 
-CAPTION = ("Line: mean over seeds. Band: range over seeds. "
-           "Above over epochs, below over forward-backward passes.")
+CAPTION = ("Dashes: training, with augmentation. Solid: held out. Star: val, at the epoch of best.pt. "
+           "Line: mean over seeds. Band: range over seeds. Where settings differ in the passes of an epoch, "
+           "above over epochs, below over forward-backward passes.")
 LEARNING_RATES_CAPTION = "Line: mean over seeds. Bar: range over seeds."
+WIDTH = 9  # inches: on A4, 6.3 inches wide, letters of 9 points have 6.3
+STAR = {"marker": "*", "markersize": 11, "markeredgecolor": "black", "markeredgewidth": 0.5, "zorder": 3}
 
 
 def draw_curves(history, path):
@@ -46,27 +49,43 @@ def drawing_curves(history, path):
     draw_curves(history, path)
 
 
-def draw_settings_curves(curves, accuracy_label):
-    """Training loss and accuracy of several settings. Returns the Figure.
+def draw_settings_curves(curves):
+    """Training loss, and accuracy in training, held out and on val, of several settings. Returns the Figure.
 
-    `curves` has a dict a setting: `name`, `epochs`, `passes` (epochs,), `loss`, `accuracy` (runs, epochs).
+    `curves` has a dict a setting: `name`, `epochs`, `passes` (epochs,), `loss`, `training` (runs, epochs),
+    `held_out`, the same or None, and `val`: its accuracy and the epoch of its weights. Passes have a row
+    where settings differ in those of an epoch.
     """
-    figure = Figure(figsize=(10, 6.6), layout="constrained")
-    panels = figure.subplots(2, 2, sharey="col")
     labels = {"epochs": "epoch", "passes": "forward-backward passes over a batch"}
+    rows = 1 + (len({curve["passes"][0] for curve in curves}) > 1)
+    figure = Figure(figsize=(WIDTH, 0.2 + 3.1 * rows), layout="constrained")
+    panels = figure.subplots(rows, 2, sharey="col", squeeze=False)
     for row, (unit, label) in zip(panels, labels.items()):
-        for axes, quantity in zip(row, ("loss", "accuracy")):
-            for i, curve in enumerate(curves):
-                x, values, style = curve[unit], curve[quantity], line_style(i)
-                axes.plot(x, values.mean(0), label=curve["name"], markevery=max(1, len(x) // 8), **style)
-                axes.fill_between(x, values.min(0), values.max(0), color=style["color"], alpha=0.15, lw=0)
-            axes.set_xlabel(label)
+        for i, curve in enumerate(curves):
+            style = {**line_style(i), "linestyle": "-"}
+            dashed = {**style, "linestyle": "--"}
+            _draw_band(row[0], curve[unit], curve["loss"], {**dashed, "label": curve["name"]})
+            _draw_band(row[1], curve[unit], curve["training"], dashed)
+            if curve["held_out"] is not None:
+                _draw_band(row[1], curve[unit], curve["held_out"], style)
+            accuracy, epoch = curve["val"]
+            at = np.interp(epoch, curve["epochs"], curve[unit])
+            row[1].plot(at, accuracy, color=style["color"], **STAR)
+        for axes, quantity in zip(row, ("training loss", "accuracy")):
+            axes.set(xlabel=label, ylabel=quantity)
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             axes.grid(alpha=0.3)
-        row[0].set(ylabel="training loss", ylim=(0, None))
-        row[1].set(ylabel=accuracy_label, ylim=(0, 1.02))
+    for name, look in (("training", {"ls": "--"}), ("held out", {"ls": "-"}), ("val", {"ls": "", **STAR})):
+        panels[0, 1].plot([], [], color="0.4", label=name, **look)
+    panels[0, 1].legend(fontsize=9)
     add_legend_below(figure, panels[0, 0])
     return figure
+
+
+def _draw_band(axes, x, values, style):
+    """The mean over runs of values (runs, epochs), in a band of their range."""
+    axes.plot(x, values.mean(0), markevery=max(1, len(x) // 8), **style)
+    axes.fill_between(x, values.min(0), values.max(0), color=style["color"], alpha=0.15, lw=0)
 
 
 def draw_learning_rates(sweeps):

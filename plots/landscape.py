@@ -1,14 +1,18 @@
 """How flat minima are: loss curves, the rise of the loss, eigenvalues and contours."""
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from plots.style import COLOURS, DASHES, DPI, MARKERS, legend_below
 
 LEVELS = 16  # of the contours
 COLUMNS = 3
+WIDTH, FONT = 9, 9  # inches and points: on A4, 6.3 inches wide, letters have 6.3 points
+NOTE = ("+ marks the weights. The loss may be lowest beside it: training minimised the loss of all photos, "
+        "augmented, and may have\nended before its minimum; drawn is the loss of these photos as they are.")
 
 
 def styles(kinds):
@@ -30,36 +34,40 @@ def contour_levels(rises):
 def draw_landscapes(arrays, title, path):
     """Draw the arrays of p1_viz_landscape.py to a picture file.
 
-    Above the loss along one direction, its rise and the largest eigenvalues, with bars from the least to the
-    most of the batches; below the contours over two directions, on one scale.
+    Above the loss along one direction, its rise and the largest eigenvalues (where there are any), with bars
+    from the least to the most of the batches; below the contours over two directions, on one scale.
     """
     names = [f"{name}: {kind}" for name, kind in zip(arrays["names"], arrays["kinds"])]
-    rows = -(-len(names) // COLUMNS)
-    figure = Figure(figsize=(13, 4.3 + 4 * rows), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(4.3, 4 * rows))
-    figure.suptitle(title, fontsize=12, parse_math=False)  # a name may hold $
-    _draw_measures(upper, names, arrays)
-    _draw_contours(lower, rows, names, arrays)
-    figure.savefig(path, dpi=DPI)
+    columns = 2 if len(names) == 4 else min(COLUMNS, len(names))
+    heights = 3.2, 0.7 + (WIDTH - 1.5) / max(2, columns) * -(-len(names) // columns)
+    with rc_context({"font.size": FONT, "axes.titlesize": FONT}):
+        figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+        upper, lower = figure.subfigures(2, 1, height_ratios=heights)
+        figure.suptitle(title, fontsize=FONT + 1, parse_math=False)  # a name may hold $
+        _draw_measures(upper, names, arrays)
+        _draw_contours(lower, columns, names, arrays)
+        figure.savefig(path, dpi=DPI)
 
 
 def _draw_measures(figure, names, arrays):
-    panels = curve, rise, eigen = figure.subplots(1, 3)
     ranks = np.arange(1, arrays["eigenvalues"].shape[2] + 1)
+    curve, rise, *eigen = panels = figure.subplots(1, 3 if len(ranks) else 2)
     for i, (name, look) in enumerate(zip(names, styles(arrays["kinds"]))):
         shift = i - (len(names) - 1) / 2
         curve.plot(arrays["alphas"], arrays["loss_1d"][i], **look, markersize=3.5)
         _draw_spread(rise, arrays["rhos"] * 1.03**shift, arrays["rise"][i], look, label=name)
         look["linestyle"] = ""
-        _draw_spread(eigen, ranks + 0.6 * shift / len(names), arrays["eigenvalues"][i], look)
-    curve.set(xlabel="distance along a random direction, in filter norms", ylabel="loss",
+        for axes in eigen:
+            _draw_spread(axes, ranks + 0.6 * shift / len(names), arrays["eigenvalues"][i], look)
+    curve.set(xlabel="along a random direction, in filter norms", ylabel="loss",
               title="loss along one direction")
-    rise.set(xscale="log", xlabel="rho, the length of the step along the gradient", ylabel="rise of the loss",
-             title="rise of the loss at SAM's perturbation")
+    rise.set(xscale="log", xlabel="rho, the step along the gradient", ylabel="rise of the loss",
+             title="rise at SAM's perturbation")
     rise.set_xticks(arrays["rhos"], [f"{rho:g}" for rho in arrays["rhos"]])
     rise.set_xticks([], minor=True)
-    eigen.set(xticks=ranks, xlabel="rank", ylabel="eigenvalue", title="largest eigenvalues of the Hessian",
-              xlim=(0.4, len(ranks) + 0.6))
+    for axes in eigen:
+        axes.set(xticks=ranks, xlabel="rank", ylabel="eigenvalue", xlim=(0.4, len(ranks) + 0.6),
+                 title="largest eigenvalues of the Hessian")
     for axes, name in zip(panels, ("loss_1d", "rise", "eigenvalues")):
         if arrays[name].min() > 0:  # 1, 2, 5, 10 instead of powers
             axes.set_yscale("log")
@@ -67,27 +75,29 @@ def _draw_measures(figure, names, arrays):
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.grid(alpha=0.3)
-        axes.title.set_fontsize(11)
     legend_below(figure, ncols=COLUMNS, frameon=False)
 
 
-def _draw_contours(figure, rows, names, arrays):
+def _draw_contours(figure, columns, names, arrays):
     rises = arrays["loss_2d"] - arrays["loss"][:, None, None]
     levels = contour_levels(rises)
-    panels = figure.subplots(rows, COLUMNS, squeeze=False, sharex=True, sharey=True)
+    panels = figure.subplots(-(-len(names) // columns), columns, squeeze=False, sharex=True, sharey=True)
     for axes in panels.flat[len(names):]:
         axes.set_axis_off()
+    figure.supxlabel(NOTE, fontsize=FONT)
     for i, (axes, name) in enumerate(zip(panels.flat, names)):
         filled = axes.contourf(arrays["grid_alphas"], arrays["grid_alphas"], rises[i], levels, cmap="viridis",
                                norm=BoundaryNorm(levels, 256))
         axes.contour(filled, colors="white", linewidths=0.5, linestyles="-")
         axes.plot(0, 0, "+", color="white", markersize=9)
         axes.set_aspect("equal")
-        axes.set_title(f"{name}\nloss {arrays['loss'][i]:.3g} at +", fontsize=11, parse_math=False)
+        axes.set_title(f"{name}\nloss {arrays['loss'][i]:.3g} at +", parse_math=False)
         axes.set(xlabel="along the first direction", ylabel="along the second direction")
         axes.label_outer()
-    figure.colorbar(filled, ax=panels[:, :len(names)], aspect=30, ticks=levels[::3],
-                    label="loss above that at +", format=FuncFormatter(lambda value, _: f"{value:.2g}"))
+    bar = figure.colorbar(filled, ax=panels, aspect=30, spacing="proportional", panchor=False,
+                          label="loss above that at +", ticks=MaxNLocator(8),
+                          format=FuncFormatter(lambda value, _: f"{value:g}"))
+    bar.minorticks_off()
 
 
 def _draw_spread(axes, x, values, look, label=None):

@@ -75,8 +75,19 @@ def test_settings_on_other_images_share_the_table_and_nothing_else(tmp_path):
     assert text.count("## Mistakes on ") == 2
     # tiny-1 and tiny-2 differ in the rate alone, too, but not on the same images
     assert "| vit_tiny_patch16_224, pretrained, SAM(adam), 4 epochs | 2e-04 |" in text
-    assert "pretrained, adam" not in text
+    assert "pretrained, adam, 4 epochs" not in text
+    assert "| sam off / on, lr 2e-04 / 4e-04: no single one can be named as the cause |" in text
     assert Image.open(out / "learning_rates.png").width > 500
+
+
+def test_figures_are_in_the_format_that_is_asked_for(tmp_path):
+    write_mistakes(tmp_path)
+    assert report(tmp_path, "--format", "pdf") == 0
+    figures = {name.replace(".png", ".pdf") for name in FIGURES}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == figures | TEXTS
+    text = (tmp_path / "out" / "report.md").read_text()
+    for name in figures:
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"%PDF") and f"]({name})" in text
 
 
 def test_hard_photos_of_several_sets_have_a_figure_each(tmp_path):

@@ -38,6 +38,7 @@ def test_sam_is_better(tmp_path):
     assert (overfits.first_value, overfits.second_value) == ("+2.0 points", "+15.0 points")
     assert overfits.margin == "-13.0 ± 5.0 points"
     assert "at equal epochs; accuracy on val +15.0 points: exceeds the noise" in overfits.note
+    assert "differ in" not in overfits.note, "in SAM alone"
     assert ONE_RUN in overfits.note
 
 
@@ -115,7 +116,8 @@ def test_pretraining_converges_faster(tmp_path, pretrained, scratch, verdict, va
     row = claims_of(tmp_path)["pretraining converges faster"]
     assert (row.verdict, row.first, row.second) == (verdict, "tiny", "scratch")
     assert (row.first_value, row.second_value) == values and note in row.note
-    assert "also differ in lr: 1e-04 and 1e-03" in row.note
+    assert ("; differ in weights tiny.safetensors / none, scratch off / on, lr 1e-04 / 1e-03: no single one "
+            "can be named as the cause; ") in row.note
 
 
 def test_what_a_seed_never_reaches_has_no_mean(tmp_path):

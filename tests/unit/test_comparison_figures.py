@@ -16,19 +16,29 @@ def legend_of(figure):
 def test_curves_are_means_over_seeds_in_bands_of_their_range():
     curves = [{"name": "one $x$", "epochs": np.arange(1, 4), "passes": np.array([10, 20, 30]),
                "loss": np.array([[3, 2, 1], [1, 1, 1]]),
-               "accuracy": np.array([[0.1, 0.2, 0.3], [0.3, 0.4, 0.5]])},
+               "training": np.array([[0.5, 0.6, 0.7], [0.7, 0.8, 0.9]]),
+               "held_out": np.array([[0.1, 0.2, 0.3], [0.3, 0.4, 0.5]]), "val": (0.35, 2.5)},
               {"name": "two", "epochs": np.arange(1, 3), "passes": np.array([20, 40]),
-               "loss": np.array([[4, 3]]), "accuracy": np.array([[0.5, 0.6]])}]
-    figure = draw_settings_curves(curves, "held-out accuracy")
+               "loss": np.array([[4, 3]]), "training": np.array([[0.5, 0.6]]), "held_out": None,
+               "val": (0.4, 2)}]
+    figure = draw_settings_curves(curves)
     (loss, accuracy, *below) = figure.axes
     assert [line.get_ydata().tolist() for line in loss.lines] == [[2, 1.5, 1], [4, 3]]
-    assert np.allclose(accuracy.lines[0].get_ydata(), [0.2, 0.3, 0.4])
-    assert accuracy.get_ylabel() == "held-out accuracy"
-    band = accuracy.collections[0].get_paths()[0].vertices
+    training, held_out, val, other, its_val, *_ = accuracy.lines
+    assert np.allclose(training.get_ydata(), [0.6, 0.7, 0.8]) and training.get_linestyle() == "--"
+    assert np.allclose(held_out.get_ydata(), [0.2, 0.3, 0.4]) and held_out.get_linestyle() == "-"
+    assert val.get_xydata().tolist() == [[2.5, 0.35]] and val.get_marker() == "*"
+    assert other.get_linestyle() == "--" and its_val.get_xydata().tolist() == [[2, 0.4]]
+    assert [text.get_text() for text in accuracy.get_legend().get_texts()] == ["training", "held out", "val"]
+    low, high = accuracy.get_ylim()
+    assert 0.05 < low < 0.1 and 0.9 < high < 0.95, "where the data is"
+    band = accuracy.collections[1].get_paths()[0].vertices
     assert {(x, round(y, 6)) for x, y in band} >= {(1, 0.1), (1, 0.3), (3, 0.3), (3, 0.5)}
     labels = [axes.get_xlabel() for axes in figure.axes]
     assert labels == ["epoch"] * 2 + ["forward-backward passes over a batch"] * 2
-    assert [line.get_xdata().tolist() for line in below[1].lines] == [[10, 20, 30], [20, 40]]
+    assert [line.get_xdata().tolist() for line in below[1].lines] == [
+        [10, 20, 30], [10, 20, 30], [25], [20, 40], [40]]
+    assert len(draw_settings_curves(curves[:1]).axes) == 2, "passes are epochs in another unit"
     assert legend_of(figure) == ["one $x$", "two"]
 
 
@@ -51,8 +61,7 @@ def test_learning_rates_are_means_over_seeds_with_bars_of_their_range():
 
 
 def test_reliability_has_a_panel_a_setting_and_a_point_a_bin():
-    empty = np.nan
-    curves = [(f"setting {i}", np.array([1, 0, 3]), np.array([0.2, empty, 0.9]), np.array([0.5, empty, 0.7]))
+    curves = [(f"setting {i}", np.array([10, 30]), np.array([0.2, 0.9]), np.array([0.5, 0.7]))
               for i in range(5)]
     figure = draw_reliability(curves)
     assert [axes.get_title() for axes in figure.axes] == [f"setting {i}" for i in range(5)]
@@ -65,7 +74,7 @@ def test_reliability_has_a_panel_a_setting_and_a_point_a_bin():
 
 def test_a_confusion_matrix_has_counts_and_shares():
     counts = np.array([[2.5, 1.5, 0], [0, 3, 0], [0, 0, 0]])
-    axes = draw_confusion(counts, range(3), ["a", "b", "x" * 40], "three").axes[0]
+    axes = draw_confusion(counts, range(3), range(3), ["a", "b", "x" * 40], "three").axes[0]
     shares = axes.images[0].get_array()
     assert np.allclose(shares[:2], [[0.625, 0.375, 0], [0, 1, 0]]) and shares.mask[2].all()
     numbers = {text.get_position(): text.get_text() for text in axes.texts}
@@ -76,11 +85,21 @@ def test_a_confusion_matrix_has_counts_and_shares():
 
 def test_a_part_of_a_confusion_matrix_keeps_the_shares_of_all():
     counts = np.diag([3, 3, 3]) + np.array([[0, 0, 1], [0, 0, 0], [0, 0, 0]])
-    figure = draw_confusion(counts, np.array([0, 1]), ["a", "b", "c"], "many")
+    figure = draw_confusion(counts, np.array([0, 1]), np.array([0, 1]), ["a", "b", "c"], "many")
     axes = figure.axes[0]
     assert axes.images[0].get_array().tolist() == [[3 / 4, 0], [0, 1]]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b"]
     assert figure.get_suptitle() == "many; the 2 of 3 classes with the most mistakes"
+
+
+def test_the_most_confused_classes_have_numbers_below_the_whole_matrix():
+    counts = np.array([[3, 0, 1], [0, 2, 0], [4, 0, 5]])
+    whole, part, _ = draw_confusion(counts, range(3), np.array([0, 2]), ["a", "b", "c"], "three").axes
+    assert whole.images[0].get_array().shape == (3, 3) and not whole.texts
+    assert part.images[0].get_array().tolist() == [[3 / 4, 1 / 4], [4 / 9, 5 / 9]]
+    numbers = {text.get_position(): text.get_text() for text in part.texts}
+    assert numbers == {(0, 0): "3", (1, 0): "1", (0, 1): "4", (1, 1): "5"}
+    assert [label.get_text() for label in part.get_yticklabels()] == ["a", "c"]
 
 
 def test_photos_have_their_captions_within_their_own_cells():

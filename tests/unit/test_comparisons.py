@@ -4,6 +4,7 @@ from compare.comparisons import (
     EXCEEDS,
     OVERLAP,
     WITHIN,
+    causes,
     differing,
     sam_pairs,
     size_pairs,
@@ -71,6 +72,20 @@ def test_ranges_over_seeds_that_overlap_are_no_difference(tmp_path):
     assert comparison.verdict == OVERLAP
 
 
+@pytest.mark.parametrize("other, expected", [
+    ({"sam": True, "rho": 0.1, "seed": 7, "output": "x"}, "sam off / on, rho 0.05 / 0.1"),
+    ({"scratch": True, "weights": None}, "weights a.pt / none, scratch off / on"),
+    ({"arch": "vit_base_patch16_224", "weights": "b.pt"},
+     "arch test_vit / vit_base_patch16_224, weights a.pt / b.pt"),
+    ({"lr": 1e-3, "ema": None}, "lr 1e-04 / 1e-03"),
+    ({"lr": 1e-3, "sam": True},
+     "sam off / on, lr 1e-04 / 1e-03: no single one can be named as the cause")])
+def test_what_may_be_the_cause_of_a_difference(other, expected):
+    settings = {"arch": "test_vit", "weights": "a.pt", "scratch": False, "sam": False, "rho": 0.05,
+                "lr": 1e-4}
+    assert causes(settings, {**settings, **other}) == expected
+
+
 # Which settings are compared
 
 
@@ -128,7 +143,7 @@ def test_sweeps_differ_in_the_learning_rate_alone(tmp_path):
     write_run(tmp_path / "run3", right_of(range(6)), lr=3e-4, sam=True, curve=(0.5, 0.9, 0.8, 0.8))
     write_run(tmp_path / "run4", right_of(0), lr=3e-4, sam=True, rho=0.1)
     settings = study(tmp_path).settings
-    assert set(differing(settings[0], settings[4])) == {"sam", "rho"}
+    assert set(differing(settings[0].settings, settings[4].settings)) == {"sam", "rho"}
     curves = sweep_curves(sweeps(settings))
     assert [(curve["name"], curve["rates"]) for curve in curves] == [
         ("vit_tiny_patch16_224, pretrained, adam, 4 epochs", [1e-4, 3e-4]),

@@ -26,8 +26,8 @@ def test_levels_reach_from_the_least_to_the_most():
     assert (np.diff(contour_levels(np.zeros((2, 2)))) > 0).all()
 
 
-@pytest.mark.parametrize("count, lowest", [(1, 0.1), (4, -0.005)])
-def test_the_figure_shows_every_array(monkeypatch, count, lowest):
+@pytest.mark.parametrize("count, lowest, ranks", [(1, 0.1, 3), (4, -0.005, 3), (2, 0.1, 0)])
+def test_the_figure_shows_every_array(monkeypatch, count, lowest, ranks):
     """A loss that falls along the gradient, or a negative eigenvalue, cannot stand on a log scale."""
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: figures.append(figure))
@@ -36,19 +36,21 @@ def test_the_figure_shows_every_array(monkeypatch, count, lowest):
     arrays = {"names": [f"${i}_x" for i in range(count)], "kinds": kinds[:count],
               "alphas": np.linspace(-1, 1, 5), "grid_alphas": np.linspace(-1, 1, 3),
               "rhos": np.array([0.05, 0.1]), "rise": lowest + rng.random((count, 2, 2)) / 100,
-              "eigenvalues": lowest + rng.random((count, 2, 3)) / 100, "loss": rng.random(count),
+              "eigenvalues": lowest + rng.random((count, 2, ranks)) / 100, "loss": rng.random(count),
               "loss_1d": 1 + rng.random((count, 5)), "loss_2d": 1 + rng.random((count, 3, 3))}
     draw_landscapes(arrays, "title", "figure.svg")
     figure, = figures
     upper, lower = figure.subfigs
-    curve, rise, eigen = upper.axes
+    curve, rise, *eigen = upper.axes
     assert [line.get_ydata().tolist() for line in curve.lines] == arrays["loss_1d"].tolist()
-    assert [axes.get_yscale() for axes in upper.axes] == ["log", *2 * ["log" if lowest > 0 else "linear"]]
-    for axes, key in ((rise, "rise"), (eigen, "eigenvalues")):
+    scales = ["log", *2 * ["log" if lowest > 0 else "linear"]]
+    assert [axes.get_yscale() for axes in upper.axes] == (scales if ranks else scales[:2])
+    for axes, key in zip((rise, *eigen), ("rise", "eigenvalues")):
         means = [container.lines[0].get_ydata() for container in axes.containers]
         np.testing.assert_allclose(means, arrays[key].mean(1))
     assert [text.get_text() for text in upper.legends[0].get_texts()] == [
         f"{name}: {kind}" for name, kind in zip(arrays["names"], arrays["kinds"])]
+    assert all(axes.axison for axes in lower.axes), "no cell is empty"
     titles = [axes.get_title() for axes in lower.axes if axes.get_title()]
     assert titles == [f"{name}: {kind}\nloss {loss:.3g} at +" for name, kind, loss in
                       zip(arrays["names"], arrays["kinds"], arrays["loss"])]

@@ -6,7 +6,9 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+from common import unfinished
 from common.errors import BadInput
+from common.unfinished import Unfinished
 from datasets.images import LabelledFolder
 from interpret import landscape, sharpness
 from p1_viz_landscape import names_of, spread
@@ -16,7 +18,7 @@ SETTINGS = {"holdout": 0.5, "seed": 0}
 
 def opened(path="a.pt", labels=("0", "1"), settings=SETTINGS, **fields):
     """A Checkpoint without a model."""
-    fields = {"arch": "test_vit", "preprocessing": {"crop_pct": 0.9}, **fields}
+    fields = {"arch": "test_vit", "preprocessing": {"crop_pct": 0.9, "input_size": [3, 32, 32]}, **fields}
     return SimpleNamespace(path=path, labels=list(labels), settings=settings, **fields)
 
 
@@ -67,10 +69,19 @@ def test_checkpoints_without_a_common_photo_are_refused():
 
 @pytest.mark.parametrize("change, expected", [
     ({"arch": "test_vit4"}, "b.pt and a.pt differ in arch"), ({"labels": ["0", "2"]}, "differ in labels"),
-    ({"preprocessing": {"crop_pct": 0.5}}, "differ in preprocessing")])
+    ({"preprocessing": {"crop_pct": 0.97, "input_size": [3, 32, 32]}},
+     r"differ in preprocessing \(crop 0.97 against 0.9\): pass --one-preprocessing"),
+    ({"preprocessing": {"crop_pct": 0.9, "input_size": [3, 64, 64]}},
+     r"\(input size \[3, 64, 64\] against \[3, 32, 32\]\): compare ones of one size")])
 def test_checkpoints_that_cannot_be_compared_are_refused(change, expected):
+    checkpoints = [opened(), opened("b.pt", **change)]
     with pytest.raises(BadInput, match=expected):
-        sharpness.choose_photos(folder([0, 0, 1, 1]), [opened(), opened("b.pt", **change)], 2, 0)
+        sharpness.refuse_unlike(checkpoints)
+    if "--one-preprocessing" in expected:
+        sharpness.refuse_unlike(checkpoints, one_preprocessing=True)
+    else:
+        with pytest.raises(BadInput, match=expected):
+            sharpness.refuse_unlike(checkpoints, one_preprocessing=True)
 
 
 def test_a_label_in_another_form_of_unicode_is_known():
@@ -105,13 +116,13 @@ def batches():
 
 @pytest.fixture
 def quick(monkeypatch):
-    for name, value in (("POINTS", 3), ("GRID", 3), ("EIGENVALUES", 2), ("HESSIAN_BATCHES", 1)):
+    for name, value in (("POINTS", 3), ("GRID", 3), ("HESSIAN_BATCHES", 1)):
         monkeypatch.setattr(sharpness, name, value)
 
 
 def test_what_is_measured_is_of_each_checkpoint_along_the_same_directions(quick, checkpoints, batches):
     rhos = [0.05, 0.1]
-    arrays = sharpness.measure(checkpoints, ["a", "b"], batches, 0.3, rhos, seed=3)
+    arrays = sharpness.measure(checkpoints, ["a", "b"], batches, 0.3, rhos, seed=3, eigenvalues=2)
     axes = [arrays.pop(name).tolist() for name in ("alphas", "grid_alphas", "rhos")]
     assert axes == [[-0.3, 0, 0.3], [-0.3, 0, 0.3], rhos]
     assert {key: values.shape for key, values in arrays.items()} == {
@@ -131,6 +142,25 @@ def test_what_is_measured_is_of_each_checkpoint_along_the_same_directions(quick,
         assert arrays["rise_full"][i].tolist() == full.tolist()
         eigenvalues = landscape.largest_eigenvalues(loss, weights[i], batches[0], 2, 3)
         assert arrays["eigenvalues"][i, 0].tolist() == eigenvalues.tolist()
+
+
+def test_an_interrupted_hessian_keeps_the_rest_which_a_call_without_eigenvalues_uses(
+        quick, checkpoints, batches, tmp_path, monkeypatch):
+    monkeypatch.setattr(unfinished, "EVERY", 0)
+    measured = [checkpoints, ["a", "b"], batches, 0.3, [0.05], 3]
+    expected = sharpness.measure(*measured, eigenvalues=0)
+    assert expected.pop("eigenvalues").shape == (2, 1, 0)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(landscape, "largest_eigenvalues", interrupt)
+        sharpness.measure(*measured, unfinished=Unfinished(tmp_path / "x"))
+    for name in ("losses_over", "rises"):
+        monkeypatch.setattr(landscape, name, None)  # nothing is measured again
+    again = sharpness.measure(*measured, eigenvalues=0, unfinished=Unfinished(tmp_path / "x"))
+    assert all(np.array_equal(again[key], values) for key, values in expected.items())
 
 
 @pytest.mark.parametrize("span, rho, expected", [(1e307, 0.1, "--span leads to where"),
@@ -160,6 +190,8 @@ def test_each_measure_has_its_values():
 
 # SAM's verdict ----------------------------------------------------------------------------------------------
 
+RUNS = [opened(settings={"sam": sam, "optimizer": "adam", "lr": 1e-4, "epochs": 4, "weights": "a.pt",
+                         "scratch": False, "seed": 0}) for sam in (False, True)]
 FLAT, SHARP, MIXED = np.array([1.0, 2, 3]), np.array([2.0, 3, 4]), np.array([0.9, 3, 4])
 
 
@@ -168,7 +200,8 @@ def compared(kinds, eigenvalues, rises, rhos=(0.01, 0.04)):
     rises = np.stack([np.full_like(rises, 5), rises], 2)
     return sharpness.compare_sam({
         "kinds": kinds, "rhos": rhos, "rise": rises, "rise_full": rises[:, 0], "loss": np.zeros(len(kinds)),
-        "loss_2d": np.zeros((len(kinds), 1, 1)), "eigenvalues": np.asarray(eigenvalues)[:, :, None]})
+        "loss_2d": np.zeros((len(kinds), 1, 1)),
+        "eigenvalues": np.reshape(eigenvalues, (*rises.shape[:2], -1))})
 
 
 @pytest.mark.parametrize("sam, plain, verdicts, overall", [
@@ -182,7 +215,30 @@ def test_the_verdict_takes_both_measures_in_every_batch(sam, plain, verdicts, ov
     assert [row[0] for row in rows] == ["eigenvalue 1", "rise at rho 0.04"]
     for (_, *sides, verdict), expected in zip(rows, zip(sam, plain, verdicts)):
         assert [*map(list, sides), verdict] == [list(expected[0]), list(expected[1]), expected[2]]
-    assert sharpness.overall({row[-1] for row in rows}) == overall
+    assert sharpness.overall(rows, RUNS) == overall
+    assert sharpness.overall([(name, sam[:2], plain[:2], verdict) for name, sam, plain, verdict in rows],
+                             RUNS).startswith("no verdict from 2 batches: 3 are needed")
+
+
+@pytest.mark.parametrize("other, said", [
+    ({"scratch": True, "lr": 1e-3, "weights": None},
+     "also differ in lr 1e-04 / 1e-03, weights a.pt / none, scratch off / on"),
+    ({"epochs": 8}, "also differ in epochs 4 / 8"), ({"optimizer": "sgd"}, "differ in optimizer adam / sgd"),
+    ({"seed": 1, "rho": 0.1, "adaptive": True, "workers": 3, "sync_perturbation": True}, None)])
+def test_only_runs_that_differ_in_sam_alone_get_a_verdict(other, said):
+    rows = compared(["adam", "SAM(adam)", "SAM(adam)"], np.stack([SHARP, FLAT, FLAT]),
+                    np.stack([SHARP, FLAT, FLAT]))
+    runs = [*RUNS, opened(settings={**RUNS[1].settings, **other})]
+    if said:
+        assert sharpness.overall(rows, runs).startswith("no verdict on SAM: ")
+        assert sharpness.overall(rows, runs).endswith(said)
+    else:
+        assert sharpness.overall(rows, runs) == "SAM was flatter here"
+
+
+def test_without_eigenvalues_the_rise_alone_is_judged():
+    (name, *_, verdict), = compared(["adam", "SAM(adam)"], np.empty((2, 3, 0)), np.stack([SHARP, FLAT]))
+    assert (name, verdict) == ("rise at rho 0.04", "flatter")
 
 
 def test_the_verdict_over_seeds_compares_means_and_wants_no_overlap():
@@ -194,7 +250,7 @@ def test_the_verdict_over_seeds_compares_means_and_wants_no_overlap():
     assert sam.tolist() == pytest.approx([1.05, 2.05, 3.05])
     assert plain.tolist() == pytest.approx([2.25, 3.25, 4.25])
     assert [row[-1] for row in compared(kinds, apart[::-1], overlapping[::-1])] == ["sharper", "overlap"]
-    assert sharpness.overall({verdict, other}) == "no clear difference here"
+    assert sharpness.overall(compared(kinds, apart, overlapping), RUNS) == "no clear difference here"
 
 
 def test_without_a_second_kind_there_is_no_verdict():

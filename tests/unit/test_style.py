@@ -38,5 +38,5 @@ def test_a_class_name_is_written_with_a_system_font_that_has_its_letters(tmp_pat
     fontManager.addfont(tmp_path / "unifont.ttf")
     importlib.reload(style)
     warnings.simplefilter("always")  # it silences the one that is looked for
-    style.save(draw_confusion(np.eye(2), [0, 1], [CAT, "dog"], "two"), tmp_path / "figure.png")
+    style.save(draw_confusion(np.eye(2), [0, 1], [0, 1], [CAT, "dog"], "two"), tmp_path / "figure.png")
     assert not [warning for warning in recwarn if "missing from" in str(warning.message)]

@@ -24,8 +24,11 @@ def test_the_numbers_of_the_settings_table_are_those_computed_by_hand(tmp_path):
               train=(0.1, 0.2, 0.3, 0.98), probe=60, **same)
     settings = study(tmp_path).settings
     row, = read_csv(tables.settings_csv(settings))
-    assert (row.pop("setting"), row.pop("image_set"), row.pop("seeds")) == ("tiny-4", "photos/val", "3 4")
+    folders = f"{tmp_path / 'run0'} {tmp_path / 'run1'}"
+    texts = [row.pop(name) for name in ("setting", "image_set", "seeds", "folders")]
+    assert texts == ["tiny-4", "photos/val", "2", folders]
     expected = {"width": 192, "heads": 3, "depth": 12, "parameters": 5.5e6, "accuracy": 0.84,
+                "held_out_accuracy": 0.8, "best_epoch": 4, "train_accuracy": 0.97,
                 "accuracy_low": 0.8,
                 "accuracy_high": 0.88, "ece": (0 + 0.08) / 2, "gap": (0.96 - 0.8 + 0.98 - 0.88) / 2,
                 "epochs_to_95": 2.5, "passes": 80, "images_per_second": 125, "minutes": (2 + 3) / 2,
@@ -35,7 +38,11 @@ def test_the_numbers_of_the_settings_table_are_those_computed_by_hand(tmp_path):
     expected["ci95_high"], expected["ci95_low"] = np.roots([1 + z2, -(2 * 0.84 + z2), 0.84**2])
     assert {name: float(value) for name, value in row.items()} == pytest.approx(expected, abs=1e-6)
     table = tables.settings_section(settings)
-    assert "| tiny-4 | photos/val | 192 | 3 | 12 | 5,500,000 | 3 4 | 0.840 |" in table
+    assert f"| 5,500,000 | {folders} | 2 | 0.800 | 4 | 0.970 | 0.840 |" in table
+    assert "- tiny-4: vit_tiny_patch16_224, pretrained, SAM(adam); seeds: 3 4.\n" in table
+    assert ("All runs share: arch vit_tiny_patch16_224, optimizer SAM(adam), lr 1e-04, batch size 32, "
+            "epochs 4, precision fp32.\n") in table
+    assert "It alone may choose a setting" in table
     assert "| 0.840 | 0.800 to 0.880 | 0.715 to 0.917 |" in table
     assert "- photos/val: 50 labelled images of 3 classes.\n" in table
     assert "more seeds do not" in table
@@ -66,7 +73,24 @@ def test_a_model_without_numbers_has_dashes(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     del config["model"]
     (folder / "config.json").write_text(json.dumps(config))
-    assert "| – | – | – | – | 0 | 0.983 | one run |" in tables.settings_section(study(tmp_path).settings)
+    table = tables.settings_section(study(tmp_path).settings)
+    assert f"| – | – | – | – | {folder} | 1 | 0.800 | 4 | 0.900 | 0.983 | one run |" in table
+
+
+def test_the_legend_has_all_in_which_settings_differ_and_the_rest_once(tmp_path):
+    write_run(tmp_path / "a", right_of(0), lr=1e-4)
+    write_run(tmp_path / "b", right_of(0), lr=3e-4, seed=1, scratch=True, weights=None)
+    assert tables.legend(study(tmp_path).settings) == [
+        "All runs share: arch vit_tiny_patch16_224, optimizer adam, batch size 32, epochs 4, "
+        "precision fp32.\n\n",
+        "- a: vit_tiny_patch16_224, pretrained, adam, weights tiny.safetensors, lr 1e-04; seeds: 0.\n",
+        "- b: vit_tiny_patch16_224, from scratch, adam, weights none, lr 3e-04; seeds: 1.\n"]
+
+
+def test_the_best_epoch_is_the_later_of_ties_and_the_last_where_nothing_was_held_out(tmp_path):
+    write_run(tmp_path / "a", right_of(0), curve=(0.4, 0.8, 0.8, 0.7))
+    write_run(tmp_path / "b", right_of(0), curve=None, lr=1.0)
+    assert [setting.mean("best_epoch") for setting in study(tmp_path).settings] == [3, 4]
 
 
 def test_differences_have_their_margins_and_p_values(tmp_path):
@@ -75,11 +99,12 @@ def test_differences_have_their_margins_and_p_values(tmp_path):
     read = study(tmp_path)
     section = tables.noise_section(read.comparisons)
     # 39 losses to 0 wins: 1.96 sqrt(40 - 39^2 / 62) / 62
-    assert "| tiny-2 | tiny-4 | -65.0 ± 12.4 | 0 | 39 | < 0.001 | < 0.001 | exceeds the noise |\n" in section
+    assert ("| tiny-2 | tiny-4 | -65.0 ± 12.4 | 0 | 39 | < 0.001 | < 0.001 | exceeds the noise | "
+            "sam off / on |\n") in section
     assert "adjusted p is below 0.05" in " ".join(section.split())
     section = tables.sam_section(sam_pairs(read.settings), read.comparisons)
     assert "| epochs | tiny-4 | tiny-2 | +65.0 ± 12.4 | 39 | 0 |" in section
-    assert section.splitlines()[2].endswith("| exceeds the noise | only one |")
+    assert section.splitlines()[2].endswith("| exceeds the noise | sam on / off | only one |")
 
 
 def test_what_cannot_be_compared_is_said(tmp_path):
