@@ -5,12 +5,14 @@ const MEAN = -1; // a head is its number, or this: the mean over all heads
 
 /** The attention of a query to the patches, (rows * columns). */
 function attentionMap(photo, layer, head, query) {
-  const [rows, columns] = photo.grid, token = query === CLS ? 0 : photo.prefix + query[0] * columns + query[1];
-  const heads = head === MEAN ? range(photo.heads) : [head], values = new Float64Array(rows * columns);
+  const [rows, columns] = photo.grid, values = new Float64Array(rows * columns);
+  const heads = head === MEAN ? range(photo.heads) : [head];
   for (const each of heads) {
-    const start = ((layer * photo.heads + each) * photo.tokens + token) * photo.tokens + photo.prefix;
-    const scale = photo.scale[layer][each] / heads.length;
-    for (let k = 0; k < values.length; k++) values[k] += scale * photo.bytes[start + k];
+    const first = (layer * photo.heads + each) * photo.tokens;
+    const token = first + (query === CLS ? 0 : photo.prefix + query[0] * columns + query[1]);
+    const [weights, start, scale] = query === CLS ? [photo.cls, first + photo.prefix, 1]
+      : [photo.bytes, token * values.length, photo.scale[token]];
+    for (let k = 0; k < values.length; k++) values[k] += scale * weights[start + k] / heads.length;
   }
   return values;
 }
@@ -69,7 +71,8 @@ function attention({photos}) {
   let order, photo, pixels;
   let selected = CLS, hovered; // queries; `hovered` is undefined where no patch is under the mouse
   for (const each of photos)
-    if (each.object) [each.object, each.background] = [each.object, each.background].map(decodeBytes);
+    for (const name of ["scale", "cls", "object", "background"])
+      if (each[name]) each[name] = new Float32Array(decodeBytes(each[name]).buffer);
 
   const chosen = () => [Number(layerList.value), Number(headList.value) - 1];
   const patchAt = event => cellAt(event, canvas, photo.box, photo.grid);

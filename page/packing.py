@@ -8,7 +8,7 @@ import numpy as np
 
 
 def packed(array):
-    """A uint8 array as base64."""
+    """The bytes of an array as base64."""
     return base64.b64encode(array.tobytes()).decode()
 
 

@@ -17,7 +17,7 @@ from page import attention
 from plots import style
 from tests.helpers.checkpoints import CLASSES, write_checkpoint
 
-KEYS = {"attention", "attention_per_head", "attention_all", "attention_all_scale",
+KEYS = {"attention", "attention_per_head", "attention_all", "attention_all_scale", "attention_cls",
         "share_on_object", "share_of_area", "peak_on_object", "object_cover", "background_cover",
         "occlusion", "probability", "model", "photo", "box", "predicted", "confidence", "label"}
 

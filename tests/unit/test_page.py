@@ -147,9 +147,10 @@ def attention_arrays(seed, label="ring", masked=True, **changed):
     rng = np.random.default_rng(seed)
     weights = rng.random((2, 3, 14, 14)) ** 3
     weights /= weights.sum(-1, keepdims=True)
-    scale = weights.max((2, 3)) / 255
-    arrays = {"attention": weights[-1, :, 0, 2:].mean(0).reshape(3, 4), "attention_all_scale": scale,
-              "attention_all": np.rint(weights / scale[:, :, None, None]).astype(np.uint8), "photo": "1.jpg",
+    patches, scale = weights[..., 2:], weights[..., 2:].max(3) / 255
+    arrays = {"attention": patches[-1, :, 0].mean(0).reshape(3, 4), "attention_all_scale": scale,
+              "attention_all": np.rint(patches / scale[..., None]).astype(np.uint8),
+              "attention_cls": weights[:, :, 0].astype(np.float32), "photo": "1.jpg",
               "box": np.array([0, 0, 8, 6]), "model": "best.pt", "predicted": "ring", "confidence": 0.5,
               "label": label}
     if masked:
@@ -162,8 +163,7 @@ def attention_arrays(seed, label="ring", masked=True, **changed):
 def test_the_table_of_attention_has_the_means_over_the_photos():
     photos = [attention_arrays(1), attention_arrays(2, label="star"),
               attention_arrays(3, label="", masked=False)]
-    weights = [one["attention_all"] * one["attention_all_scale"][:, :, None, None] for one in photos]
-    maps = [one[:, :, 0, 2:] for one in weights]  # (layers, heads, patches)
+    maps = [one["attention_cls"][..., 2:] for one in photos]  # (layers, heads, patches)
     rows = cells(attention.summary(photos))
 
     def mean(values):
@@ -186,7 +186,7 @@ def test_the_table_of_attention_has_the_means_over_the_photos():
         mean(map(min, head_peaks)), percent(1 / 12), 3]
     assert rows["on the most attended patch, sharpest head, last layer"] == [
         mean(map(max, head_peaks)), percent(1 / 12), 3]
-    itself = mean(one[-1, :, 0, 0].mean() for one in weights)
+    itself = mean(one["attention_cls"][-1, :, 0].mean() for one in photos)
     assert rows["on [CLS] itself, last layer"] == [itself, percent(1 / 14), 3]
     assert rows["class predicted right"] == ["50.0 %", "", 2]
 
@@ -201,7 +201,7 @@ def test_the_script_gets_the_photo_of_each_file_and_its_covers(tmp_path):
     assert [first["name"], second["name"]] == ["a", "b"]
     assert first["size"] == [720, 540] and first["box"] == [0, 0, 360, 270]
     assert [first[name] for name in ("layers", "heads", "tokens", "prefix", "grid")] == [2, 3, 14, 2, (3, 4)]
-    assert list(base64.b64decode(first["object"])) == [128, 255, *10 * [0]]
+    assert np.frombuffer(base64.b64decode(first["object"]), np.float32).tolist() == [0.5, 1, *10 * [0]]
     assert "object" not in second
     section.data["photos"] = [second]
     assert "Wrong predictions first" not in as_html("Title", [section]), "nobody knows what is on it"
@@ -237,7 +237,9 @@ def test_photos_in_subfolders_keep_them(tmp_path):
 
 @pytest.mark.parametrize("changed", [
     {"attention_all": np.zeros((2, 3, 14, 13), np.uint8)}, {"attention_all_scale": np.ones((2, 14))},
-    {"attention_all": np.zeros((2, 3, 12, 12), np.uint8)}, {"attention_all": np.zeros((3, 14, 14), np.uint8)},
+    {"attention_all": np.zeros((2, 3, 12, 12), np.uint8)}, {"attention_all": np.zeros((3, 14, 12), np.uint8)},
+    {"attention_all": np.zeros((2, 3, 14, 14), np.uint8), "attention_all_scale": np.ones((2, 3))},
+    {"attention_cls": np.ones((2, 3, 12), np.float32)},
 ])
 def test_arrays_that_do_not_fit_each_other_are_refused(tmp_path, changed):
     np.savez(tmp_path / "a.npz", **attention_arrays(1, **changed))
@@ -247,7 +249,8 @@ def test_arrays_that_do_not_fit_each_other_are_refused(tmp_path, changed):
 
 def test_arrays_without_all_layers_and_damaged_ones_are_refused(tmp_path):
     file = tmp_path / "a.npz"
-    for missing in ("attention_all", "attention_all_scale", "photo", "label"):
+    for missing in ("attention_all", "attention_all_scale", "attention_cls", "photo",
+                    "label"):
         np.savez(file, **{name: value for name, value in attention_arrays(1).items() if name != missing})
         with pytest.raises(BadInput, match="a.npz does not hold all layers"):
             attention.read_arrays(file)
