@@ -143,7 +143,7 @@ class Viewer:
             arrays["rollout"] = self._from_cls(rollout([one[None] for one in every]))[0].numpy()
         if with_all:
             weights = torch.stack(every).cpu().numpy()
-            patches = weights[..., self.model.num_prefix_tokens:]  # bytes cannot hold these beside 0.9 to [CLS]
+            patches = weights[..., self.model.num_prefix_tokens:]  # beside 0.9 to [CLS], bytes hold no 0.0004
             scale = np.maximum(patches.max(3), np.finfo(np.float32).tiny) / 255
             arrays.update(attention_all=np.rint(patches / scale[..., None]).astype(np.uint8),
                           attention_all_scale=scale, attention_cls=weights[:, :, 0])
