@@ -17,21 +17,24 @@ function attentionMap(photo, layer, head, query) {
   return values;
 }
 
+const MARGIN = 4; // pixels around each map of the overview, which the frame fills
+
 /** Draws the maps of all layers (rows) and heads (columns) for a query on one scale, with a frame around the chosen one. */
 function drawHeads(canvas, pixels, photo, layer, head, query) {
   const {layers, heads, grid: [rows, columns]} = photo;
-  const width = Math.max(2, Math.floor(Math.min(96, 480 / heads, 640 / layers) / columns)) * columns + 2;
-  const height = width * rows / columns;
+  const width = Math.max(2, Math.floor(Math.min(96, 480 / heads, 640 / layers) / columns)) * columns + 2 * MARGIN;
+  const height = (width - 2 * MARGIN) * rows / columns + 2 * MARGIN;
   const maps = range(layers).flatMap(i => range(heads).map(j => attentionMap(photo, i, j, query)));
   const peak = Math.max(...maps.map(values => Math.max(...values)));
   const context = contextOf(canvas, heads * width, Math.round(layers * height));
   context.clearRect(0, 0, canvas.width, canvas.height);
   maps.forEach((values, k) => {
     const left = k % heads * width, top = Math.floor(k / heads) * height;
-    context.drawImage(pixels.fill(cell => Math.sqrt(values[cell] / peak)), left + 1, top + 1, width - 2, height - 2);
+    const map = pixels.fill(cell => Math.sqrt(values[cell] / peak));
+    context.drawImage(map, left + MARGIN, top + MARGIN, width - 2 * MARGIN, height - 2 * MARGIN);
   });
   const [left, framed] = head === MEAN ? [0, canvas.width] : [head * width, width];
-  drawFrame(context, left + 1.5, layer * height + 1.5, framed - 3, height - 3, 2);
+  drawFrame(context, left + MARGIN / 2, layer * height + MARGIN / 2, framed - MARGIN, height - MARGIN, MARGIN - 2);
 }
 
 /** The share of a map on the object, and that of the area that it covers. */

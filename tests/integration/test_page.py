@@ -265,8 +265,8 @@ def test_hovering_over_a_patch_shows_its_similarities(page, written):
     grid = canvas_pixels(page, "positions-grid")
     down, across = grid.shape[0] // height, grid.shape[1] // width
     for row, column in ((0, 0), (2, 3)):
-        tile = grid[row * down:(row + 1) * down - 1, column * across:(column + 1) * across - 1]
-        pixels, _ = centres(tile, (0, 0, across - 1, down - 1), (height, width))
+        tile = grid[row * down:(row + 1) * down - 2, column * across:(column + 1) * across - 2]
+        pixels, _ = centres(tile, (0, 0, across - 2, down - 2), (height, width))
         assert np.abs(pixels - colours[row, column]).max() <= 6
 
 
@@ -345,7 +345,7 @@ def test_hovering_over_patches_and_heads_shows_their_attention(page, written):
     high, wide = image.shape[0] / view.layers, image.shape[1] / view.heads
     maps = np.stack([[attention_map(view.arrays, layer, head, query) for head in range(view.heads)]
                      for layer in range(view.layers)])
-    box = (wide * (view.heads - 1) + 1, high * last + 1, wide * view.heads - 1, high * view.layers - 1)
+    box = (wide * (view.heads - 1) + 4, high * last + 4, wide * view.heads - 4, high * view.layers - 4)
     pixels, _ = centres(image, box, view.grid)
     assert np.abs(pixels - coloured("inferno", np.sqrt(maps[-1, -1] / maps.max()))).max() <= 12
 

@@ -43,6 +43,7 @@ def test_bytes_are_the_values_within_half_a_step():
 def test_a_box_keeps_its_place_on_a_photo_of_another_size():
     fields = photo_with_box(Image.new("RGB", (400, 200)), [100, 50, 300, 200], 100)
     assert fields["size"] == [100, 50] and fields["box"] == [25, 12.5, 75, 50]
+    assert photo_with_box(Image.new("RGB", (10, 5)), [0, 0, 9, 5], 99)["size"] == [40, 20], "at most fourfold"
     fields = photo_with_box(Image.new("RGB", (1000, 1)), [0, 0, 1000, 1], 100)
     assert fields["size"] == [100, 1] and fields["box"] == [0, 0, 100, 1], "a side has a pixel at least"
 
@@ -106,37 +107,27 @@ def similarity_of(height, width, seed):
 
 def test_the_table_of_positions_has_the_means_over_pairs_of_patches():
     similarities = [similarity_of(3, 4, seed) for seed in (1, 2)]
-    table = positions.summary(["one", "two"], similarities)
+    table = positions.summary(["one", "two"], similarities, [0.123, 0.1231])
     assert table.header == ["", "one", "two", "by chance"]
     rows, patches = cells(table), [(y, x) for y in range(3) for x in range(4)]
     for i, similarity in enumerate(similarities):
         pairs = [(one, other) for one in patches for other in patches if one != other]
 
         def mean(chosen, pairs=pairs, similarity=similarity):
-            return f"{np.mean([similarity[one + other] for one, other in pairs if chosen(*one, *other)]):.2f}"
+            return f"{np.mean([similarity[one + other] for one, other in pairs if chosen(*one, *other)]):.3f}"
 
         assert rows["within a row"][i] == mean(lambda y, x, v, u: y == v)
         assert rows["within a column"][i] == mean(lambda y, x, v, u: x == u)
         assert rows["elsewhere"][i] == mean(lambda y, x, v, u: y != v and x != u)
         for name, steps in (("one step apart", 1), ("half the diagonal apart", 3)):
             assert rows[name][i] == mean(lambda y, x, v, u, d=steps: round(np.hypot(y - v, x - u)) == d)
-        assert rows["the least similar two patches"][i] == f"{similarity.min():.2f}"
+        assert rows["the least similar two patches"][i] == f"{similarity.min():.3f}"
         nearest = [max((similarity[pair[0] + pair[1]], *pair) for pair in pairs if pair[0] == one)[1:]
                    for one in patches]
         adjacent = np.mean([max(abs(y - v), abs(x - u)) == 1 for (y, x), (v, u) in nearest])
         assert rows["most similar other patch is adjacent"][i] == percent(adjacent)
-    chances = [*5 * ["0.00"], "", percent(positions.adjacent_by_chance(3, 4))]
+    chances = [*5 * ["0.000"], "", "12.3 %"]
     assert [row[-1] for row in rows.values()] == chances
-
-
-def test_chance_of_a_neighbour_is_that_of_a_count():
-    def counted(height, width):
-        shares = [sum((abs(i - y) <= 1 and abs(j - x) <= 1) for y in range(height) for x in range(width)) - 1
-                  for i in range(height) for j in range(width)]
-        return np.mean(shares) / (height * width - 1)
-
-    for grid in ((2, 2), (3, 5), (14, 14), (1, 4)):
-        assert positions.adjacent_by_chance(*grid) == pytest.approx(counted(*grid))
 
 
 # Attention --------------------------------------------------------------------------------------------------
@@ -199,7 +190,7 @@ def test_the_script_gets_the_photo_of_each_file_and_its_covers(tmp_path):
     section = attention.section([tmp_path], [tmp_path])
     first, second = section.data["photos"]
     assert [first["name"], second["name"]] == ["a", "b"]
-    assert first["size"] == [720, 540] and first["box"] == [0, 0, 360, 270]
+    assert first["size"] == [64, 48] and first["box"] == [0, 0, 32, 24]
     assert [first[name] for name in ("layers", "heads", "tokens", "prefix", "grid")] == [2, 3, 14, 2, (3, 4)]
     assert np.frombuffer(base64.b64decode(first["object"]), np.float32).tolist() == [0.5, 1, *10 * [0]]
     assert "object" not in second
@@ -260,7 +251,7 @@ def test_arrays_without_all_layers_and_damaged_ones_are_refused(tmp_path):
         attention.read_arrays(file)
     with pytest.raises(BadInput, match="a.npz holds no similarities"):
         positions.section(file)
-    np.savez(file, titles=["one"], similarity=np.zeros((2, 3, 3, 2)))
+    np.savez(file, titles=["one"], similarity=np.zeros((2, 3, 3, 2)), adjacent_by_chance=[0.1])
     with pytest.raises(BadInput, match="a.npz holds no similarities"):
         positions.section(file)
     with pytest.raises(BadInput, match="no arrays of p1_viz_attn.py are there"):
