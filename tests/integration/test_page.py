@@ -566,6 +566,8 @@ def test_nothing_is_wider_than_a_phone_or_lost_on_a_projector(browser, html, sch
     for width in (360, 1280, 1920):
         page.set_viewport_size({"width": width, "height": 800})
         wait_for_frame(page)
+        accuracy = page.locator("#results th", has_text="accuracy on val").bounding_box()
+        assert width == 360 or accuracy["x"] + accuracy["width"] < width, "a first cell that is long wraps"
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         for canvas in ("positions-map", "attention-photo", "captions-photo"):
             assert page.locator(f"#{canvas}").bounding_box()["width"] >= min(280, width)

@@ -43,7 +43,7 @@ def test_bytes_are_the_values_within_half_a_step():
 def test_a_box_keeps_its_place_on_a_photo_of_another_size():
     fields = photo_with_box(Image.new("RGB", (400, 200)), [100, 50, 300, 200], 100)
     assert fields["size"] == [100, 50] and fields["box"] == [25, 12.5, 75, 50]
-    assert photo_with_box(Image.new("RGB", (10, 5)), [0, 0, 9, 5], 99)["size"] == [40, 20], "at most fourfold"
+    assert photo_with_box(Image.new("RGB", (10, 5)), [0, 0, 9, 5], 99)["size"] == [30, 15], "at most threefold"
     fields = photo_with_box(Image.new("RGB", (1000, 1)), [0, 0, 1000, 1], 100)
     assert fields["size"] == [100, 1] and fields["box"] == [0, 0, 100, 1], "a side has a pixel at least"
 
@@ -190,7 +190,7 @@ def test_the_script_gets_the_photo_of_each_file_and_its_covers(tmp_path):
     section = attention.section([tmp_path], [tmp_path])
     first, second = section.data["photos"]
     assert [first["name"], second["name"]] == ["a", "b"]
-    assert first["size"] == [64, 48] and first["box"] == [0, 0, 32, 24]
+    assert first["size"] == [48, 36] and first["box"] == [0, 0, 24, 18]
     assert [first[name] for name in ("layers", "heads", "tokens", "prefix", "grid")] == [2, 3, 14, 2, (3, 4)]
     assert np.frombuffer(base64.b64decode(first["object"]), np.float32).tolist() == [0.5, 1, *10 * [0]]
     assert "object" not in second
