@@ -10,7 +10,9 @@ exactly the pixels that the model saw; for one in a subfolder, SUBFOLDER/STEM.pn
     attention (H, W), attention_per_head (heads, H, W)   softmax(q k^T / sqrt(d)) from [CLS] to patches
     rollout (H, W)                                       with --rollout
     sinks (H, W)                         which patches draw attention whatever the photo
-    attention_all (layers, heads, N, N) as bytes         with --all; times attention_all_scale (layers, heads)
+    attention_all (layers, heads, N, H * W) as bytes     with --all: of all N tokens, to patches; times
+                                                         attention_all_scale (layers, heads, N)
+    attention_cls (layers, heads, N)                     with --all: of [CLS], to all N tokens
     share_on_object, share_of_area, peak_on_object       with --masks
     ... _without_sinks                   the same of the other patches, if there are sinks
     object_cover, background_cover (H, W)                with --masks: the part of each patch they cover

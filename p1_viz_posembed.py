@@ -5,9 +5,10 @@
     python p1_viz_posembed.py --arch vit_base_patch16_224 --checkpoint runs/headline/best.pt --output two.png
 
 The map in row i, column j compares the patch there with all patches. Several models stand side by side.
-FILE.npz holds `similarity` (H, W, H, W), `similarity_1`, `similarity_2`, ... and their `titles`. Printed, and
-drawn below: the mean similarity to the patches of the same row, of the same column and elsewhere, and the
-share of patches whose most similar other one is one of their 8 neighbours; each beside 100 random embeddings.
+FILE.npz holds `similarity` (H, W, H, W), `similarity_1`, `similarity_2`, ..., their `titles`, and
+`adjacent_by_chance` (models), the last of the numbers that are printed and drawn below: the mean similarity
+to the patches of the same row, of the same column and elsewhere, and the share of patches whose most similar
+other one is one of their 8 neighbours; each beside 100 random embeddings.
 """
 
 import sys
@@ -60,7 +61,7 @@ def main(argv=None):
         opened = open_checkpoint(path)
         models.append((opened.model, path, f"{opened.arch}\n{path.parent.name}/{path.name}"))
 
-    arrays, statistics, random = {}, [], {}
+    arrays, statistics, random, by_chance = {}, [], {}, []
     for i, (model, name, _) in enumerate(models):
         grid = tuple(model.patch_embed.grid_size)
         try:
@@ -76,11 +77,12 @@ def main(argv=None):
         baseline = f"{RANDOM} random embeddings, {grid[0]}x{grid[1]} of {channels}{resampled}"
         if baseline not in random:
             random[baseline] = random_statistics(grid, channels, shape, RANDOM)
+        by_chance.append(random[baseline]["nearest_adjacent"].mean())
 
     *_, titles = zip(*models)
     names = [title.replace("\n", " ") for title in titles]
     with written_whole(args.output.with_suffix(".npz")) as temporary:
-        np.savez_compressed(temporary, **arrays, titles=names)
+        np.savez_compressed(temporary, **arrays, titles=names, adjacent_by_chance=by_chance)
     with written_whole(args.output) as temporary:
         draw_similarities(list(arrays.values()), statistics, random, titles, temporary)
     print("same row  same column  elsewhere  nearest one adjacent")

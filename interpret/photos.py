@@ -178,6 +178,8 @@ class Viewer:
             arrays["rollout"] = self._from_cls(rollout([one[None] for one in every]))[0].numpy()
         if with_all:
             weights = torch.stack(every).cpu().numpy()
-            scale = arrays["attention_all_scale"] = weights.max((2, 3)) / 255
-            arrays["attention_all"] = np.rint(weights / scale[:, :, None, None]).astype(np.uint8)
+            patches = weights[..., self.model.num_prefix_tokens:]  # beside 0.9 to [CLS], bytes hold no 0.0004
+            scale = np.maximum(patches.max(3), np.finfo(np.float32).tiny) / 255
+            arrays.update(attention_all=np.rint(patches / scale[..., None]).astype(np.uint8),
+                          attention_all_scale=scale, attention_cls=weights[:, :, 0])
         return arrays

@@ -5,31 +5,36 @@ const MEAN = -1; // a head is its number, or this: the mean over all heads
 
 /** The attention of a query to the patches, (rows * columns). */
 function attentionMap(photo, layer, head, query) {
-  const [rows, columns] = photo.grid, token = query === CLS ? 0 : photo.prefix + query[0] * columns + query[1];
-  const heads = head === MEAN ? range(photo.heads) : [head], values = new Float64Array(rows * columns);
+  const [rows, columns] = photo.grid, values = new Float64Array(rows * columns);
+  const heads = head === MEAN ? range(photo.heads) : [head];
   for (const each of heads) {
-    const start = ((layer * photo.heads + each) * photo.tokens + token) * photo.tokens + photo.prefix;
-    const scale = photo.scale[layer][each] / heads.length;
-    for (let k = 0; k < values.length; k++) values[k] += scale * photo.bytes[start + k];
+    const first = (layer * photo.heads + each) * photo.tokens;
+    const token = first + (query === CLS ? 0 : photo.prefix + query[0] * columns + query[1]);
+    const [weights, start, scale] = query === CLS ? [photo.cls, first + photo.prefix, 1]
+      : [photo.bytes, token * values.length, photo.scale[token]];
+    for (let k = 0; k < values.length; k++) values[k] += scale * weights[start + k] / heads.length;
   }
   return values;
 }
 
+const MARGIN = 4; // pixels around each map of the overview, which the frame fills
+
 /** Draws the maps of all layers (rows) and heads (columns) for a query on one scale, with a frame around the chosen one. */
 function drawHeads(canvas, pixels, photo, layer, head, query) {
   const {layers, heads, grid: [rows, columns]} = photo;
-  const width = Math.max(2, Math.floor(Math.min(96, 480 / heads, 640 / layers) / columns)) * columns + 2;
-  const height = width * rows / columns;
+  const width = Math.max(2, Math.floor(Math.min(96, 480 / heads, 640 / layers) / columns)) * columns + 2 * MARGIN;
+  const height = (width - 2 * MARGIN) * rows / columns + 2 * MARGIN;
   const maps = range(layers).flatMap(i => range(heads).map(j => attentionMap(photo, i, j, query)));
   const peak = Math.max(...maps.map(values => Math.max(...values)));
   const context = contextOf(canvas, heads * width, Math.round(layers * height));
   context.clearRect(0, 0, canvas.width, canvas.height);
   maps.forEach((values, k) => {
     const left = k % heads * width, top = Math.floor(k / heads) * height;
-    context.drawImage(pixels.fill(cell => Math.sqrt(values[cell] / peak)), left + 1, top + 1, width - 2, height - 2);
+    const map = pixels.fill(cell => Math.sqrt(values[cell] / peak));
+    context.drawImage(map, left + MARGIN, top + MARGIN, width - 2 * MARGIN, height - 2 * MARGIN);
   });
   const [left, framed] = head === MEAN ? [0, canvas.width] : [head * width, width];
-  drawFrame(context, left + 1.5, layer * height + 1.5, framed - 3, height - 3, 2);
+  drawFrame(context, left + MARGIN / 2, layer * height + MARGIN / 2, framed - MARGIN, height - MARGIN, MARGIN - 2);
 }
 
 /** The share of a map on the object, and that of the area that it covers. */
@@ -69,7 +74,8 @@ function attention({photos}) {
   let order, photo, pixels;
   let selected = CLS, hovered; // queries; `hovered` is undefined where no patch is under the mouse
   for (const each of photos)
-    if (each.object) [each.object, each.background] = [each.object, each.background].map(decodeBytes);
+    for (const name of ["scale", "cls", "object", "background"])
+      if (each[name]) each[name] = new Float32Array(decodeBytes(each[name]).buffer);
 
   const chosen = () => [Number(layerList.value), Number(headList.value) - 1];
   const patchAt = event => cellAt(event, canvas, photo.box, photo.grid);

@@ -10,7 +10,7 @@ from page.section import BY_CHANCE, Section, Table, drawn_files, open_photo, per
 
 SIDE = 720  # pixels of the longer side of a photo
 TENTH = 0.1  # of the patches
-KEYS = {"attention_all", "attention_all_scale", "photo", "box", "model", "predicted", "confidence", "label"}
+KEYS = {"photo", "box", "model", "predicted", "confidence", "label"}
 
 
 def section(folders, image_folders):
@@ -23,28 +23,30 @@ def section(folders, image_folders):
     for i, (file, arrays) in enumerate(photos.items()):
         blobs[f"attention-{i}"] = deflated(arrays["attention_all"])
         photo = open_photo(str(arrays["photo"]), image_folders, names[file])
-        layers, heads, tokens, _ = arrays["attention_all"].shape
-        covers = {part: packed(np.rint(255 * arrays[f"{part}_cover"].clip(0, 1)).astype(np.uint8))
-                  for part in ("object", "background") if f"{part}_cover" in arrays}
+        layers, heads, tokens, patches = arrays["attention_all"].shape
+        floats = {"scale": "attention_all_scale", "cls": "attention_cls", "object": "object_cover",
+                  "background": "background_cover"}
         items.append({
             "name": names[file], "blob": f"attention-{i}", "layers": layers, "heads": heads, "tokens": tokens,
-            "grid": arrays["attention"].shape, "prefix": tokens - arrays["attention"].size,
-            "scale": arrays["attention_all_scale"].tolist(), "predicted": str(arrays["predicted"]),
-            "confidence": float(arrays["confidence"]), "label": str(arrays["label"]), **covers,
+            "grid": arrays["attention"].shape, "prefix": tokens - patches,
+            "predicted": str(arrays["predicted"]), "confidence": float(arrays["confidence"]),
+            "label": str(arrays["label"]),
+            **{name: packed(arrays[key].astype("<f4")) for name, key in floats.items() if key in arrays},
             **photo_with_box(photo, arrays["box"].tolist(), SIDE)})
     return Section("attention", "Attention", summary(photos.values()), {"photos": items}, blobs)
 
 
 def read_arrays(file):
     """The arrays in a file of p1_viz_attn.py --all as a dict, None for a file of another script."""
-    with refusing(f"{file} does not hold all layers, heads and tokens of a photo: "
-                  "draw it with p1_viz_attn.py --all"):
+    with refusing(f"{file} does not hold all layers, heads and tokens of a photo as p1_viz_attn.py --all now "
+                  "writes them: draw it again with that"):
         arrays = read_npz(file)
         if "attention" not in arrays or arrays["attention"].ndim != 2:
             return None
-        layers, heads, tokens, keys = arrays["attention_all"].shape
-        fits = arrays["attention_all_scale"].shape == (layers, heads) and tokens == keys
-        if not (fits and KEYS <= arrays.keys() and tokens > arrays["attention"].size):
+        *rows, patches = arrays["attention_all"].shape
+        _, _, tokens = rows
+        fits = all(arrays[name].shape == tuple(rows) for name in ("attention_all_scale", "attention_cls"))
+        if not (fits and KEYS <= arrays.keys() and tokens > patches == arrays["attention"].size):
             raise ValueError("not all of a photo")
         return arrays
 
@@ -63,9 +65,8 @@ def summary(photos):
 
 def photo_numbers(arrays):
     """(number, by chance or NaN) of a photo, by name; by chance all patches or tokens get equal attention."""
-    patches, tokens = arrays["attention"].size, arrays["attention_all"].shape[-1]
-    from_cls = arrays["attention_all"][:, :, 0] * arrays["attention_all_scale"][..., None]
-    heads = from_cls[..., -patches:].astype(np.float32)  # (layers, heads, patches)
+    patches, from_cls = arrays["attention"].size, arrays["attention_cls"]
+    tokens, heads = from_cls.shape[-1], from_cls[..., -patches:]  # (layers, heads, patches)
     first, last = heads[0].mean(0), heads[-1].mean(0)
     peaks, tenth = heads[-1].max(-1) / heads[-1].sum(-1), max(1, round(TENTH * patches))
     numbers = {}

@@ -1,6 +1,6 @@
 // What controls.html has, moved and filled; and the arrow keys.
 
-const percent = share => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
+const percent = share => `${(100 * share).toFixed(1)} %`;
 const cellText = ([row, column]) => `row ${row}, column ${column}`;
 const STEPS = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0]};
 

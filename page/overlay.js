@@ -20,7 +20,7 @@ class Overlay {
     const {size: [width, height], box: [left, top, right, bottom], image} = this.photo;
     const brightest = Math.max(...values) * this.top.value / 100, opacity = this.opacity.value / 100;
     const context = contextOf(this.canvas, width, height);
-    this.canvas.style.width = `min(100%, ${Math.round(85 * width / height)}vh)`;
+    this.canvas.style.width = `min(100%, ${width}px, ${Math.round(85 * width / height)}vh)`;
     context.imageSmoothingEnabled = true;
     context.drawImage(image, 0, 0, width, height);
     context.imageSmoothingEnabled = false;

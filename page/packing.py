@@ -8,7 +8,7 @@ import numpy as np
 
 
 def packed(array):
-    """A uint8 array as base64."""
+    """The bytes of an array as base64."""
     return base64.b64encode(array.tobytes()).decode()
 
 
@@ -41,8 +41,8 @@ def svg(figure):
 
 
 def photo_with_box(photo, box, side):
-    """A photo, the size (width, height) of its canvas, at most `side`, and a box in the canvas's pixels."""
-    scale = side / max(photo.size)
+    """A photo, the size (width, height) of its canvas, `side` or threefold at most, and a box on it."""
+    scale = min(side / max(photo.size), 3)
     width, height = (max(1, round(scale * length)) for length in photo.size)
     stretch = 2 * (width / photo.width, height / photo.height)
     return {"photo": jpeg(photo, side), "size": [width, height],

@@ -2,17 +2,19 @@
 
 const MAP_CELL = 40; // pixels of a patch on the map of one
 const OVERVIEW_SIDE = 640; // pixels of the overview, about
+const NARROWEST = 320; // pixels that it may be shown in
 
 /** Draws the maps of all patches, each in its patch's place, from `mosaic`, which has a pixel a value. */
 function drawSimilarityOverview(canvas, mosaic, [rows, columns], [row, column]) {
   const zoom = Math.max(1, Math.floor(OVERVIEW_SIDE / columns / columns));
-  const width = zoom * columns + 1, height = zoom * rows + 1; // with a gap
+  const gap = Math.ceil(zoom * columns * columns / (NARROWEST - columns)); // at least a pixel on the narrowest screen
+  const width = zoom * columns + gap, height = zoom * rows + gap;
   const context = contextOf(canvas, columns * width, rows * height);
   context.clearRect(0, 0, canvas.width, canvas.height);
   for (let i = 0; i < rows; i++)
     for (let j = 0; j < columns; j++)
-      context.drawImage(mosaic, j * columns, i * rows, columns, rows, j * width, i * height, width - 1, height - 1);
-  drawFrame(context, column * width, row * height, width - 1, height - 1, 2);
+      context.drawImage(mosaic, j * columns, i * rows, columns, rows, j * width, i * height, width - gap, height - gap);
+  drawFrame(context, column * width, row * height, width - gap, height - gap, 2);
 }
 
 function positions({models}) {

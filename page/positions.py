@@ -13,7 +13,9 @@ def section(file):
         arrays = read_npz(file)
         titles = arrays["titles"].tolist()
         similarities = [arrays[f"similarity_{i}" if i else "similarity"] for i in range(len(titles))]
-        if not titles or any(one.ndim != 4 or one.shape[:2] != one.shape[2:] for one in similarities):
+        by_chance = arrays["adjacent_by_chance"].tolist()
+        square = all(one.ndim == 4 and one.shape[:2] == one.shape[2:] for one in similarities)
+        if not (square and len(titles) == len(by_chance) > 0):
             raise ValueError("not square")
     models, blobs = [], {}
     for i, (title, similarity) in enumerate(zip(titles, similarities)):
@@ -22,28 +24,21 @@ def section(file):
         blobs[f"similarity-{i}"] = deflated(values)
         models.append({"title": title, "grid": grid, "low": low, "scale": float(scale),
                        "blob": f"similarity-{i}"})
-    table = summary(titles, similarities)
+    table = summary(titles, similarities, by_chance)
     return Section("positions", "Position embeddings", table, {"models": models}, blobs)
 
 
-def summary(titles, similarities):
-    """The Table of `position_statistics`, a column a model."""
+def summary(titles, similarities, by_chance):
+    """The Table of `position_statistics`, a column a model; `by_chance` are shares of adjacent ones."""
     columns = []
     for similarity in similarities:
         means = position_statistics(torch.from_numpy(similarity))
         by_distance = means["by_distance"]
         cosines = (means["same_row"], means["same_column"], means["elsewhere"], by_distance[0],
                    by_distance[len(by_distance) // 2], similarity.min())
-        columns.append([*(f"{cosine:.2f}" for cosine in cosines), percent(means["nearest_adjacent"])])
-    adjacent = dict.fromkeys(percent(adjacent_by_chance(*each.shape[:2])) for each in similarities)
+        columns.append([*(f"{cosine:.3f}" for cosine in cosines), percent(means["nearest_adjacent"])])
     names = ("within a row", "within a column", "elsewhere", "one step apart", "half the diagonal apart",
              "the least similar two patches", "most similar other patch is adjacent")
-    chances = (*5 * ["0.00"], "", ", ".join(adjacent))
+    chances = (*5 * ["0.000"], "", ", ".join(dict.fromkeys(map(percent, by_chance))))
     return Table("Mean cosine similarity of two different patches, and by chance: of random embeddings",
                  ["", *titles, BY_CHANCE], list(zip(names, *columns, chances)))
-
-
-def adjacent_by_chance(height, width):
-    """The share of ordered pairs of different patches that are neighbours, a patch having 8 at most."""
-    patches = height * width
-    return ((3 * height - 2) * (3 * width - 2) - patches) / (patches * (patches - 1))

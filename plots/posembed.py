@@ -79,4 +79,4 @@ def _draw_statistics(figure, statistics, random, names):
 
 
 def _with_share(name, nearest_adjacent):
-    return f"{name}\nmost similar one adjacent: {nearest_adjacent:.0%}"
+    return f"{name}\nmost similar one adjacent: {nearest_adjacent:.1%}"

@@ -16,7 +16,9 @@ import p1_viz_posembed
 import p2_caption_viz
 import report_page
 from benchmarks import starting
-from models.checkpoint import checkpoint_fields
+from datasets.transforms import evaluation_transform
+from interpret.attention import attention_maps
+from models.checkpoint import checkpoint_fields, open_checkpoint
 from models.vit import preprocessing
 from tests.helpers.browser import (
     ALL_SHOWN,
@@ -40,6 +42,8 @@ def save_checkpoint(path, labels, seed):
     model = timm.create_model("test_vit", num_classes=len(labels))
     torch.nn.init.normal_(model.pos_embed)
     torch.nn.init.normal_(model.head.weight)
+    query, key, _ = model.blocks[1].attn.qkv.weight.detach().chunk(3)
+    query.copy_(key.mul_(6))  # tokens attend to themselves, as in early layers of a trained ViT
     path.parent.mkdir()
     torch.save({**checkpoint_fields("test_vit", labels, CLASS_NAMES, preprocessing(model)), "settings": {},
                 "state_dict": model.state_dict()}, path)
@@ -261,18 +265,20 @@ def test_hovering_over_a_patch_shows_its_similarities(page, written):
     grid = canvas_pixels(page, "positions-grid")
     down, across = grid.shape[0] // height, grid.shape[1] // width
     for row, column in ((0, 0), (2, 3)):
-        tile = grid[row * down:(row + 1) * down - 1, column * across:(column + 1) * across - 1]
-        pixels, _ = centres(tile, (0, 0, across - 1, down - 1), (height, width))
+        tile = grid[row * down:(row + 1) * down - 2, column * across:(column + 1) * across - 2]
+        pixels, _ = centres(tile, (0, 0, across - 2, down - 2), (height, width))
         assert np.abs(pixels - colours[row, column]).max() <= 6
 
 
 def attention_map(arrays, layer, head, query):
     """The map of a query, None for [CLS], (H, W): of a head, or for None the mean."""
-    weights = arrays["attention_all"] * arrays["attention_all_scale"][..., None, None]
-    grid = arrays["attention"].shape
-    prefix = weights.shape[-1] - grid[0] * grid[1]
+    weights, grid = arrays["attention_all"][layer], arrays["attention"].shape
+    prefix = weights.shape[1] - weights.shape[2]
     row = 0 if query is None else prefix + query[0] * grid[1] + query[1]
-    rows = weights[layer, :, row, prefix:].reshape(-1, *grid)
+    rows = weights[:, row] * arrays["attention_all_scale"][layer, :, row, None]
+    if query is None:
+        rows = arrays["attention_cls"][layer, :, prefix:]
+    rows = rows.reshape(-1, *grid)
     return rows.mean(0) if head is None else rows[head]
 
 
@@ -283,7 +289,7 @@ class AttentionView:
         self.page, self.arrays = page, dict(np.load(file))
         self.box, self.size = photo_box(page, "attention", 0)
         self.grid = self.arrays["attention"].shape
-        self.layers, self.heads = self.arrays["attention_all_scale"].shape
+        self.layers, self.heads, _ = self.arrays["attention_all_scale"].shape
         page.locator("#attention-opacity").fill("0")
         self.image = canvas_pixels(page, "attention-photo")
         self.photo, _ = centres(self.image, self.box, self.grid)
@@ -339,9 +345,30 @@ def test_hovering_over_patches_and_heads_shows_their_attention(page, written):
     high, wide = image.shape[0] / view.layers, image.shape[1] / view.heads
     maps = np.stack([[attention_map(view.arrays, layer, head, query) for head in range(view.heads)]
                      for layer in range(view.layers)])
-    box = (wide * (view.heads - 1) + 1, high * last + 1, wide * view.heads - 1, high * view.layers - 1)
+    box = (wide * (view.heads - 1) + 4, high * last + 4, wide * view.heads - 4, high * view.layers - 4)
     pixels, _ = centres(image, box, view.grid)
     assert np.abs(pixels - coloured("inferno", np.sqrt(maps[-1, -1] / maps.max()))).max() <= 12
+
+
+@pytest.mark.browser
+def test_the_maps_are_those_of_the_model_in_every_layer(page, written):
+    """To 1 % of the peak of each row; those of [CLS] are floats."""
+    checkpoint = open_checkpoint(written / "first" / "best.pt")
+    photo = Image.open(np.load(min((written / "attention").glob("*.npz")))["photo"].item()).convert("RGB")
+    inputs = evaluation_transform(checkpoint.preprocessing)(photo)[None]
+    _, maps = attention_maps(checkpoint.model.eval(), inputs, range(6))
+    heads, tokens = maps[0].shape[1:3]
+    assert maps[1].max() / maps[1][..., 1:].amax(-1).min() > 5.1, "one scale a head: half a step is over 1 %"
+    for layer, block in enumerate(maps):
+        shown = page.evaluate("""([layer, heads, tokens]) => range(heads).map(head =>
+          range(tokens).map(token => {
+            const photo = data.sections.attention.photos[0], at = token - 1;
+            const query = token ? [Math.floor(at / photo.grid[1]), at % photo.grid[1]] : null;
+            return [...attentionMap(photo, layer, head, query)];
+        }))""", [layer, heads, tokens])
+        expected = block[0, ..., 1:].numpy()
+        errors = np.abs(shown - expected) / expected.max(-1, keepdims=True)
+        assert errors.max() < 0.01 and errors[:, 0].max() < 1e-3, layer
 
 
 @pytest.mark.browser
@@ -539,6 +566,8 @@ def test_nothing_is_wider_than_a_phone_or_lost_on_a_projector(browser, html, sch
     for width in (360, 1280, 1920):
         page.set_viewport_size({"width": width, "height": 800})
         wait_for_frame(page)
+        accuracy = page.locator("#results th", has_text="accuracy on val").bounding_box()
+        assert width == 360 or accuracy["x"] + accuracy["width"] < width, "a first cell that is long wraps"
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         for canvas in ("positions-map", "attention-photo", "captions-photo"):
             assert page.locator(f"#{canvas}").bounding_box()["width"] >= min(280, width)

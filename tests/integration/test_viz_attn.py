@@ -18,7 +18,7 @@ from plots import style
 from tests.helpers.checkpoints import CLASSES, plant_sink, write_checkpoint
 from tests.helpers.checkpoints import checkpoint as checkpoint_content
 
-KEYS = {"attention", "attention_per_head", "attention_all", "attention_all_scale", "sinks",
+KEYS = {"attention", "attention_per_head", "attention_all", "attention_all_scale", "attention_cls", "sinks",
         "share_on_object", "share_of_area", "peak_on_object", "object_cover", "background_cover",
         "occlusion", "probability", "model", "photo", "box", "predicted", "confidence", "label"}
 

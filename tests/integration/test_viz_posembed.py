@@ -24,8 +24,9 @@ def test_the_picture_and_its_array_are_written(checkpoint, tmp_path, capsys, suf
     assert lines[0].split("  ")[:2] == ["same row", "same column"] and "best.pt" in lines[1]
     assert "mean of 100 random embeddings, 10x10 of 64" in lines[2] and len(lines) == 5
     with np.load(output.with_suffix(".npz")) as arrays:
-        assert sorted(arrays) == ["similarity", "titles"]
-        similarity = arrays["similarity"]
+        assert sorted(arrays) == ["adjacent_by_chance", "similarity", "titles"]
+        similarity, by_chance = arrays["similarity"], arrays["adjacent_by_chance"]
+    assert f"{by_chance[0]:.1%}  mean of 100" in lines[2], "the page has the number that is printed"
     embedding = torch.load(checkpoint, weights_only=True)["state_dict"]["pos_embed"][0, 1:]
     expected = torch.cosine_similarity(embedding[:, None], embedding[None], dim=-1).reshape(10, 10, 10, 10)
     np.testing.assert_allclose(similarity, expected, atol=1e-5)
@@ -42,7 +43,8 @@ def test_names_and_checkpoints_stand_side_by_side(checkpoint, tmp_path, drawn, c
     assert [label.partition("\n")[0] for label in labels[3:]] == [
         f"100 random embeddings, 10x10 of {width}" for width in (96, 64)]
     with np.load(tmp_path / "f.npz") as arrays:
-        assert sorted(arrays) == ["similarity", "similarity_1", "similarity_2", "titles"]
+        assert sorted(arrays) == ["adjacent_by_chance", "similarity", "similarity_1", "similarity_2",
+                                  "titles"]
         assert arrays["titles"].tolist() == [title.replace("\n", " ") for title in titles]
     assert len(capsys.readouterr().out.splitlines()) == 1 + 3 + 2 * 2 + 1
 

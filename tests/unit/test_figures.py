@@ -57,7 +57,8 @@ def test_similarities_share_one_scale_and_are_labelled(drawn, tmp_path):
     assert one.get_xdata().tolist() == [1, 2] and two.get_ydata().tolist() == [0.5, 0.1]
     assert zero.get_ydata() == [0, 0]
     assert [text.get_text() for text in lower.legends[0].get_texts()] == [
-        f"{name}\nmost similar one adjacent: 50%" for name in ("one", "two", "2 random embeddings")]
+        f"{name}\nmost similar one adjacent: {share}%" for name, share in (
+            ("one", "50.0"), ("two", "50.0"), ("2 random embeddings", "50.5"))]
 
 
 def test_the_map_lies_on_the_box_and_the_rest_is_dimmed(drawn, tmp_path):

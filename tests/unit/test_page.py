@@ -43,6 +43,7 @@ def test_bytes_are_the_values_within_half_a_step():
 def test_a_box_keeps_its_place_on_a_photo_of_another_size():
     fields = photo_with_box(Image.new("RGB", (400, 200)), [100, 50, 300, 200], 100)
     assert fields["size"] == [100, 50] and fields["box"] == [25, 12.5, 75, 50]
+    assert photo_with_box(Image.new("RGB", (10, 5)), [0] * 4, 99)["size"] == [30, 15], "threefold at most"
     fields = photo_with_box(Image.new("RGB", (1000, 1)), [0, 0, 1000, 1], 100)
     assert fields["size"] == [100, 1] and fields["box"] == [0, 0, 100, 1], "a side has a pixel at least"
 
@@ -106,37 +107,27 @@ def similarity_of(height, width, seed):
 
 def test_the_table_of_positions_has_the_means_over_pairs_of_patches():
     similarities = [similarity_of(3, 4, seed) for seed in (1, 2)]
-    table = positions.summary(["one", "two"], similarities)
+    table = positions.summary(["one", "two"], similarities, [0.123, 0.1231])
     assert table.header == ["", "one", "two", "by chance"]
     rows, patches = cells(table), [(y, x) for y in range(3) for x in range(4)]
     for i, similarity in enumerate(similarities):
         pairs = [(one, other) for one in patches for other in patches if one != other]
 
         def mean(chosen, pairs=pairs, similarity=similarity):
-            return f"{np.mean([similarity[one + other] for one, other in pairs if chosen(*one, *other)]):.2f}"
+            return f"{np.mean([similarity[one + other] for one, other in pairs if chosen(*one, *other)]):.3f}"
 
         assert rows["within a row"][i] == mean(lambda y, x, v, u: y == v)
         assert rows["within a column"][i] == mean(lambda y, x, v, u: x == u)
         assert rows["elsewhere"][i] == mean(lambda y, x, v, u: y != v and x != u)
         for name, steps in (("one step apart", 1), ("half the diagonal apart", 3)):
             assert rows[name][i] == mean(lambda y, x, v, u, d=steps: round(np.hypot(y - v, x - u)) == d)
-        assert rows["the least similar two patches"][i] == f"{similarity.min():.2f}"
+        assert rows["the least similar two patches"][i] == f"{similarity.min():.3f}"
         nearest = [max((similarity[pair[0] + pair[1]], *pair) for pair in pairs if pair[0] == one)[1:]
                    for one in patches]
         adjacent = np.mean([max(abs(y - v), abs(x - u)) == 1 for (y, x), (v, u) in nearest])
         assert rows["most similar other patch is adjacent"][i] == percent(adjacent)
-    chances = [*5 * ["0.00"], "", percent(positions.adjacent_by_chance(3, 4))]
+    chances = [*5 * ["0.000"], "", "12.3 %"]
     assert [row[-1] for row in rows.values()] == chances
-
-
-def test_chance_of_a_neighbour_is_that_of_a_count():
-    def counted(height, width):
-        shares = [sum((abs(i - y) <= 1 and abs(j - x) <= 1) for y in range(height) for x in range(width)) - 1
-                  for i in range(height) for j in range(width)]
-        return np.mean(shares) / (height * width - 1)
-
-    for grid in ((2, 2), (3, 5), (14, 14), (1, 4)):
-        assert positions.adjacent_by_chance(*grid) == pytest.approx(counted(*grid))
 
 
 # Attention --------------------------------------------------------------------------------------------------
@@ -147,9 +138,10 @@ def attention_arrays(seed, label="ring", masked=True, **changed):
     rng = np.random.default_rng(seed)
     weights = rng.random((2, 3, 14, 14)) ** 3
     weights /= weights.sum(-1, keepdims=True)
-    scale = weights.max((2, 3)) / 255
-    arrays = {"attention": weights[-1, :, 0, 2:].mean(0).reshape(3, 4), "attention_all_scale": scale,
-              "attention_all": np.rint(weights / scale[:, :, None, None]).astype(np.uint8), "photo": "1.jpg",
+    patches, scale = weights[..., 2:], weights[..., 2:].max(3) / 255
+    arrays = {"attention": patches[-1, :, 0].mean(0).reshape(3, 4), "attention_all_scale": scale,
+              "attention_all": np.rint(patches / scale[..., None]).astype(np.uint8),
+              "attention_cls": weights[:, :, 0].astype(np.float32), "photo": "1.jpg",
               "box": np.array([0, 0, 8, 6]), "model": "best.pt", "predicted": "ring", "confidence": 0.5,
               "label": label}
     if masked:
@@ -162,8 +154,7 @@ def attention_arrays(seed, label="ring", masked=True, **changed):
 def test_the_table_of_attention_has_the_means_over_the_photos():
     photos = [attention_arrays(1), attention_arrays(2, label="star"),
               attention_arrays(3, label="", masked=False)]
-    weights = [one["attention_all"] * one["attention_all_scale"][:, :, None, None] for one in photos]
-    maps = [one[:, :, 0, 2:] for one in weights]  # (layers, heads, patches)
+    maps = [one["attention_cls"][..., 2:] for one in photos]  # (layers, heads, patches)
     rows = cells(attention.summary(photos))
 
     def mean(values):
@@ -186,7 +177,7 @@ def test_the_table_of_attention_has_the_means_over_the_photos():
         mean(map(min, head_peaks)), percent(1 / 12), 3]
     assert rows["on the most attended patch, sharpest head, last layer"] == [
         mean(map(max, head_peaks)), percent(1 / 12), 3]
-    itself = mean(one[-1, :, 0, 0].mean() for one in weights)
+    itself = mean(one["attention_cls"][-1, :, 0].mean() for one in photos)
     assert rows["on [CLS] itself, last layer"] == [itself, percent(1 / 14), 3]
     assert rows["class predicted right"] == ["50.0 %", "", 2]
 
@@ -199,9 +190,9 @@ def test_the_script_gets_the_photo_of_each_file_and_its_covers(tmp_path):
     section = attention.section([tmp_path], [tmp_path])
     first, second = section.data["photos"]
     assert [first["name"], second["name"]] == ["a", "b"]
-    assert first["size"] == [720, 540] and first["box"] == [0, 0, 360, 270]
+    assert first["size"] == [48, 36] and first["box"] == [0, 0, 24, 18]
     assert [first[name] for name in ("layers", "heads", "tokens", "prefix", "grid")] == [2, 3, 14, 2, (3, 4)]
-    assert list(base64.b64decode(first["object"])) == [128, 255, *10 * [0]]
+    assert np.frombuffer(base64.b64decode(first["object"]), np.float32).tolist() == [0.5, 1, *10 * [0]]
     assert "object" not in second
     section.data["photos"] = [second]
     assert "Wrong predictions first" not in as_html("Title", [section]), "nobody knows what is on it"
@@ -237,7 +228,9 @@ def test_photos_in_subfolders_keep_them(tmp_path):
 
 @pytest.mark.parametrize("changed", [
     {"attention_all": np.zeros((2, 3, 14, 13), np.uint8)}, {"attention_all_scale": np.ones((2, 14))},
-    {"attention_all": np.zeros((2, 3, 12, 12), np.uint8)}, {"attention_all": np.zeros((3, 14, 14), np.uint8)},
+    {"attention_all": np.zeros((2, 3, 12, 12), np.uint8)}, {"attention_all": np.zeros((3, 14, 12), np.uint8)},
+    {"attention_all": np.zeros((2, 3, 14, 14), np.uint8), "attention_all_scale": np.ones((2, 3))},
+    {"attention_cls": np.ones((2, 3, 12), np.float32)},
 ])
 def test_arrays_that_do_not_fit_each_other_are_refused(tmp_path, changed):
     np.savez(tmp_path / "a.npz", **attention_arrays(1, **changed))
@@ -247,7 +240,8 @@ def test_arrays_that_do_not_fit_each_other_are_refused(tmp_path, changed):
 
 def test_arrays_without_all_layers_and_damaged_ones_are_refused(tmp_path):
     file = tmp_path / "a.npz"
-    for missing in ("attention_all", "attention_all_scale", "photo", "label"):
+    for missing in ("attention_all", "attention_all_scale", "attention_cls", "photo",
+                    "label"):
         np.savez(file, **{name: value for name, value in attention_arrays(1).items() if name != missing})
         with pytest.raises(BadInput, match="a.npz does not hold all layers"):
             attention.read_arrays(file)
@@ -257,7 +251,7 @@ def test_arrays_without_all_layers_and_damaged_ones_are_refused(tmp_path):
         attention.read_arrays(file)
     with pytest.raises(BadInput, match="a.npz holds no similarities"):
         positions.section(file)
-    np.savez(file, titles=["one"], similarity=np.zeros((2, 3, 3, 2)))
+    np.savez(file, titles=["one"], similarity=np.zeros((2, 3, 3, 2)), adjacent_by_chance=[0.1])
     with pytest.raises(BadInput, match="a.npz holds no similarities"):
         positions.section(file)
     with pytest.raises(BadInput, match="no arrays of p1_viz_attn.py are there"):

@@ -53,8 +53,10 @@ def test_the_arrays_are_those_of_the_model(viewer, photos):
         mixed = rollout([block[i:i + 1] for block in maps])[0, 0, 1:].reshape(10, 10)
         np.testing.assert_allclose(arrays["rollout"], mixed, atol=1e-6)
         packed, scale = arrays["attention_all"], arrays["attention_all_scale"]
-        assert packed.shape == (6, 2, 101, 101) and packed.dtype == np.uint8 and scale.shape == (6, 2)
-        assert np.abs(packed * scale[:, :, None, None] - blocks).max() <= scale.max() / 2 + 1e-6
+        assert packed.shape == (6, 2, 101, 100) and packed.dtype == np.uint8 and scale.shape == (6, 2, 101)
+        np.testing.assert_allclose(scale, blocks[..., 1:].max(3) / 255, rtol=1e-4)
+        assert (np.abs(packed * scale[..., None] - blocks[..., 1:]) <= scale[..., None] / 2 + 1e-6).all()
+        np.testing.assert_allclose(arrays["attention_cls"], blocks[:, :, 0], atol=1e-6)
 
 
 def test_one_block_is_the_default_and_rollout_is_what_is_drawn(viewer, photos):
