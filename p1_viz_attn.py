@@ -95,12 +95,13 @@ def main(argv=None):
         raise BadInput(f"--occlusion: {viewer.name} predicts no classes: leave it out")
     covers = {path: viewer.cover(path, mask) for path, mask in masks.items()}
 
-    label = bar_label(args.block, args.rollout)
     rows, groundings, occlusions = [], [], []
     with Drawing() as drawing:
         attended = viewer.attend(paths, args.batch_size, args.block, args.rollout, args.all, names)
         for name, photo in zip(names, attended):
-            arrays, view = photo.arrays, ModelView(photo.pixels, photo.metadata["box"])
+            arrays, view = photo.arrays, ModelView(photo.pixels, photo.metadata["box"], photo.mistaken)
+            heads = len(arrays["attention_per_head"])
+            label = bar_label(len(viewer.model.blocks), heads, args.block, args.rollout)
             if args.all:
                 arrays.update(photo.metadata)
             if args.masks:
