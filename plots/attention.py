@@ -12,7 +12,7 @@ from plots.style import COLOURS, downsampled, place, save
 
 DIMMED = 0.35  # brightness of what the model did not see
 LINE, GAP, BAR_AND_LABELS = 0.17, 0.1, 1.1  # inches on the page; LINE is of a title
-LETTER = 0.082  # inches that a letter of a title is wide on average
+LETTER = 0.075  # inches that a letter of a title is wide on average
 
 
 @dataclass

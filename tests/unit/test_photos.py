@@ -78,7 +78,12 @@ def test_predictions_and_true_classes_have_their_names(viewer, photos, shapes, t
         name = CLASSES[row.argmax()]
         assert result.metadata["predicted"] == name
         assert result.metadata["confidence"] == pytest.approx(row.max().item(), abs=1e-6)
-        assert result.title == f"{result.path.stem}: {name}, probability {row.max():.2f}"
+        assert result.mistaken == (result.metadata["label"] not in (name, ""))
+        sign = "\N{BALLOT X}" if result.mistaken else "\N{CHECK MARK}"
+        assert result.title == f"{result.path.stem}: " + (
+            f"{sign} predicted {name} {row.max():.2f}, is {result.metadata['label']}" if result.metadata["label"]
+            else f"{name}, probability {row.max():.2f}")
+    assert {result.mistaken for result in results[:4]} == {True, False}
     labels = [result.metadata["label"] for result in results]
     assert labels == [CLASSES[2], CLASSES[0], CLASSES[3], CLASSES[3], ""]
     photo = shutil.copy(photos[0], tmp_path / "3" / "2_1.jpg")
@@ -145,6 +150,15 @@ def test_weights_without_a_head_predict_nothing(photos, tmp_path, capsys):
     assert "no prediction is shown" in capsys.readouterr().err and viewer.class_names == []
     (photo,) = viewer.attend(photos[:1])
     assert photo.title == "2_1" and photo.metadata["predicted"] == "" and photo.metadata["confidence"] == 0
+
+
+def test_the_classes_of_imagenet_s_head_have_their_names(photos, tmp_path):
+    torch.save(vit.build("test_vit").state_dict(), tmp_path / "weights.pt")
+    viewer = Viewer(CPU, arch="test_vit", weights=tmp_path / "weights.pt")
+    assert len(viewer.class_names) == 1000 and viewer.class_names[283] == "Persian cat"
+    (photo,) = viewer.attend(photos[:1])
+    assert photo.title.startswith(f"2_1: {photo.metadata['predicted']}, probability 0.")
+    assert photo.metadata["predicted"] in viewer.class_names and not photo.mistaken
 
 
 def test_a_model_without_a_cls_token_is_refused_by_its_name(photos, tmp_path):
