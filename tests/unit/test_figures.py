@@ -110,7 +110,7 @@ def test_rows_share_one_scale_in_the_order_given(drawn, tmp_path):
 def test_a_title_stays_over_its_photo_and_that_of_a_mistake_is_in_colour(drawn, tmp_path):
     view = ModelView(np.zeros((40, 40, 3), np.uint8), (0, 0, 40, 40))
     mistaken = ModelView(view.photo, view.box, mistaken=True)
-    long = "26_1: \N{BALLOT X} predicted German_Shorthaired_Pointer 0.98, is staffordshire_bull_terrier\nshare 1%"
+    long = "26_1: \N{BALLOT X} predicted German_Shorthaired 0.98, is american_pit_bull_terrier\nshare 1%"
     for count in (1, 4):  # of four the panels are smaller
         rows = [(mistaken, np.ones((2, 2)), long)] + [(view, np.ones((2, 2)), "")] * (count - 1)
         draw_rows(rows, "", tmp_path / "f.png")

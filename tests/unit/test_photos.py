@@ -78,12 +78,17 @@ def test_predictions_and_true_classes_have_their_names(viewer, photos, shapes, t
         name = CLASSES[row.argmax()]
         assert result.metadata["predicted"] == name
         assert result.metadata["confidence"] == pytest.approx(row.max().item(), abs=1e-6)
-        assert result.mistaken == (result.metadata["label"] not in (name, ""))
-        sign = "\N{BALLOT X}" if result.mistaken else "\N{CHECK MARK}"
+        sign, label = "\N{BALLOT X}" if result.mistaken else "\N{CHECK MARK}", result.metadata["label"]
+        truth = f"{sign} predicted {name} {row.max():.2f}, is {label}"
         assert result.title == f"{result.path.stem}: " + (
-            f"{sign} predicted {name} {row.max():.2f}, is {result.metadata['label']}" if result.metadata["label"]
-            else f"{name}, probability {row.max():.2f}")
-    assert {result.mistaken for result in results[:4]} == {True, False}
+            truth if label else f"{name}, probability {row.max():.2f}")
+        assert result.mistaken == (label not in (name, ""))
+    name = CLASSES[probabilities[0].argmax()]
+    (tmp_path / str(CLASSES.index(name))).mkdir()
+    right = shutil.copy(photos[0], tmp_path / str(CLASSES.index(name)) / "own.jpg")
+    (result,) = viewer.attend([right])
+    assert not result.mistaken and result.title.startswith(f"own: \N{CHECK MARK} predicted {name} 0.")
+    assert any(result.mistaken for result in results)
     labels = [result.metadata["label"] for result in results]
     assert labels == [CLASSES[2], CLASSES[0], CLASSES[3], CLASSES[3], ""]
     photo = shutil.copy(photos[0], tmp_path / "3" / "2_1.jpg")
