@@ -8,7 +8,9 @@ On four GPUs of a machine, with the same result:
     torchrun --nproc-per-node 4 p1_eval.py p1_data/val pred.csv --checkpoint runs/headline/best.pt
 
 IMAGES is a folder. Files named {class}_{id}.jpg, or in subfolders named by class, are scored if the model
-knows the class. CSV gets a row an image, sorted by name: `filename,label`. The model runs in fp32.
+knows the class; of others the predicted class is printed. CSV gets a row an image, sorted by name:
+`filename,label`. The model runs in fp32. For p1_report.py, eval.json, eval.npz and pred.csv are left beside a
+run's best.pt, unless an evaluation of more labelled images lies there.
 
 Exit code: 0; 1 if the accuracy differs from --expect by more than --tolerance; 2 for bad input.
 """
@@ -22,7 +24,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from common.cli import ArgumentParser, note, number, reports_errors
+from common.cli import ArgumentParser, note, number, one_line, reports_errors
 from common.errors import BadInput
 from common.files import nfc, refuse_unwritable, sha256, write_text, written_whole
 from common.unfinished import Unfinished, identity_of
@@ -34,7 +36,8 @@ def get_args_parser():
     add("images", type=Path, metavar="IMAGES", help="folder of images, in one level of subfolders or none")
     add("csv", type=Path, nargs="?", metavar="CSV", help="where the predictions go; its folder is created")
     add("--checkpoint", type=Path, required=True, metavar="FILE", help="best.pt of a training run")
-    add("--json", type=Path, metavar="FILE", help="where the accuracy goes, overall and by class")
+    add("--json", type=Path, metavar="FILE",
+        help="where the accuracy goes, overall and by class, and the predictions of unlabelled images")
     share = number(float, low=0, high=1)
     add("--expect", type=share, metavar="ACC", help="the accuracy that must come out")
     add("--tolerance", type=share, default=0.005, metavar="X", help="how closely (%(default)s)")
@@ -45,6 +48,14 @@ def get_args_parser():
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: the GPU where there is one")
     add("--skip-bad", action="store_true", help="go on without files that cannot be used")
     return parser
+
+
+def refuse_data_set(folder, labels):
+    """Raise BadInput for the folder around train/ and val/, unless these are classes of the checkpoint."""
+    val = folder / "val"
+    whole = val.is_dir() and ((folder / "train").is_dir() or (folder / "classes.txt").is_file())
+    if whole and "val" not in labels:
+        raise BadInput(f"{folder} is a whole data set, not a folder of images: did you mean {val}?")
 
 
 def known_labels(names, checkpoint, args):
@@ -112,6 +123,28 @@ def run_folder(args):
     return run if (run / CONFIG).exists() and os.access(run, os.W_OK) else None
 
 
+def run_to_evaluate(args, labelled):
+    """The `run_folder`, if an evaluation of so many labelled images belongs into it; else None.
+
+    It does for best.pt, where none of more labelled images lies. A note says what is kept or replaced.
+    """
+    from engine.checkpointing import BEST
+
+    run, name = run_folder(args), args.checkpoint.resolve().name
+    if not run:
+        return None
+    try:
+        before = int(json.loads((run / "eval.json").read_text(encoding="utf-8"))["labelled"])
+    except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged one
+        before = 0
+    belongs = name == BEST and labelled >= max(before, 1)
+    if before:
+        this = f"has {labelled}" if name == BEST else f"is of {name}"
+        note(f"{run / 'eval.json'} of {before} labelled images is {'replaced' if belongs else 'kept'}: this "
+             f"evaluation {this}")
+    return run if belongs else None
+
+
 def as_csv(names, labels):
     """The predictions as CSV text: `filename,label`, then a row an image."""
     text = io.StringIO()
@@ -138,27 +171,44 @@ def score(predictions, labels, checkpoint):
 
 
 def save(args, names, labels, logits, checkpoint):
-    """Write the files that are asked for, and for p1_report.py into the run's folder; returns the scores."""
+    """Write the files that are asked for, and for p1_report.py into the run's folder; returns the scores.
+
+    They have `unlabelled`, where there are such images: their predicted class and its probability, by name.
+    """
     import numpy as np
 
+    probabilities = logits.softmax(1)
     predictions = [checkpoint.labels[index] for index in logits.argmax(1)]
     result = score(predictions, labels, checkpoint)
-    run = run_folder(args)
+    name_of = dict(zip(checkpoint.labels, checkpoint.class_names))
+    unlabelled = {
+        name: {"label": prediction, "name": name_of[prediction], "probability": row.max().item()}
+        for name, label, prediction, row in zip(names, labels, predictions, probabilities) if label is None}
+    if unlabelled:
+        result["unlabelled"] = unlabelled
+    run = run_to_evaluate(args, result["labelled"])
     for path in filter(None, (args.csv, run and run / "pred.csv")):
         write_text(path, as_csv(names, predictions))
     for path in filter(None, (args.json, run and run / "eval.json")):
-        write_text(path, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+        # of a name's bytes that are not UTF-8, which JSON must be, this makes JSON's escapes
+        write_text(path, text.encode("utf-8", "backslashreplace").decode())
     if run:
         targets = [-1 if label is None else checkpoint.labels.index(label) for label in labels]
         with written_whole(run / "eval.npz") as temporary:
-            np.savez(temporary, names=names, targets=targets, probabilities=logits.softmax(1).numpy(),
+            np.savez(temporary, names=names, targets=targets, probabilities=probabilities.numpy(),
                      labels=checkpoint.labels, class_names=checkpoint.class_names,
                      folder=str(args.images.resolve()))
     return result
 
 
 def report(result, args):
-    """Print the accuracy; returns the exit code, which is 1 where --expect is not met."""
+    """Print predictions and the accuracy; returns the exit code, which is 1 where --expect is not met."""
+    from datasets.decode import shortened
+
+    lines = [one_line(f"{name}: {prediction['name']}, probability {prediction['probability']:.2f}")
+             for name, prediction in result.get("unlabelled", {}).items()]
+    print(*shortened(lines), sep="\n", end="\n" * bool(lines))
     if not result["labelled"]:
         print(f"{result['images']} images, none labelled")
         return 0
@@ -187,6 +237,7 @@ def main(argv=None):
     device = distributed.local_device(pick_device(args.device))
     keep_freed_memory(device)
     checkpoint = open_checkpoint(args.checkpoint)
+    refuse_data_set(args.images, checkpoint.labels)
     written = [path for path in (args.csv, args.json) if path]
     names = image_names(args.images, args.skip_bad, written=written)
     labels = known_labels(names, checkpoint, args)

@@ -106,12 +106,14 @@ def main(argv=None):
     sinks, times = viewer.find_sinks(args.block, args.rollout)
     if sinks.any() or args.without_sinks:
         print(sinks_in_words(sinks, times))
-    label = bar_label(args.block, args.rollout) + ", without sinks" * args.without_sinks
     rows, groundings, occlusions = [], [], []
     with Drawing() as drawing:
         attended = viewer.attend(paths, args.batch_size, args.block, args.rollout, args.all, names)
         for name, photo in zip(names, attended):
-            arrays, view = photo.arrays, ModelView(photo.pixels, photo.metadata["box"], sinks)
+            arrays, view = photo.arrays, ModelView(photo.pixels, photo.metadata["box"], photo.mistaken, sinks)
+            heads = len(arrays["attention_per_head"])
+            label = bar_label(len(viewer.model.blocks), heads, args.block, args.rollout)
+            label += ", without sinks" * args.without_sinks
             if args.all:
                 arrays.update(photo.metadata)
             if args.masks:

@@ -5,6 +5,7 @@
     python p1_viz_posembed.py --arch vit_base_patch16_224 --checkpoint runs/headline/best.pt --output two.png
 
 The map in row i, column j compares the patch there with all patches. Several models stand side by side.
+The largest and the mean difference of each to the first are printed, and stand below its map.
 FILE.npz holds `similarity` (H, W, H, W), `similarity_1`, `similarity_2`, ..., their `titles`, and
 `adjacent_by_chance` (models), the last of the numbers that are printed and drawn below: the mean similarity
 to the patches of the same row, of the same column and elsewhere, and the share of patches whose most similar
@@ -81,17 +82,29 @@ def main(argv=None):
 
     *_, titles = zip(*models)
     names = [title.replace("\n", " ") for title in titles]
+    similarities = list(arrays.values())
+    differences = ["", *(difference(similarities[0], other) for other in similarities[1:])]
     with written_whole(args.output.with_suffix(".npz")) as temporary:
         np.savez_compressed(temporary, **arrays, titles=names, adjacent_by_chance=by_chance)
     with written_whole(args.output) as temporary:
-        draw_similarities(list(arrays.values()), statistics, random, titles, temporary)
+        draw_similarities(similarities, statistics, random, titles, temporary, differences)
     print("same row  same column  elsewhere  nearest one adjacent")
     for values, name in zip(statistics, names):
         print(as_row(values), name)
     for baseline, draws in random.items():
         for reduce, name in ((np.mean, f"mean of {baseline}"), (np.max, "the highest of them")):
             print(as_row({kind: reduce(values) for kind, values in draws.items()}), name)
+    for line, name in zip(differences[1:], names[1:]):
+        print(f"{name}: {line}")
     print(f"{args.output} and {args.output.with_suffix('.npz')}")
+
+
+def difference(similarity, other):
+    """How far the similarities (H, W, H, W) of another model are from those of the first, in words."""
+    if similarity.shape != other.shape:
+        return "another grid than the first model's"
+    apart = abs(other - similarity)
+    return f"difference to the first model at most {apart.max():.2g}, mean {apart.mean():.2g}"
 
 
 def as_row(values):

@@ -145,7 +145,8 @@ def read_tensors(path):
     BadInput for a missing, broken or unsafe file.
     """
     path = Path(path)
-    refuse_missing(path, "a weights file")
+    inside = (path / "best.pt", path / "last.pt")  # of a run folder
+    refuse_missing(path, next((str(file) for file in inside if file.is_file()), "a weights file"))
     if kind := stranger(path):
         raise BadInput(f"{path} is {kind}")
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from common.cli import note
 from common.errors import BadInput
@@ -34,6 +35,11 @@ class PhotoAttention:
     title: str
     metadata: dict
     arrays: dict
+
+    @property
+    def mistaken(self):
+        """Whether the photo is known to be of another class than the predicted one."""
+        return self.metadata["label"] not in ("", self.metadata["predicted"])
 
     @property
     def attention(self):
@@ -81,6 +87,12 @@ class PhotoAttention:
         return results
 
 
+def _imagenet_names(model):
+    """timm's names of a model's classes where it is one of ImageNet's heads by their number, else numbers."""
+    subset, classes = infer_imagenet_subset(model), range(model.num_classes)
+    return list(map(ImageNetInfo(subset).index_to_description if subset else "class {}".format, classes))
+
+
 class Viewer:
     """A model that photos are shown to: of a checkpoint, or timm's `arch` with its own weights or a file's.
 
@@ -96,7 +108,7 @@ class Viewer:
         else:
             model, missing_head = vit.create(arch, weights=weights)
             preprocessing = vit.preprocessing(model)
-            self.class_names = [] if missing_head else [f"class {i}" for i in range(model.num_classes)]
+            self.class_names = [] if missing_head else _imagenet_names(model)
             if missing_head:
                 note(f"{weights} has no head for its classes: no prediction is shown")
         if image_size:
@@ -161,13 +173,16 @@ class Viewer:
         return cls_to_patch(maps, self.model, self.grid).cpu()
 
     def _describe(self, name, path, size, probabilities):
+        place, box = Path(os.path.abspath(path)), crop_box(size, self.preprocessing)
+        label = known_label(str(Path(name).with_name(path.name)), self.class_of, place.parent.name) or ""
         title, predicted, confidence = name, "", 0.0
         if self.class_names:
             confidence, index = (value.item() for value in probabilities.max(0))
             predicted = self.class_names[index]
             title += f": {predicted}, probability {confidence:.2f}"
-        place, box = Path(os.path.abspath(path)), crop_box(size, self.preprocessing)
-        label = known_label(str(Path(name).with_name(path.name)), self.class_of, place.parent.name) or ""
+        if label:
+            sign = "\N{CHECK MARK}" if label == predicted else "\N{BALLOT X}"
+            title = f"{name}: {sign} predicted {predicted} {confidence:.2f}, is {label}"
         return title, {"model": self.name, "photo": str(place), "box": box, "predicted": predicted,
                        "confidence": confidence, "label": label}
 

@@ -8,21 +8,23 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from plots.style import downsampled, place, save
+from plots.style import COLOURS, downsampled, place, save
 
 DIMMED = 0.35  # brightness of what the model did not see
-LINE, GAP, BAR_AND_LABELS = 0.017, 0.1, 1.1  # inches on the page; LINE for each point of a title's letters
+LINE, LETTER, GAP, BAR_AND_LABELS = 0.017, 0.0075, 0.1, 1.1  # inches; the first two for each point of a title
 
 
 @dataclass
 class ModelView:
     """A photo, uint8 (height, width, 3), and the (left, top, right, bottom) of what the model saw in it.
 
-    Patches in `framed`, bool (H, W), get a thin frame.
+    The title is in colour where the model is `mistaken` in its class. Patches in `framed`, bool (H, W), get a
+    thin frame.
     """
 
     photo: np.ndarray
     box: tuple
+    mistaken: bool = False
     framed: np.ndarray | None = None
 
     def limits(self):
@@ -32,10 +34,12 @@ class ModelView:
         return (min(0, left), max(width, right)), (max(height, bottom), min(0, top))
 
 
-def bar_label(block=-1, rollout=False):
-    """What the colour bar says of the maps of a block, or of attention rollout."""
-    of_block = "attention of [CLS] to each patch" + (f", block {block}" if block != -1 else "")
-    return "attention rollout from [CLS] to each patch" if rollout else of_block
+def bar_label(blocks, heads, block=-1, rollout=False):
+    """What the colour bar says of the maps of one of the `blocks` (a number), or of attention rollout."""
+    what, which = f"attention of [CLS] to each patch, block {block % blocks} of", f"0 to {blocks - 1}"
+    if rollout:
+        what = "attention rollout from [CLS] to each patch, blocks"
+    return f"{what} {which}, mean of {heads} head{'s' * (heads > 1)}"
 
 
 def draw_rows(rows, label, path):
@@ -44,23 +48,24 @@ def draw_rows(rows, label, path):
     `rows` are (ModelView, attention (H, W), title), on one colour scale. What was cropped away is dimmed.
     """
     size, points, heights = (1, 11, []) if len(rows) <= 3 else (0.7, 8, [])  # 6 points and more on A4
-    across = (size * 10 - BAR_AND_LABELS + 1 - 4 * GAP) / 3
-    letters = int(across * 72 / (0.56 * points))
-    titles = ["\n".join(textwrap.fill(line, letters) for line in title.splitlines()) for _, _, title in rows]
     for view, _, _ in rows:
         (left, right), (bottom, top) = view.limits()
         heights.append(size * min(6.5, max(1.6, 3.3 * (bottom - top) / (right - left))))
+    width = size * 10 + 1
+    across = (width - BAR_AND_LABELS - 4 * GAP) / 3
+    titles = [_wrapped(title, across, points) for _, _, title in rows]
     above = [LINE * points * (title.count("\n") + 1) + GAP for title in titles]
+    height = sum(above) + sum(heights) + GAP
     # without a layout engine, which would take longer than all the rest
-    figure = Figure(figsize=(size * 10 + 1, sum(above) + sum(heights) + GAP))
-    width, height = figure.get_size_inches()
+    figure = Figure(figsize=(width, height))
     norm = Normalize(0, max(attention.max() for _, attention, _ in rows))
     y = 0
     for (view, attention, _), title, title_height, high in zip(rows, titles, above, heights):
         y += title_height
         panels = [place(figure, GAP + i * (across + GAP), y, across, high) for i in range(3)]
         image = _draw_row(panels, view, attention, norm, across)
-        panels[0].set_title(title, fontsize=points, parse_math=False)  # a name may hold $
+        colour = COLOURS[1] if view.mistaken else "black"
+        panels[0].set_title(title, fontsize=points, color=colour, parse_math=False)  # a name may hold $
         y += high
     figure.axes[1].set_title("attention", fontsize=points)
     figure.axes[2].set_title("over what the model saw", fontsize=points)
@@ -70,6 +75,12 @@ def draw_rows(rows, label, path):
     figure.colorbar(image, cax=bar).set_label(label, fontsize=points, wrap=True)
     bar.tick_params(labelsize=points)
     save(figure, path)
+
+
+def _wrapped(title, inches, points):
+    """The title with its lines broken where they would not fit into a width on the page."""
+    letters = int(inches / (LETTER * points))
+    return "\n".join(textwrap.fill(line, letters) for line in title.split("\n"))
 
 
 def _draw_row(panels, view, attention, norm, inches):

@@ -31,12 +31,13 @@ def draw_mosaic(axes, similarity):
     return image
 
 
-def draw_similarities(similarities, statistics, random, titles, path):
+def draw_similarities(similarities, statistics, random, titles, path, remarks=()):
     """Draw one mosaic a model, side by side, on one colour scale from -1 to 1, to a picture file.
 
     Of each model are an array (H, W, H, W), a title, and the dict of
     `interpret.positions.position_statistics`, drawn below; `random` are such dicts of arrays over draws by
-    name, drawn from the least to the most.
+    name, drawn from the least to the most. Of each model `remarks` may have a line, which stands below its
+    mosaic.
     """
     count = len(similarities)
     tallest = max(similarity.shape[0] / similarity.shape[1] for similarity in similarities)
@@ -47,6 +48,9 @@ def draw_similarities(similarities, statistics, random, titles, path):
     for axes, similarity, title in zip(panels, similarities, titles):
         image = draw_mosaic(axes, similarity)
         axes.set_title(title, fontsize=10, parse_math=False)  # a name may hold $
+    for axes, remark in zip(panels, remarks):
+        if remark:
+            axes.set_xlabel(f"{axes.get_xlabel()}\n{remark}")
     upper.colorbar(image, ax=panels, aspect=30, pad=0.02,
                    label="cosine similarity of the position embeddings")
     _draw_statistics(lower, statistics, random, [title.replace("\n", " ") for title in titles])

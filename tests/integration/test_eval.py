@@ -61,6 +61,10 @@ def test_scores_and_predictions_of_files_of_any_name(copied, shapes, tmp_path, c
         expected = torch.stack([checkpoint.model(transform(decode.load_image(folder / name))[None])[0]
                                 for name in names]).softmax(1)
     assert [label for _, label in predictions] == [checkpoint.labels[i] for i in expected.argmax(1)]
+    for name in ("99_1.jpg", "Köter ß.jpg"):
+        row = expected[names.index(name)]
+        line = f"{name}: {checkpoint.class_names[row.argmax()]}, probability {row.max():.2f}"
+        assert line in printed.out.splitlines()
 
     content = json.loads(json_file.read_text())
     labels = [name.split("/")[0] if "/" in name else name.split("_")[0] for name in names]
@@ -111,3 +115,14 @@ def test_plain_timm_loads_the_checkpoint_of_a_run(run):
         assert torch.equal(model.eval()(x), opened.model(x))
     assert opened.labels == ["0", "1", "2", "3"] and opened.class_names == ["cross", "heart", "ring", "star"]
     assert opened.preprocessing == vit.preprocessing(model)
+
+
+def test_a_folder_too_high_is_answered_with_the_one_that_is_meant(copied, shapes, capsys):
+    for arguments in [], ["--skip-bad"]:
+        assert evaluate(shapes, copied, *arguments) == 2
+        assert capsys.readouterr().err == (f"error: {shapes} is a whole data set, not a folder of images: "
+                                           f"did you mean {shapes / 'val'}?\n")
+    for name in ("best.pt", "last.pt"):
+        assert p1_eval.main([str(shapes / "val"), "--checkpoint", str(copied), "--device", "cpu"]) == 2
+        assert capsys.readouterr().err == f"error: {copied} is not a file: name {copied / name}\n"
+        (copied / name).unlink()

@@ -148,7 +148,8 @@ def test_the_flags_choose_what_is_drawn(draw, shapes, tmp_path, drawn, monkeypat
 
     (*_, sheet), arrays = figures("block", "--block", 2, "--sheet", photos=photos)
     titles = [axes.get_title().partition("\n")[0] for axes in sheet.axes[:9:3]]
-    assert titles == ["2_1", "0_0", "3_2"] and sheet.axes[-1].get_ylabel().endswith(", block 2")
+    assert titles == ["2_1", "0_0", "3_2"] and sheet.axes[-1].get_ylabel().endswith(
+        ", block 2 of 0 to 5, mean of 2 heads")
     assert np.allclose(sheet.axes[4].images[0].get_array(), arrays["attention"])
     (mixed,), arrays = figures("rollout", "--rollout", "--format", "pdf")
     assert (tmp_path / "rollout" / "0_0.pdf").exists()

@@ -46,7 +46,25 @@ def test_names_and_checkpoints_stand_side_by_side(checkpoint, tmp_path, drawn, c
         assert sorted(arrays) == ["adjacent_by_chance", "similarity", "similarity_1", "similarity_2",
                                   "titles"]
         assert arrays["titles"].tolist() == [title.replace("\n", " ") for title in titles]
-    assert len(capsys.readouterr().out.splitlines()) == 1 + 3 + 2 * 2 + 1
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 3 + 2 * 2 + 2 + 1
+
+
+def test_how_little_two_models_differ_is_printed_and_drawn(checkpoint, tmp_path, drawn, capsys):
+    saved = torch.load(checkpoint, weights_only=True)
+    saved["state_dict"]["pos_embed"][0, 5] += 0.001 * torch.randn(64)
+    torch.save(saved, tmp_path / "moved.pt")
+    models = checkpoint, tmp_path / "moved.pt", checkpoint
+    assert draw("--checkpoint", *models, "--output", tmp_path / "f.png") == 0
+    with np.load(tmp_path / "f.npz") as arrays:
+        apart = np.abs(arrays["similarity_1"].astype(float) - arrays["similarity"])
+    moved = f"difference to the first model at most {apart.max():.2g}, mean {apart.mean():.2g}"
+    same = "difference to the first model at most 0, mean 0"
+    assert 0 < apart.mean() < apart.max() < 0.1
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-3].endswith(f"moved.pt: {moved}") and printed[-2].endswith(f"best.pt: {same}")
+    below = [axes.get_xlabel() for axes in drawn[0].subfigs[0].axes[:3]]
+    assert below == ["column of the patch", *(f"column of the patch\n{line}" for line in (moved, same))]
+    assert p1_viz_posembed.difference(np.ones((2, 2, 2, 2)), np.ones((3, 2, 3, 2))).startswith("another grid")
 
 
 def test_a_resampled_embedding_stands_beside_random_ones_resampled_alike(checkpoint, tmp_path, capsys):

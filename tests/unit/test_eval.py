@@ -100,3 +100,60 @@ def test_a_run_gets_what_a_report_reads_and_a_foreign_folder_nothing(checkpoint,
         assert arrays["folder"] == str((tmp_path / "val").resolve())
         expected = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(1, keepdims=True)
         assert np.allclose(arrays["probabilities"], expected) and arrays["probabilities"].dtype == np.float32
+
+
+def test_an_evaluation_in_a_run_folder_gives_way_to_one_of_best_pt_on_as_many_labelled_images(
+        checkpoint, tmp_path, capsys):
+    run = tmp_path / "run"
+    (run / "config.json").write_text("{}")
+    (run / "last.pt").write_bytes(b"other weights")
+
+    def evaluate(*labels, of="best.pt", predicted=0):
+        logits = torch.zeros(len(labels), 3)
+        logits[:, predicted] = 1
+        names = [f"{i}.jpg" for i in range(len(labels))]
+        p1_eval.save(arguments(tmp_path, checkpoint=run / of), names, labels, logits, checkpoint)
+        files = [run / name for name in ("eval.json", "eval.npz", "pred.csv")]
+        return [path.read_bytes() for path in files if path.exists()], capsys.readouterr().err
+
+    assert evaluate("3", "12", of="last.pt") == ([], "") == evaluate(None, None)
+    first, said = evaluate("3", "12", None)
+    assert len(first) == 3 and said == ""
+    kept = f"note: {run / 'eval.json'} of 2 labelled images is kept: this evaluation "
+    assert evaluate("3", None, None, None) == (first, f"{kept}has 1\n")
+    assert evaluate(None) == (first, f"{kept}has 0\n")
+    assert evaluate("3", "12", "x", of="last.pt") == (first, f"{kept}is of last.pt\n")
+    second, said = evaluate("3", "12", predicted=1)
+    assert said == f"note: {run / 'eval.json'} of 2 labelled images is replaced: this evaluation has 2\n"
+    assert not set(first) & set(second)
+    (run / "eval.json").write_text("[")
+    assert evaluate("3")[1] == "" and json.loads((run / "eval.json").read_text())["labelled"] == 1
+
+
+def test_unlabelled_images_get_their_name_and_probability(checkpoint, tmp_path, capsys):
+    names, labels = ["12_1.jpg", "my cat.jpg", "\udcff\n.jpg"], ["12", None, None]
+    logits = torch.tensor([[0, 2, 1], [3, 0, 0], [0, 0, 1]]).float()
+    args = arguments(tmp_path, json=tmp_path / "result.json")
+    result = p1_eval.save(args, names, labels, logits, checkpoint)
+    assert result["unlabelled"] == {
+        names[1]: {"label": "3", "name": "three", "probability": pytest.approx(np.e**3 / (np.e**3 + 2))},
+        names[2]: {"label": "x", "name": "x", "probability": pytest.approx(np.e / (np.e + 2))}}
+    assert json.loads(args.json.read_text(encoding="utf-8")) == result
+    result["unlabelled"]["new\nline.jpg"] = result["unlabelled"].pop(names[2])
+    assert p1_eval.report(result, args) == 0
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first == "my cat.jpg: three, probability 0.91" and second == "new\\nline.jpg: x, probability 0.58"
+    assert third.startswith("accuracy 1.0000 (1 of 1 labelled images")
+    assert "unlabelled" not in p1_eval.save(args, names[:1], labels[:1], logits[:1], checkpoint)
+
+
+def test_the_folder_around_val_is_not_taken_for_images(tmp_path):
+    for name in ("val", "train"):
+        (tmp_path / name).mkdir()
+        p1_eval.refuse_data_set(tmp_path, ["0", "1"])  # one of them alone may hold photos
+        (tmp_path / name).rmdir()
+    (tmp_path / "val").mkdir()
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    with pytest.raises(BadInput, match=f"did you mean {tmp_path / 'val'}.$"):
+        p1_eval.refuse_data_set(tmp_path, ["0", "1"])
+    p1_eval.refuse_data_set(tmp_path, ["train", "val"])

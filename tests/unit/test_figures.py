@@ -108,6 +108,22 @@ def test_rows_share_one_scale_in_the_order_given(drawn, tmp_path):
     assert panels[3].get_xlim() == (-5, 35) and panels[3].get_ylim() == (90, 0), "with the padding"
 
 
+def test_a_title_stays_over_its_photo_and_that_of_a_mistake_is_in_colour(drawn, tmp_path):
+    view = ModelView(np.zeros((40, 40, 3), np.uint8), (0, 0, 40, 40))
+    mistaken = ModelView(view.photo, view.box, mistaken=True)
+    long = "26_1: \N{BALLOT X} predicted German_Shorthaired 0.98, is american_pit_bull_terrier\nshare 1%"
+    for count in (1, 4):  # of four the panels are smaller
+        rows = [(mistaken, np.ones((2, 2)), long)] + [(view, np.ones((2, 2)), "")] * (count - 1)
+        draw_rows(rows, "", tmp_path / "f.png")
+        figure = drawn[-1]
+        panel, title = figure.axes[0], figure.axes[0].title
+        extent = title.get_window_extent(figure.canvas.get_renderer())
+        assert extent.x0 > 0 and extent.x1 < figure.axes[1].bbox.x0 and extent.y1 <= figure.bbox.y1
+        assert extent.y0 >= panel.bbox.y1 and title.get_text().split() == long.split()
+        assert title.get_color() == style.COLOURS[1]
+    assert figure.axes[3].title.get_color() == "black"
+
+
 def test_a_map_over_a_photo_is_smooth_between_the_centres_of_its_cells_and_constant_beyond(tmp_path):
     figure = Figure(figsize=(6, 1))
     axes = style.place(figure, 0, 0, 6, 1)
@@ -122,14 +138,15 @@ def test_a_map_over_a_photo_is_smooth_between_the_centres_of_its_cells_and_const
 
 
 def test_the_label_of_the_bar_says_what_the_maps_are(drawn, tmp_path):
-    assert bar_label() == "attention of [CLS] to each patch"
-    assert bar_label(block=2) == "attention of [CLS] to each patch, block 2"
+    last = "attention of [CLS] to each patch, block 11 of 0 to 11, mean of 3 heads"
+    assert bar_label(12, 3) == bar_label(12, 3, block=11) == last
+    assert bar_label(6, 1, block=2) == "attention of [CLS] to each patch, block 2 of 0 to 5, mean of 1 head"
     rows = [(ModelView(np.zeros((20, 90, 3), np.uint8), (0, 0, 90, 20)), np.ones((2, 2)), "low")]
-    draw_rows(rows, bar_label(rollout=True), tmp_path / "f.png")
+    draw_rows(rows, bar_label(12, 3, rollout=True), tmp_path / "f.png")
     label = drawn[0].axes[-1].yaxis.label
     height = drawn[0].get_size_inches()[1] * drawn[0].dpi
     extent = label.get_window_extent(drawn[0].canvas.get_renderer())
-    assert label.get_text() == "attention rollout from [CLS] to each patch"
+    assert label.get_text() == ("attention rollout from [CLS] to each patch, blocks 0 to 11, mean of 3 heads")
     assert extent.y0 >= 0 and extent.y1 <= height, "it breaks where the page is lower than it is long"
 
 

@@ -80,7 +80,17 @@ def test_predictions_and_true_classes_have_their_names(viewer, photos, shapes, t
         name = CLASSES[row.argmax()]
         assert result.metadata["predicted"] == name
         assert result.metadata["confidence"] == pytest.approx(row.max().item(), abs=1e-6)
-        assert result.title == f"{result.path.stem}: {name}, probability {row.max():.2f}"
+        sign, label = "\N{BALLOT X}" if result.mistaken else "\N{CHECK MARK}", result.metadata["label"]
+        truth = f"{sign} predicted {name} {row.max():.2f}, is {label}"
+        assert result.title == f"{result.path.stem}: " + (
+            truth if label else f"{name}, probability {row.max():.2f}")
+        assert result.mistaken == (label not in (name, ""))
+    name = CLASSES[probabilities[0].argmax()]
+    (tmp_path / str(CLASSES.index(name))).mkdir()
+    right = shutil.copy(photos[0], tmp_path / str(CLASSES.index(name)) / "own.jpg")
+    (result,) = viewer.attend([right])
+    assert not result.mistaken and result.title.startswith(f"own: \N{CHECK MARK} predicted {name} 0.")
+    assert any(result.mistaken for result in results)
     labels = [result.metadata["label"] for result in results]
     assert labels == [CLASSES[2], CLASSES[0], CLASSES[3], CLASSES[3], ""]
     photo = shutil.copy(photos[0], tmp_path / "3" / "2_1.jpg")
@@ -147,6 +157,15 @@ def test_weights_without_a_head_predict_nothing(photos, tmp_path, capsys):
     assert "no prediction is shown" in capsys.readouterr().err and viewer.class_names == []
     (photo,) = viewer.attend(photos[:1])
     assert photo.title == "2_1" and photo.metadata["predicted"] == "" and photo.metadata["confidence"] == 0
+
+
+def test_the_classes_of_imagenet_s_head_have_their_names(photos, tmp_path):
+    torch.save(vit.build("test_vit").state_dict(), tmp_path / "weights.pt")
+    viewer = Viewer(CPU, arch="test_vit", weights=tmp_path / "weights.pt")
+    assert len(viewer.class_names) == 1000 and viewer.class_names[283] == "Persian cat"
+    (photo,) = viewer.attend(photos[:1])
+    assert photo.title.startswith(f"2_1: {photo.metadata['predicted']}, probability 0.")
+    assert photo.metadata["predicted"] in viewer.class_names and not photo.mistaken
 
 
 def test_a_model_without_a_cls_token_is_refused_by_its_name(photos, tmp_path):
