@@ -112,8 +112,7 @@ def main(argv=None):
         for name, photo in zip(names, attended):
             arrays, view = photo.arrays, ModelView(photo.pixels, photo.metadata["box"], photo.mistaken, sinks)
             heads = len(arrays["attention_per_head"])
-            label = bar_label(len(viewer.model.blocks), heads, args.block, args.rollout)
-            label += ", without sinks" * args.without_sinks
+            label = bar_label(len(viewer.model.blocks), heads, args.block, args.rollout, args.without_sinks)
             if args.all:
                 arrays.update(photo.metadata)
             if args.masks:

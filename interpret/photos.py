@@ -72,7 +72,7 @@ class PhotoAttention:
             self.arrays.update({f"share_on_object{end}": share, f"share_of_area{end}": area,
                                 f"peak_on_object{end}": grounds[-1][2]})
         for words, (share, area, *_) in zip(("attention on the object", "without sinks"), grounds):
-            self.title += f"\n{words} {share:.0%}, area {area:.0%}"
+            self.title += f"\n{words} {share:.1%}, area {area:.1%}"
         return grounds
 
     def occlude(self, model):

@@ -34,12 +34,12 @@ class ModelView:
         return (min(0, left), max(width, right)), (max(height, bottom), min(0, top))
 
 
-def bar_label(blocks, heads, block=-1, rollout=False):
+def bar_label(blocks, heads, block=-1, rollout=False, without_sinks=False):
     """What the colour bar says of the maps of one of the `blocks` (a number), or of attention rollout."""
     what, which = f"attention of [CLS] to each patch, block {block % blocks} of", f"0 to {blocks - 1}"
     if rollout:
         what = "attention rollout from [CLS] to each patch, blocks"
-    return f"{what} {which}, mean of {heads} head{'s' * (heads > 1)}"
+    return f"{what} {which}, mean of {heads} head{'s' * (heads > 1)}{', without sinks' * without_sinks}"
 
 
 def draw_rows(rows, label, path):

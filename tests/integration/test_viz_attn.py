@@ -85,7 +85,7 @@ def test_sinks_are_named_framed_and_left_out_on_request(draw, shapes, tmp_path, 
         assert first.startswith("1 of 100 patches draw attention") and first.endswith(": row 3 column 8")
         assert [line.partition(":")[0] for line in rest[:4]] == [
             "2_1", "2_1 without sinks", "mean of 1", "mean of 1 without sinks"]
-    for figure, label in zip(drawn, ("each patch", "each patch, without sinks")):
+    for figure, label in zip(drawn, ("mean of 2 heads", "mean of 2 heads, without sinks")):
         assert figure.axes[-1].get_ylabel().endswith(label)
     plain, cut = (figure.axes[1].images[0].get_array() for figure in drawn)
     assert plain[2, 7] == plain.max() and cut[2, 7] == 0
