@@ -101,6 +101,7 @@ class Viewer:
 
     def __init__(self, device, checkpoint=None, arch=None, weights=None, image_size=None):
         self.name, self.device, self.class_of = str(checkpoint or arch), device, {}
+        self._sinks = {}  # by block and whether of the rollout
         if checkpoint:
             opened = open_checkpoint(checkpoint)
             model, preprocessing, self.class_names = opened.model, opened.preprocessing, opened.class_names
@@ -152,11 +153,14 @@ class Viewer:
 
     def find_sinks(self, block=-1, with_rollout=False):
         """What `interpret.sinks.find_sinks` finds in this model's maps of a block, or in its rollout."""
+        if (block, with_rollout) in self._sinks:
+            return self._sinks[block, with_rollout]
         images = plain_images(self.preprocessing["input_size"][:0:-1])
         inputs = torch.stack(list(map(self.transform, images))).to(self.device)
         _, maps = self._run(inputs, self._blocks(block, with_rollout))
         from_cls = self._from_cls(rollout(maps[:-1]) if with_rollout else maps[-1].mean(1))
-        return find_sinks(from_cls.numpy())
+        self._sinks[block, with_rollout] = find_sinks(from_cls.numpy())
+        return self._sinks[block, with_rollout]
 
     def _blocks(self, block, every):
         return [*range(len(self.model.blocks) if every else 0), block]

@@ -27,8 +27,8 @@ def calls(run, shapes, captioners, tmp_path):
             "p2_eval": (p2_eval.main, ["--data", captioners / "coco", "--checkpoint",
                                        captioners / "captioner.pt", "--batch-size", 1, "--json"], 2),
             "p1_viz_landscape": (p1_viz_landscape.main, [
-                run / "best.pt", run / "last.pt", "--data", shapes, "--images", 2, "--batch-size", 1,
-                "--eigenvalues", 1, "--output"], 12)}
+                run / "best.pt", "--data", shapes, "--images", 2, "--batch-size", 1,
+                "--eigenvalues", 1, "--output"], 6)}
 
 
 @pytest.mark.parametrize("script", ["p1_eval", "p2_eval", "p1_viz_landscape"])

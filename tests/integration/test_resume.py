@@ -21,7 +21,7 @@ from tests.helpers.linear import Training
 from tests.helpers.training import TRAIN, Killed, die_after_saves, metrics, same, train, weights
 
 
-@pytest.mark.parametrize("kills, flags", [(1, []), (6, ["--sam", "--workers", "2"])])
+@pytest.mark.parametrize("kills, flags", [(1, []), (3, ["--sam", "--workers", "2"])])
 def test_killed_runs_end_bit_for_bit_like_one_left_alone(tmp_path, kills, flags):
     """Every third kill is in the middle of a save; the helper's docstring has the command for 25."""
     command = ["--kills", str(kills), "--epochs", "2", "--optimizer", "adam", *flags]
