@@ -1,7 +1,9 @@
 """The grid of position-embedding similarities, and the numbers behind it."""
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from plots.style import legend_below, line_style, save
 
@@ -26,7 +28,7 @@ def draw_mosaic(axes, similarity):
         ticks = range(0, patches, 1 if patches <= 16 else 2 if patches <= 32 else 4)
         axis.set_ticks([i * (patches + gap) + (patches - 1) / 2 for i in ticks], [str(i) for i in ticks])
         axis.set_label_text(f"{name} of the patch")
-    axes.tick_params(length=0, labelsize=8)
+    axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return image
 
@@ -41,20 +43,28 @@ def draw_similarities(similarities, statistics, random, titles, path, remarks=()
     """
     count = len(similarities)
     tallest = max(similarity.shape[0] / similarity.shape[1] for similarity in similarities)
-    heights = (min(12, max(3, 4.6 * tallest + 1.2)), 3)
-    figure = Figure(figsize=(5.2 * count + 1, sum(heights)), layout="constrained")
+    width = 5.2 * count + 1
+    points = max(9, width)  # 6 and more on A4
+    heights = (min(12, max(3, 4.6 * tallest + 1.2)), points / 3)
+    with rc_context({"font.size": points, "axes.titlesize": points, "legend.fontsize": points}):
+        figure = Figure(figsize=(width, sum(heights)), layout="constrained")
+        _draw(figure, heights, similarities, statistics, random, titles, remarks)
+        save(figure, path)
+
+
+def _draw(figure, heights, similarities, statistics, random, titles, remarks):
+    count = len(similarities)
     upper, lower = figure.subfigures(2, 1, height_ratios=heights)
     panels = upper.subplots(1, count, squeeze=False)[0]
     for axes, similarity, title in zip(panels, similarities, titles):
         image = draw_mosaic(axes, similarity)
-        axes.set_title(title, fontsize=10, parse_math=False)  # a name may hold $
+        axes.set_title(title, parse_math=False)  # a name may hold $
     for axes, remark in zip(panels, remarks):
         if remark:
             axes.set_xlabel(f"{axes.get_xlabel()}\n{remark}")
     upper.colorbar(image, ax=panels, aspect=30, pad=0.02,
                    label="cosine similarity of the position embeddings")
     _draw_statistics(lower, statistics, random, [title.replace("\n", " ") for title in titles])
-    save(figure, path)
 
 
 def _draw_statistics(figure, statistics, random, names):
@@ -72,14 +82,13 @@ def _draw_statistics(figure, statistics, random, names):
         curve.fill_between(np.arange(1, curves.shape[1] + 1), curves.min(0), curves.max(0), color="gray",
                            alpha=0.4, label=_with_share(name, draws["nearest_adjacent"].mean()))
     means.set_xticks(range(3), list(KINDS.values()))
-    means.set(ylabel="mean similarity", title="to the other patches of")
-    curve.set(xlabel="distance in patches", ylabel="mean similarity", title="by distance")
-    legend_below(figure, fontsize=8, ncols=min(2, len(names)))
+    means.set(xlabel="place of the other patch", ylabel="mean similarity")
+    curve.set(xlabel="distance of the other patch, in patches", ylabel="mean similarity")
+    curve.xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend_below(figure, ncols=min(2, len(names)))
     for axes in (means, curve):
         axes.axhline(0, color="black", linewidth=0.8)
         axes.grid(alpha=0.3, axis="y")
-        axes.tick_params(labelsize=8)
-        axes.title.set_fontsize(10)
 
 
 def _with_share(name, nearest_adjacent):
