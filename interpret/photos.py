@@ -71,7 +71,7 @@ class PhotoAttention:
             grounds.append((share, area, *peaks_on(attention, torch.from_numpy(inside), counts)))
             self.arrays.update({f"share_on_object{end}": share, f"share_of_area{end}": area,
                                 f"peak_on_object{end}": grounds[-1][2]})
-        for words, (share, area, *_) in zip(("attention on the object", "without sinks"), grounds):
+        for words, (share, area, *_) in zip(("on the object", "without sinks"), grounds):
             self.title += f"\n{words} {share:.1%}, area {area:.1%}"
         return grounds
 

@@ -125,7 +125,7 @@ def test_what_lies_on_the_object_agrees_with_a_count_of_pixels(viewer, photos, s
     assert numbers.items() <= photo.arrays.items()
     assert np.array_equal(photo.arrays["object_cover"], inside) and 0 < chance < 1
     assert np.array_equal(photo.arrays["background_cover"], outside)
-    assert photo.title.endswith(f"\nattention on the object {share:.1%}, area {area:.1%}")
+    assert photo.title.endswith(f"\non the object {share:.1%}, area {area:.1%}")
 
 
 def test_occlusion_is_that_of_the_map_that_is_drawn(viewer, photos):
