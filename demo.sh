@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Set everything up, then train, evaluate, caption, draw all figures and write a page of them, on images that the project
-# draws itself: about 5 minutes on 2 cores after the set-up, without a network.
+# draws itself: about 6 minutes on 2 cores after the set-up, without a network.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . common/setup.sh

@@ -92,7 +92,7 @@ def test_sam_learns_in_each_precision(many_shapes, tmp_path, precision, record_p
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
     record_property(f"SAM in {precision}, accuracy on 4 shapes after 16 epochs", last["train_accuracy"])
     assert float(last["train_loss"]) < float(first["train_loss"]) - 0.1
-    assert float(last["train_accuracy"]) > 0.36 and last["skipped_steps"] == "0"
+    assert float(last["train_accuracy"]) > 0.4 and last["skipped_steps"] == "0"
 
 
 @pytest.mark.parametrize("flags, waits", [
