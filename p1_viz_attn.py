@@ -59,6 +59,7 @@ def get_args_parser():
     which.add_argument("--rollout", action="store_true",
                        help="attention rollout: how [CLS] reaches the patches through all blocks")
     add("--sheet", action="store_true", help=f"also {SHEET}.png: all photos, in the order given")
+    add("--scale-each", action="store_true", help="on the sheet, too, a colour scale for each photo")
     add("--without-sinks", action="store_true",
         help="leave out the patches that draw attention whatever the photo")
     add("--all", action="store_true", help="also store all layers, heads and tokens")
@@ -82,7 +83,7 @@ def main(argv=None):
     import numpy as np
 
     from common.files import written_whole
-    from datasets.masks import find_masks
+    from datasets.masks import find_masks, load_mask
     from datasets.photos import find_photos, refuse_to_overwrite, refuse_undecodable
     from engine.device import keep_freed_memory, pick_device
     from interpret.photos import Viewer
@@ -110,12 +111,11 @@ def main(argv=None):
     with Drawing() as drawing:
         attended = viewer.attend(paths, args.batch_size, args.block, args.rollout, args.all, names)
         for name, photo in zip(names, attended):
-            arrays, view = photo.arrays, ModelView(photo.pixels, photo.metadata["box"], photo.mistaken, sinks)
-            heads = len(arrays["attention_per_head"])
+            arrays, heads = photo.arrays, len(photo.arrays["attention_per_head"])
+            view = ModelView(photo.pixels, photo.metadata["box"], photo.mistaken, sinks)
             label = bar_label(len(viewer.model.blocks), heads, args.block, args.rollout, args.without_sinks)
-            if args.all:
-                arrays.update(photo.metadata)
             if args.masks:
+                view.outlined, _ = load_mask(masks[photo.path], photo.pixels.shape[1::-1])
                 groundings.append(photo.ground(*covers[photo.path]))
                 print_both(name, [on_object(*ground[:3]) for ground in groundings[-1]])
             if args.occlusion:
@@ -129,7 +129,8 @@ def main(argv=None):
             if args.sheet:
                 rows.append((view, attention, photo.title.replace(": ", "\n", 1)))
         if args.sheet:
-            drawing.draw(args.output_dir / f"{SHEET}.{args.format}", draw_rows, rows, label)
+            drawing.draw(args.output_dir / f"{SHEET}.{args.format}", draw_rows, rows, label,
+                         scale_each=args.scale_each)
     print_means(groundings, occlusions)
     print(f"{len(paths)} image{'s' * (len(paths) > 1)} drawn to {args.output_dir}")
     return 0

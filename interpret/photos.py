@@ -148,7 +148,7 @@ class Viewer:
                 for i, (name, path, photo) in enumerate(zip(names[start:], paths[start:], photos)):
                     title, metadata = self._describe(name, path, photo.size, probabilities[i])
                     arrays = self._arrays([of_block[i] for of_block in maps], with_rollout, with_all)
-                    arrays["sinks"] = sinks
+                    arrays.update(metadata if with_all else {}, sinks=sinks)
                     yield PhotoAttention(path, np.asarray(photo), inputs[i], title, metadata, arrays)
 
     def find_sinks(self, block=-1, with_rollout=False):

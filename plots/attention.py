@@ -19,13 +19,14 @@ class ModelView:
     """A photo, uint8 (height, width, 3), and the (left, top, right, bottom) of what the model saw in it.
 
     The title is in colour where the model is `mistaken` in its class. Patches in `framed`, bool (H, W), get a
-    thin frame.
+    thin frame, and what is `outlined`, bool (height, width), a white line round it.
     """
 
     photo: np.ndarray
     box: tuple
     mistaken: bool = False
     framed: np.ndarray | None = None
+    outlined: np.ndarray | None = None
 
     def limits(self):
         """(left, right), (bottom, top) of both: where the model pads, the box reaches over the edge."""
@@ -42,38 +43,43 @@ def bar_label(blocks, heads, block=-1, rollout=False, without_sinks=False):
     return f"{what} {which}, mean of {heads} head{'s' * (heads > 1)}{', without sinks' * without_sinks}"
 
 
-def draw_rows(rows, label, path):
+def draw_rows(rows, label, path, scale_each=False):
     """Draw rows of a photo, the attention of its patches, and the one laid over the other, to a picture file.
 
-    `rows` are (ModelView, attention (H, W), title), on one colour scale. What was cropped away is dimmed.
+    `rows` are (ModelView, attention (H, W), title), on one colour scale, or each on its own. What was cropped
+    away is dimmed.
     """
     size, points, heights = (1, 11, []) if len(rows) <= 3 else (0.7, 8, [])  # 6 points and more on A4
-    for view, _, _ in rows:
-        (left, right), (bottom, top) = view.limits()
-        heights.append(size * min(6.5, max(1.6, 3.3 * (bottom - top) / (right - left))))
     width = size * 10 + 1
     across = (width - BAR_AND_LABELS - 4 * GAP) / 3
+    for view, _, _ in rows:
+        (left, right), (bottom, top) = view.limits()
+        heights.append(min(6.5 * size, max(1.6 * size, across * (bottom - top) / (right - left))))
     titles = [_wrapped(title, across, points) for _, _, title in rows]
     above = [LINE * points * (title.count("\n") + 1) + GAP for title in titles]
     height = sum(above) + sum(heights) + GAP
     # without a layout engine, which would take longer than all the rest
     figure = Figure(figsize=(width, height))
-    norm = Normalize(0, max(attention.max() for _, attention, _ in rows))
-    y = 0
+    brightest, y, bars = max(attention.max() for _, attention, _ in rows), 0, []
     for (view, attention, _), title, title_height, high in zip(rows, titles, above, heights):
         y += title_height
         panels = [place(figure, GAP + i * (across + GAP), y, across, high) for i in range(3)]
-        image = _draw_row(panels, view, attention, norm, across)
+        norm = Normalize(0, attention.max() if scale_each else brightest)
+        bars.append((_draw_row(panels, view, attention, norm, across), y, high))
         colour = COLOURS[1] if view.mistaken else "black"
         panels[0].set_title(title, fontsize=points, color=colour, parse_math=False)  # a name may hold $
         y += high
     figure.axes[1].set_title("attention", fontsize=points)
     figure.axes[2].set_title("over what the model saw", fontsize=points)
-    long = max(0.85 * heights[0], 0.2 * height)
-    middle = (above[0] + height - GAP) / 2
-    bar = place(figure, width - BAR_AND_LABELS, middle - long / 2, long / 25, long)
-    figure.colorbar(image, cax=bar).set_label(label, fontsize=points, wrap=True)
-    bar.tick_params(labelsize=points)
+    middle, long = (above[0] + height - GAP) / 2, max(0.85 * heights[0], 0.2 * height)
+    if not scale_each:
+        bars = [(bars[0][0], middle - long / 2, long)]
+    for image, top, high in bars:
+        bar = place(figure, width - BAR_AND_LABELS, top, long / 25, high)
+        figure.colorbar(image, cax=bar)
+        bar.tick_params(labelsize=points)
+    figure.text(1 - GAP / width, 1 - middle / height, _wrapped(label, height, points), rotation=90,
+                fontsize=points, horizontalalignment="right", verticalalignment="center")
     save(figure, path)
 
 
@@ -95,7 +101,7 @@ def _draw_row(panels, view, attention, norm, inches):
     show_map(over, view.box, attention, norm, over_photo=True)
     _dim_unseen(over, view)
     for axes in (alone, over):
-        _frame(axes, view)
+        _mark(axes, view, inches)
     across, down = view.limits()
     for axes in panels:
         axes.set(xlim=across, ylim=down)  # after imshow, which sets limits of its own
@@ -104,14 +110,18 @@ def _draw_row(panels, view, attention, norm, inches):
     return image
 
 
-def _frame(axes, view):
-    if view.framed is None:
-        return
-    left, top, right, bottom = view.box
-    high, wide = (bottom - top) / view.framed.shape[0], (right - left) / view.framed.shape[1]
-    for row, column in np.argwhere(view.framed):
-        axes.add_patch(Rectangle((left + column * wide, top + row * high), wide, high, fill=False,
-                                 color="deepskyblue", lw=0.8))
+def _mark(axes, view, inches):
+    """Frame and outline what a ModelView names."""
+    if view.framed is not None:
+        left, top, right, bottom = view.box
+        high, wide = (bottom - top) / view.framed.shape[0], (right - left) / view.framed.shape[1]
+        for row, column in np.argwhere(view.framed):
+            axes.add_patch(Rectangle((left + column * wide, top + row * high), wide, high, fill=False,
+                                     color="deepskyblue", lw=0.8))
+    if view.outlined is not None and 0 < view.outlined.mean() < 1:
+        height, width = view.outlined.shape
+        axes.contour(downsampled(view.outlined * np.uint8(255), inches), [127.5], origin="upper",
+                     extent=(0, width, height, 0), colors="white", linewidths=0.8)
 
 
 def show_photo(axes, photo, pixels):

@@ -43,7 +43,7 @@ def draw_caption(photo, box, maps, titles, probabilities, caption, heading, labe
     figure.colorbar(ScalarMappable(norm, "inferno"), bar, orientation="horizontal", ticks=MaxNLocator(4),
                     format=FuncFormatter(lambda x, _: f"{x:.3g}"))
     bar.tick_params(labelsize=8)
-    label += f"; a map sums to 1 over its {maps.shape[1]} x {maps.shape[2]} cells"
+    label += f"; a map sums to 1 over its {maps.shape[1]} x {maps.shape[2]} cells; colours by the square root"
     write(label, left, bottom - BAR_AND_LABEL + 0.4, size=8, color="0.4", wrap=True)
     save(figure, path)
 

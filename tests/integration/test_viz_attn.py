@@ -86,12 +86,13 @@ def test_sinks_are_named_framed_and_left_out_on_request(draw, shapes, tmp_path, 
         assert [line.partition(":")[0] for line in rest[:4]] == [
             "2_1", "2_1 without sinks", "mean of 1", "mean of 1 without sinks"]
     for figure, label in zip(drawn, ("mean of 2 heads", "mean of 2 heads, without sinks")):
-        assert figure.axes[-1].get_ylabel().endswith(label)
+        assert figure.texts[0].get_text().endswith(label)
     plain, cut = (figure.axes[1].images[0].get_array() for figure in drawn)
     assert plain[2, 7] == plain.max() and cut[2, 7] == 0
     assert np.array_equal(np.load(tmp_path / "cut" / "2_1.npz")["attention"], plain)
     for figure in drawn:
         for axes in figure.axes[1:3]:
+            assert len(axes.collections) == 1, "the outline of the mask"
             frame, = [patch for patch in axes.patches if not patch.get_fill()]
             (left, right), (bottom, top) = axes.images[-1].get_extent()[:2], axes.images[-1].get_extent()[2:]
             assert frame.get_x() == pytest.approx(left + 0.7 * (right - left))
@@ -146,15 +147,16 @@ def test_the_flags_choose_what_is_drawn(draw, shapes, tmp_path, drawn, monkeypat
         assert draw(photos, output, *flags) == 0
         return drawn, np.load(tmp_path / output / "0_0.npz")
 
-    (*_, sheet), arrays = figures("block", "--block", 2, "--sheet", photos=photos)
+    (*_, sheet), arrays = figures("block", "--block", 2, "--sheet", "--scale-each", photos=photos)
     titles = [axes.get_title().partition("\n")[0] for axes in sheet.axes[:9:3]]
-    assert titles == ["2_1", "0_0", "3_2"] and sheet.axes[-1].get_ylabel().endswith(
+    assert titles == ["2_1", "0_0", "3_2"] and sheet.texts[0].get_text().endswith(
         ", block 2 of 0 to 5, mean of 2 heads")
     assert np.allclose(sheet.axes[4].images[0].get_array(), arrays["attention"])
+    assert len({sheet.axes[i].images[0].get_clim() for i in (1, 4, 7)}) == 3
     (mixed,), arrays = figures("rollout", "--rollout", "--format", "pdf")
     assert (tmp_path / "rollout" / "0_0.pdf").exists()
     assert np.allclose(mixed.axes[1].images[0].get_array(), arrays["rollout"])
-    assert mixed.axes[-1].get_ylabel().startswith("attention rollout")
+    assert mixed.texts[0].get_text().startswith("attention rollout")
 
 
 def test_the_users_files_are_kept(draw, shapes, tmp_path, capsys):

@@ -74,7 +74,8 @@ def test_the_map_lies_on_the_box_and_the_rest_is_dimmed(drawn, tmp_path):
     assert np.array_equal(map_axes.images[0].get_array(), attention)
     for axes in (photo_axes, map_axes, over_axes):
         assert axes.get_xlim() == (0, 100) and axes.get_ylim() == (60, 0)
-    assert photo_axes.get_title() == "a heading" and bar.get_ylabel() == "attention"
+    assert photo_axes.get_title() == "a heading" and bar.get_ylim() == (0, 0.5)
+    assert figure.texts[0].get_text() == "attention"
 
     # what a reader sees
     colour = colours_of(over_axes, tmp_path / "figure.png")
@@ -106,6 +107,29 @@ def test_rows_share_one_scale_in_the_order_given(drawn, tmp_path):
     assert panels[4].images[0].get_interpolation() == "nearest", "its patches, alone"
     assert panels[5].images[1].get_interpolation() == "bilinear", "over the photo"
     assert panels[3].get_xlim() == (-5, 35) and panels[3].get_ylim() == (90, 0), "with the padding"
+
+    draw_rows(rows, "", tmp_path / "f.png", scale_each=True)
+    *panels, first, second = drawn[1].axes
+    assert [panels[i].images[-1].get_clim() for i in (1, 2, 4, 5)] == [(0, 0.2)] * 2 + [(0, 0.6)] * 2
+    for bar, row, top in ((first, panels[1], 0.2), (second, panels[4], 0.6)):
+        (_, low), (_, high) = bar.get_position().get_points()
+        (_, row_low), (_, row_high) = row.figure.transFigure.inverted().transform(row.bbox)
+        assert bar.get_ylim() == (0, top) and row_low - 0.01 < low < high < row_high + 0.01, "beside its row"
+
+
+@pytest.mark.parametrize("size", [(60, 40), (1200, 800)])  # as it is, and in fewer pixels
+def test_an_outline_runs_round_the_object(drawn, tmp_path, size):
+    width, height = size
+    outlined = np.zeros((height, width), bool)
+    outlined[height // 4:height // 2, width // 2:] = True
+    view = ModelView(np.zeros((height, width, 3), np.uint8), (0, 0, width, height), outlined=outlined)
+    nothing = ModelView(view.photo, view.box, outlined=np.zeros_like(outlined))
+    draw_rows([(view, np.ones((2, 2)), ""), (nothing, np.ones((2, 2)), "")], "", tmp_path / "f.png")
+    alone, over, *others = [axes.collections for axes in (drawn[0].axes[i] for i in (1, 2, 0, 3, 4, 5))]
+    assert len(alone) == len(over) == 1 and not any(map(len, others))
+    (left, top), (right, bottom) = alone[0].get_paths()[0].get_extents().get_points()
+    assert np.allclose((left / width, top / height, bottom / height), (0.5, 0.25, 0.5), atol=0.02)
+    assert right > 0.97 * width, "to the photo's edge"
 
 
 def test_a_title_stays_over_its_photo_and_that_of_a_mistake_is_in_colour(drawn, tmp_path):
@@ -143,7 +167,7 @@ def test_the_label_of_the_bar_says_what_the_maps_are(drawn, tmp_path):
     assert bar_label(6, 1, block=2) == "attention of [CLS] to each patch, block 2 of 0 to 5, mean of 1 head"
     rows = [(ModelView(np.zeros((20, 90, 3), np.uint8), (0, 0, 90, 20)), np.ones((2, 2)), "low")]
     draw_rows(rows, bar_label(12, 3, rollout=True), tmp_path / "f.png")
-    label = drawn[0].axes[-1].yaxis.label
+    label, = drawn[0].texts
     height = drawn[0].get_size_inches()[1] * drawn[0].dpi
     extent = label.get_window_extent(drawn[0].canvas.get_renderer())
     assert label.get_text() == ("attention rollout from [CLS] to each patch, blocks 0 to 11, mean of 3 heads")
