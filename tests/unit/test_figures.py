@@ -170,7 +170,8 @@ def test_the_label_of_the_bar_says_what_the_maps_are(drawn, tmp_path):
     label, = drawn[0].texts
     height = drawn[0].get_size_inches()[1] * drawn[0].dpi
     extent = label.get_window_extent(drawn[0].canvas.get_renderer())
-    assert label.get_text().replace("\n", " ") == ("attention rollout from [CLS] to each patch, blocks 0 to 11, mean of 3 heads")
+    assert label.get_text().replace("\n", " ") == (
+        "attention rollout from [CLS] to each patch, blocks 0 to 11, mean of 3 heads")
     assert extent.y0 >= 0 and extent.y1 <= height, "it breaks where the page is lower than it is long"
 
 
