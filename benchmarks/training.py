@@ -18,7 +18,7 @@ from torchvision.datasets import ImageFolder
 import p1_train
 from benchmarks.evaluation import CLASSES, photo_folder
 from benchmarks.rows import compare, in_new_process, pace, row, seconds
-from engine.device import autocast, has_instructions_for, keep_freed_memory, peak_memory
+from engine.device import autocast, default_precision, keep_freed_memory, peak_memory
 from sam import SAM
 
 SAM_STEPS = {"cpu": [(4, False, 1.05), (16, False, 1.02)],  # images, whether torch.compile, goal
@@ -120,7 +120,7 @@ def sam_rows(goal, count, arch, batch_size, precision, device, compiled):
 
 def training(options, work):
     on_gpu = options.device.type == "cuda"
-    precision = "bf16" if has_instructions_for("bf16", options.device) else "fp32"
+    precision = default_precision(options.device)
     arch, batch_size, count, sam_count = ("test_vit", 4, 2, 3) if options.small else \
         ("vit_base_patch16_224", 128, 98, 30) if on_gpu else ("vit_tiny_patch16_224", 32, 10, 30)
     setting = arch, batch_size, precision, options.device

@@ -18,6 +18,7 @@ from common.errors import BadInput
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # the numbers of glibc's malloc.h
 GPU_FILES = "nvidia[0-9]*"  # in /dev, where Linux has a driver
+BF16_INSTRUCTIONS = "_is_avx512_bf16_supported", "_is_amx_tile_supported"  # of torch.cpu
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Kernels from compute capability 5.0 to 9.0, and a driver of CUDA 12.0 suffices: torch.cuda's own table.
 CUDA_12 = "pip install torch==2.12.1 torchvision==0.27.1 --index-url https://download.pytorch.org/whl/cu126"
@@ -90,11 +91,22 @@ def keep_freed_memory(device):
         mallopt(M_ARENA_MAX, 1)  # with an arena for each thread, a process grows for minutes
 
 
-def has_instructions_for(precision, device):
-    """Whether a device computes in a precision by itself; without, fp32 (fp16 on a GPU) is much faster."""
+def fastest_precision(device):
+    """The precision in which a device computes fastest, by instructions of its own."""
     if device.type == "cuda":
-        return precision != "bf16" or torch.cuda.get_device_capability(device) >= (8, 0)
-    return precision == "fp32" or torch.backends.cpu.get_cpu_capability() != "AVX2"
+        capability = torch.cuda.get_device_capability(device)
+        return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
+    return "bf16" if any(getattr(torch.cpu, name, bool)() for name in BF16_INSTRUCTIONS) else "fp32"
+
+
+def default_precision(device):
+    """What `--precision auto` stands for. fp16 is for those who ask for it: small gradients vanish in it."""
+    return "bf16" if fastest_precision(device) == "bf16" else "fp32"
+
+
+def is_slow(precision, device):
+    """Whether a device computes many times faster in its `fastest_precision`."""
+    return precision not in (fastest_precision(device), "fp16" if device.type == "cuda" else "fp32")
 
 
 def compute_deterministically():

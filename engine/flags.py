@@ -5,6 +5,7 @@ import argparse
 
 from common.cli import SaveEvery, number
 
+AUTO = "auto"  # of --precision
 # Settings that do not change what a run computes.
 HARMLESS = {"resume", "recipe", "output", "workers", "device", "save_every", "skip_bad", "on_nonfinite"}
 # What a run began from, by its path. A resume compares the images and reads no weights, so these may change;
@@ -54,8 +55,9 @@ def add_training_flags(parser, optimizer, lr, batch_size, epochs):
     add("--ema", type=number(float, above=0, high=0.99999), metavar="DECAY",
         help="evaluate and keep the exponential average of the weights over about 1 / (1 - DECAY) steps: "
              "0.9 to 0.9999")
-    add("--precision", choices=["fp32", "bf16", "fp16"], default="fp32",
-        help="number format of the forward and backward pass (%(default)s)")
+    add("--precision", choices=[AUTO, "fp32", "bf16", "fp16"], default=AUTO,
+        help="number format of the forward and backward pass (auto: bf16 where the device has instructions "
+             "for it, else fp32)")
     add("--on-nonfinite", choices=["stop", "skip"], default="stop",
         help="a step whose loss is inf or NaN stops the run, or is left out and counted (%(default)s)")
 

@@ -10,7 +10,7 @@ from common.cli import SaveEvery, note
 from common.errors import BadInput
 from common.files import refuse_unwritable
 from engine import checkpointing, device, distributed
-from engine.flags import ORIGINS, optimizer_name
+from engine.flags import AUTO, ORIGINS, optimizer_name
 from engine.loader import Loader, loader_workers
 from engine.output import locked
 from engine.photos import first_photos, photos_again
@@ -26,7 +26,8 @@ class Run:
         default: what a flag is when it is not given, by name: `ArgumentParser.get_default`.
 
     Attributes:
-        settings: all arguments as plain values, and the number of ranks as `processes`.
+        settings: all arguments as plain values, and the number of ranks as `processes`. From `start` on
+            `precision` is the one that the run keeps.
         is_main: whether this is rank 0, which alone writes and reports.
         device: a torch.device.
         saved: the saved state to go on from; None for a new run, and after `restore`.
@@ -39,13 +40,15 @@ class Run:
 
     def __init__(self, args, default):
         self.args = args
-        self.settings = {name: str(value) if isinstance(value, (Path, SaveEvery)) else value
-                         for name, value in vars(args).items()}
-        self.settings["processes"] = distributed.world_size()
         self.is_main = distributed.rank() == 0
         self.device = distributed.local_device(device.pick_device(args.device))
         self.stamp = checkpointing.stamp(args.output)
         self.saved = checkpointing.find_run(args.output, args.resume)
+        if self.saved and args.precision == AUTO:
+            args.precision = self.saved["settings"]["precision"]
+        self.settings = {name: str(value) if isinstance(value, (Path, SaveEvery)) else value
+                         for name, value in vars(args).items()}
+        self.settings["processes"] = distributed.world_size()
         if self.saved:
             before = self.saved["settings"]
             checkpointing.check_settings(self.settings, before, default)
@@ -63,11 +66,13 @@ class Run:
         if self.args.deterministic:
             device.compute_deterministically()
         device.keep_freed_memory(self.device)
-        if not device.has_instructions_for(self.args.precision, self.device):
-            name, faster = ("GPU", "fp16") if self.device.type == "cuda" else ("processor", "fp32")
-            note(f"this {name} has no instructions for {self.args.precision}: --precision {faster} is many "
-                 "times faster here")
         distributed.init_process_group(self.device)
+        if self.args.precision == AUTO:  # ranks may have different processors: that of rank 0 decides
+            self.args.precision = distributed.all_gather(device.default_precision(self.device))[0]
+            self.settings["precision"] = self.args.precision
+        if device.is_slow(self.args.precision, self.device):
+            note(f"--precision {device.fastest_precision(self.device)} is many times faster than "
+                 f"{self.args.precision} on this {'GPU' if self.device.type == 'cuda' else 'processor'}")
         seed_everything(self.args.seed)
 
     def finish(self):

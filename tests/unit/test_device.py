@@ -117,8 +117,27 @@ def test_each_rank_has_its_own_gpu_and_nccl_is_told_which(machine, ranks, monkey
                      (1, 4, {"backend": "gloo"})]
 
 
-@pytest.mark.parametrize("capability, precision, has", [
-    ((7, 5), "bf16", False), ((7, 5), "fp16", True), ((7, 5), "fp32", True), ((8, 0), "bf16", True)])
-def test_bf16_wants_a_card_of_capability_8(machine, capability, precision, has):
+@pytest.mark.parametrize("capability, fastest, default, slow", [
+    ((6, 1), "fp32", "fp32", ["bf16"]), ((7, 0), "fp16", "fp32", ["fp32", "bf16"]),
+    ((7, 5), "fp16", "fp32", ["fp32", "bf16"]), ((8, 0), "bf16", "bf16", ["fp32"]),
+    ((9, 0), "bf16", "bf16", ["fp32"])])
+def test_auto_is_bf16_on_a_card_of_capability_8(machine, capability, fastest, default, slow):
     machine(capability)
-    assert device.has_instructions_for(precision, torch.device("cuda")) is has
+    gpu = torch.device("cuda")
+    assert (device.fastest_precision(gpu), device.default_precision(gpu)) == (fastest, default)
+    assert [precision for precision in device.PRECISIONS if device.is_slow(precision, gpu)] == slow
+
+
+@pytest.mark.parametrize("instructions, default, slow", [
+    ((), "fp32", ["bf16", "fp16"]), (("_is_avx512_supported",), "fp32", ["bf16", "fp16"]),
+    (("_is_avx512_supported", "_is_avx512_bf16_supported"), "bf16", ["fp16"]),
+    (("_is_amx_tile_supported",), "bf16", ["fp16"])])
+def test_auto_is_bf16_on_a_processor_with_instructions_for_it(monkeypatch, instructions, default, slow):
+    for name in ("_is_avx512_supported", "_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name in instructions)
+    cpu = torch.device("cpu")
+    assert device.default_precision(cpu) == default
+    assert [precision for precision in device.PRECISIONS if device.is_slow(precision, cpu)] == slow
+    for name in device.BF16_INSTRUCTIONS:  # not in every version of torch
+        monkeypatch.delattr(torch.cpu, name)
+    assert device.default_precision(cpu) == "fp32"

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 import p1_train
 from common.errors import BadInput
+from engine import device, distributed
 from engine.photos import Photos
 from engine.run import Run
 from tests.helpers.linear import NAMES, Training
@@ -138,10 +139,47 @@ def test_a_run_is_not_overwritten_and_other_settings_or_images_are_refused(folde
         run.check_images("another", folder)
 
 
-def test_half_precision_is_called_slow_where_the_processor_has_no_instructions_for_it(
-        tmp_path, capsys, monkeypatch):
-    for capability, slow in (("AVX2", True), ("AVX512", False)):
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability",
-                            lambda capability=capability: capability)
+@pytest.fixture
+def instructions(monkeypatch):
+    """instructions(whether) gives the processor such for bf16, or takes them away."""
+    def give(whether):
+        monkeypatch.setattr(device, "BF16_INSTRUCTIONS", ["is_available"] if whether else [])
+
+    return give
+
+
+def test_a_precision_is_called_slow_where_the_processor_has_no_instructions_for_it(
+        tmp_path, capsys, instructions):
+    for has in (False, True):
+        instructions(has)
         open_run(tmp_path / "run", "--precision", "bf16").start()
-        assert ("--precision fp32 is many times faster here" in capsys.readouterr().err) is slow
+        assert ("--precision fp32 is many times faster than bf16" in capsys.readouterr().err) is not has
+
+
+def test_auto_is_what_the_processor_has_instructions_for_and_a_resume_keeps_it(
+        tmp_path, capsys, instructions):
+    for has, precision in ((True, "bf16"), (False, "fp32")):
+        output = tmp_path / precision
+        instructions(has)
+        run = open_run(output, "--epochs", "3", "--optimizer", "sgd", "--lr", "0.1")
+        run.start()
+        assert run.args.precision == run.settings["precision"] == precision
+        training = Training(output, epochs=1, optimizer="sgd")
+        training.state.settings = run.settings
+        training.run()
+        instructions(not has)
+        capsys.readouterr()
+        again = open_run(output, *FLAGS)
+        again.start()
+        assert again.args.precision == again.settings["precision"] == precision
+        assert ("note: --precision fp32 is many times faster" in capsys.readouterr().err) is has
+        with pytest.raises(BadInput, match=f"--precision is fp16 now and was {precision} before"):
+            open_run(output, *FLAGS, "--precision", "fp16")
+
+
+def test_all_ranks_take_the_precision_of_the_first(tmp_path, instructions, monkeypatch):
+    instructions(False)
+    monkeypatch.setattr(distributed, "all_gather", lambda value: ["bf16", value])
+    run = open_run(tmp_path / "run")
+    run.start()
+    assert run.args.precision == run.settings["precision"] == "bf16"
