@@ -105,6 +105,8 @@ class TrainingState:
         """Put back what `state_dict` returned, but for the settings: see `checkpointing.check_settings`."""
         self.model.load_state_dict(saved["state_dict"])
         resume = saved["resume"]
+        for now, before in zip(self.optimizer.param_groups, resume["optimizer"]["param_groups"]):
+            before["fused"] = now["fused"]  # which the device decides: the run may have begun on another
         self.optimizer.load_state_dict(resume["optimizer"])
         self.scaler.load_state_dict(resume["scaler"])
         if self.average:

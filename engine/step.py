@@ -10,6 +10,7 @@ from sam import SAM
 
 OPTIMIZERS = {"adam": (torch.optim.Adam, {}), "adamw": (torch.optim.AdamW, {}),
               "sgd": (torch.optim.SGD, {"momentum": 0.9})}
+FUSED = ("adam", "adamw")  # on a GPU one kernel for all that a step changes
 
 
 class _NonFiniteLoss(ArithmeticError):
@@ -23,6 +24,8 @@ def build_optimizer(args, parameters, model):
     `distributed.data_parallel`'s.
     """
     base_optimizer, options = OPTIMIZERS[args.optimizer]
+    if args.optimizer in FUSED and next(model.parameters()).is_cuda:
+        options = {"fused": True}
     if not args.sam:
         return base_optimizer(parameters, lr=args.lr, **options)
     return SAM(parameters, base_optimizer, rho=args.rho, adaptive=args.adaptive, model=model,

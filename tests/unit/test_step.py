@@ -1,5 +1,6 @@
 """OptimizerStep on linear layers, against steps written out."""
 
+import copy
 import math
 from contextlib import nullcontext
 
@@ -9,7 +10,8 @@ import torch.nn.functional as F
 
 import p1_train
 import p2_train
-from engine.step import OptimizerStep, build_optimizer
+from engine.state import TrainingState
+from engine.step import FUSED, OPTIMIZERS, OptimizerStep, build_optimizer
 from sam import SAM
 from tests.helpers.linear import ARGS, CLASSES, WIDTH, network
 
@@ -126,6 +128,76 @@ def test_the_model_computes_in_the_precision_asked_for_and_its_weights_stay_fp32
     assert formats == [dtype] * (4 if sam else 2)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert all(not torch.equal(value, w) for value, w in zip(weights(model), before, strict=True))
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """fused(optimizer) makes it the one of GPUs, which the CPU has too."""
+    def fuse(optimizer):
+        base_optimizer, options = OPTIMIZERS[optimizer]
+        monkeypatch.setitem(OPTIMIZERS, optimizer, (base_optimizer, {**options, "fused": True}))
+
+    return fuse
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("sam", [False, True])
+@pytest.mark.parametrize("optimizer", FUSED)
+def test_the_fused_optimizers_step_as_the_plain_ones(fused, optimizer, sam, precision):
+    trained = []
+    for _ in range(2):
+        model = network().eval()  # without noise
+        take_step = step(model, precision=precision, optimizer=optimizer, sam=sam, lr=0.1)
+        for _ in range(3):
+            take_step(batches(4, 3), 7)
+        trained.append(weights(model))
+        fused(optimizer)
+    assert take_step.optimizer.param_groups[0]["fused"] is True
+    for one, other in zip(*trained, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sam, bad_pass", [(False, 1), (True, 1), (True, 2)])
+def test_in_fp16_the_fused_optimizers_leave_out_what_overflows(fused, sam, bad_pass):
+    """The scaler has them do so themselves."""
+    fused("adam")
+    passes = []
+
+    def loss(model, batch):
+        passes.append(None)
+        value, correct = plain_loss(model, batch)
+        return value * (1e30 if len(passes) == bad_pass else 1), correct
+
+    model = network()
+    before = weights(model)
+    take_step = step(model, loss, "fp16", scale=2.0**40, sam=sam)
+    assert math.isfinite(take_step(batches(4), 4)[0]) and take_step.scaler.get_scale() == 2.0**39
+    assert all(torch.equal(value, w) for value, w in zip(weights(model), before, strict=True))
+    take_step.scaler.update(2.0**10)
+    take_step(batches(4), 4)
+    assert not torch.equal(weights(model)[0], before[0])
+
+
+@pytest.mark.parametrize("then", [True, None])
+def test_a_run_goes_on_with_the_kind_of_optimizer_that_the_device_wants(monkeypatch, then):
+    """As one that began on a GPU does on a CPU, and the other way round."""
+    def state(fused):
+        monkeypatch.setitem(OPTIMIZERS, "adam", (torch.optim.Adam, {"fused": fused}))
+        model = network().eval()
+        take_step = step(model, sam=True)
+        return take_step, TrainingState(model, take_step.optimizer, take_step.scaler, {}, "", {})
+
+    began, before = state(None if then else True)
+    began(batches(4), 4)
+    saved = copy.deepcopy(before.state_dict())
+    going_on, after = state(then)
+    after.load_state_dict(saved)
+    assert [optimizer.param_groups[0]["fused"] for optimizer in (began.optimizer, going_on.optimizer)] == [
+        None if then else True, then]
+    began(batches(3), 3)
+    going_on(batches(3), 3)
+    for one, other in zip(weights(before.model), weights(after.model), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("sam, bad_pass", [(False, 1), (True, 1), (True, 2)])
