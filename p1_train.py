@@ -7,13 +7,12 @@ The headline setting, a pretrained ViT-Base with SAM around Adam:
 A pretrained ViT-Tiny from a weights file, on a CPU; and one from scratch, on drawn images:
 
     python p1_train.py --data p1_data --arch vit_tiny_patch16_224 --weights vit_tiny.safetensors \\
-        --precision bf16 --output runs/tiny
+        --output runs/tiny
     python p1_train.py --data demo --arch test_vit --scratch --optimizer adam --lr 1e-3 --output runs/scratch
 
 On four GPUs of a machine, of which each takes `--batch-size` images:
 
-    torchrun --nproc-per-node 4 p1_train.py --data p1_data --precision bf16 --batch-size 8 \\
-        --output runs/parallel
+    torchrun --nproc-per-node 4 p1_train.py --data p1_data --batch-size 8 --output runs/parallel
 
 `--data DIR` holds `train/`, with files named {class}_{id}.jpg or one subfolder a class, and perhaps
 `classes.txt`, one name a line. A part of `train/` is held out to choose the best epoch; `val/` is never read:
@@ -58,6 +57,8 @@ def get_args_parser():
     model.add_argument("--head-init", choices=["random", "probe"], default="random",
                        help="probe: begin with a linear probe of the frozen features, with the pretrained "
                             "head as prior (%(default)s)")
+    model.add_argument("--compile", action="store_true",
+                       help="train through torch.compile: slow to begin, then faster on a GPU (not on a CPU)")
     model.add_argument("--layer-decay", type=number(float, above=0, high=1), default=1, metavar="X",
                        help="each block learns at X times the rate of the next one: 0.65 to 1 (%(default)s)")
 
@@ -151,6 +152,7 @@ def train(args, run, folder, fingerprint):
     """Train a model on a LabelledFolder, of which a part is held out to choose the epoch."""
     from datasets import images, transforms
     from engine import distributed
+    from engine.device import compiled
     from engine.inference import score
     from engine.loop import Loop
     from engine.state import TrainingState
@@ -179,7 +181,7 @@ def train(args, run, folder, fingerprint):
 
     # Optimization
     parameters = layer_groups(model, args.layer_decay) if args.layer_decay < 1 else model.parameters()
-    ddp_model = distributed.data_parallel(model)
+    ddp_model = distributed.data_parallel(compiled(model, run.device) if args.compile else model)
     optimizer, scaler = build_optimizer(args, parameters, ddp_model), run.scaler()
     take_step = OptimizerStep(ddp_model, optimizer, scaler, ClassificationLoss(smoothing), run.device,
                               args.precision)

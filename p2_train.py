@@ -7,7 +7,7 @@ A small one on scenes that the project draws itself, about 5 minutes on 2 cores:
 CATR's published weights further, on COCO (several GPUs: `torchrun --nproc-per-node 4 p2_train.py ...`):
 
     python p2_train.py --data coco --checkpoint downloads/catr.pth --vocab downloads/vocab.txt --lr 1e-5 \\
-        --precision bf16 --output runs/catr
+        --output runs/catr
 
 `--data DIR` is in COCO's layout: `annotations/captions_train2017.json` and the photos in `train2017/`, or the
 same without a year. Each caption counts as one image. A part of the photos is held out to choose the best

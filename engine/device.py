@@ -109,6 +109,19 @@ def is_slow(precision, device):
     return precision not in (fastest_precision(device), "fp16" if device.type == "cuda" else "fp32")
 
 
+def compiled(model, device):
+    """A module that runs a model as torch.compile makes it faster; evaluation takes the model itself.
+
+    Of batches a second size has a graph for all others. Raises BadInput where torch.compile does not work.
+    """
+    try:
+        torch.compile(torch.add)(torch.ones(2, device=device), 1)
+    except RuntimeError as error:  # no compiler, above all
+        reason = str(error).split(" raised:\n")[-1].partition("\n")[0]
+        raise BadInput(f"--compile does not work here: {reason}: mend that, or leave it out") from error
+    return torch.compile(model)
+
+
 def compute_deterministically():
     """Have torch use only algorithms that give the same bits each time.
 

@@ -7,7 +7,8 @@ from common.cli import SaveEvery, number
 
 AUTO = "auto"  # of --precision
 # Settings that do not change what a run computes.
-HARMLESS = {"resume", "recipe", "output", "workers", "device", "save_every", "skip_bad", "on_nonfinite"}
+HARMLESS = {"resume", "recipe", "output", "workers", "device", "compile", "save_every", "skip_bad",
+            "on_nonfinite"}
 # What a run began from, by its path. A resume compares the images and reads no weights, so these may change;
 # the run's settings keep the first ones, for they tell one setting from another (`compare.names`).
 ORIGINS = {"data", "weights", "checkpoint", "vocab"}

@@ -8,7 +8,7 @@ import p1_train
 from engine import checkpointing
 
 TRAIN = ["--arch", "test_vit", "--scratch", "--device", "cpu", "--workers", "0", "--batch-size", "8",
-         "--lr", "1e-3"]
+         "--lr", "1e-3", "--precision", "fp32"]
 
 
 def train(data, output, *arguments, start=("--scratch",)):
