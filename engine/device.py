@@ -77,10 +77,11 @@ def _driver_problem(reason):
 
 
 def keep_freed_memory(device):
-    """For a model on the CPU, have the C library reuse freed memory instead of giving it back to the system.
+    """For evaluation on the CPU, have the C library reuse freed memory instead of giving it to the system.
 
-    It clears each new page before a step may write to it: without this, evaluation of a ViT-Tiny in batches
-    of 64 takes a quarter longer (`docs/performance.md`). Other C libraries than glibc are left as they are.
+    It clears each new page before a model may write to it: without this, evaluation of a ViT-Tiny in batches
+    of 64 takes a quarter longer. Training gains nothing, and in bf16 loses half of its speed by the single
+    arena (`docs/performance.md`). Other C libraries than glibc are left as they are.
     """
     if device.type != "cpu":
         return

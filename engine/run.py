@@ -65,7 +65,6 @@ class Run:
             note(f"{self.args.output} holds no {checkpointing.LAST}: starting anew")
         if self.args.deterministic:
             device.compute_deterministically()
-        device.keep_freed_memory(self.device)
         distributed.init_process_group(self.device)
         if self.args.precision == AUTO:  # ranks may have different processors: that of rank 0 decides
             self.args.precision = distributed.all_gather(device.default_precision(self.device))[0]
