@@ -44,7 +44,7 @@ def get_args_parser():
     add("--batch-size", type=number(int, low=1, high=10**6), default=64, metavar="N",
         help="images at a time and rank; more need more memory (%(default)s)")
     add("--workers", type=number(int, low=0, high=256), metavar="N",
-        help="processes that load images (one a core, at most 8)")
+        help="processes that load images (one a core, at most 16)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: the GPU where there is one")
     add("--skip-bad", action="store_true", help="go on without files that cannot be used")
     return parser
@@ -82,7 +82,7 @@ def predict_all(checkpoint, names, args, device):
     from engine import distributed
     from engine.inference import predict_shards
     from engine.loader import Loader, loader_workers
-    from models.vit import Normalised
+    from models.vit import on_pixels
 
     distributed.init_process_group(device)
     local_names = distributed.shard(names)
@@ -95,7 +95,7 @@ def predict_all(checkpoint, names, args, device):
     batch_images = max(1, min(args.batch_size, len(dataset)))
     batch_bytes = batch_images * math.prod(checkpoint.preprocessing["input_size"])
     loader = Loader(dataset, loader_workers(args.workers, batch_bytes), device, batch_size=args.batch_size)
-    model = Normalised(checkpoint.model, checkpoint.preprocessing).to(device)
+    model = on_pixels(checkpoint.model.to(device), checkpoint.preprocessing)
     with decode.explaining_bad_images(args.images, names):
         logits = predict_shards(model, loader, device, progress=lambda batches: tqdm(
             batches, unit=" batches", disable=None if distributed.rank() == 0 else True),

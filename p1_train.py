@@ -120,11 +120,12 @@ def start_from_probe(model, has_head, preprocessing, fit, run):
     """
     from engine.inference import predict_shards
     from models import probe  # SciPy takes a second to import
+    from models.vit import on_pixels
 
     loader = shard_loader(run, fit, preprocessing)
     facts = probe.start_from_probe(
-        model, lambda features: predict_shards(features, loader, run.device).numpy(), fit.targets, has_head,
-        run.args.seed)
+        model, lambda features: predict_shards(on_pixels(features, preprocessing), loader,
+                                               run.device).numpy(), fit.targets, has_head, run.args.seed)
     if run.is_main:
         accuracy = f"accuracy {facts['accuracy']:.3f} in cross-validation, " if facts["accuracy"] else ""
         print(f"head fitted to the frozen features: C {facts['C']:g}, prior weight {facts['trust']:g}, "
@@ -133,19 +134,19 @@ def start_from_probe(model, has_head, preprocessing, fit, run):
 
 
 def shard_loader(run, folder, preprocessing):
-    """The batches of this rank's shard of a LabelledFolder, as evaluation sees the images."""
+    """The batches of this rank's shard of a LabelledFolder, as evaluation sees the images, in pixels."""
     from datasets.images import ImageDataset
-    from datasets.transforms import evaluation_transform
+    from datasets.transforms import evaluation_pixels
     from engine.distributed import shard
 
-    transform = evaluation_transform(preprocessing)
-    dataset = ImageDataset(folder.root, shard(folder.names), shard(folder.targets), transform)
+    dataset = ImageDataset(folder.root, shard(folder.names), shard(folder.targets),
+                           evaluation_pixels(preprocessing))
     return run.loader(dataset, image_bytes(preprocessing), batch_size=run.args.batch_size)
 
 
 def image_bytes(preprocessing):
-    """What an image takes as the model takes it, in fp32."""
-    return 4 * math.prod(preprocessing["input_size"])
+    """What the pixels of an image take."""
+    return math.prod(preprocessing["input_size"])
 
 
 def train(args, run, folder, fingerprint):
@@ -159,7 +160,7 @@ def train(args, run, folder, fingerprint):
     from engine.step import OptimizerStep, build_optimizer
     from models.checkpoint import checkpoint_fields
     from models.losses import NO_TARGET, ClassificationLoss
-    from models.vit import layer_groups
+    from models.vit import Normalise, layer_groups, on_pixels
 
     # Data, and the model
     fit, held_out = (folder.keep(indices) for indices in images.stratified_holdout(
@@ -175,6 +176,7 @@ def train(args, run, folder, fingerprint):
     sampler = run.sampler(fit.names)
     loader = run.loader(dataset, image_bytes(preprocessing), batch_sampler=sampler)
     held_out_loader = shard_loader(run, held_out, preprocessing)
+    normalise = Normalise(preprocessing).to(run.device)
     mix, smoothing = None, args.label_smoothing
     if args.mixup or args.cutmix:
         mix, smoothing = transforms.MixupCutMix(args.mixup, args.cutmix, smoothing, len(folder.labels)), 0.0
@@ -188,13 +190,18 @@ def train(args, run, folder, fingerprint):
     state = TrainingState(model, optimizer, scaler, run.settings, fingerprint, about, args.ema)
     saver = run.restore(state, checkpoint_fields(args.arch, folder.labels, folder.class_names, preprocessing))
 
+    def prepare(pixels, targets):
+        batch = normalise(pixels), targets
+        return mix(*batch) if mix else batch
+
     def evaluate(model, until_stopped):
-        return score(model, held_out_loader, run.device, args.precision, until_stopped)
+        return score(on_pixels(model, preprocessing), held_out_loader, run.device, args.precision,
+                     until_stopped)
 
     run.announce(f"{args.arch}, {len(folder.labels)} classes", len(fit.names), len(held_out.names))
     with Loop(state, saver, sampler, fit.names, args, run.device) as loop:
         for _ in loop.epochs():
-            for batches in loop.steps(loader, mix):
+            for batches in loop.steps(loader, prepare):
                 loop.end_step(*take_step(batches, loop.global_batch_size))
             loop.end_epoch(evaluate, len(held_out.names))
 

@@ -91,13 +91,13 @@ def train(args, run, folder, fingerprint, model, tokenizer):
     names, texts = folder.keep(to_fit).pairs()
     held_out = folder.keep(to_hold_out)
     held_out_names, held_out_texts = held_out.keep(run.usable(held_out.names)).pairs()
-    transform = partial(catr.preprocess, config=model.config)
+    transform = partial(catr.pixels, config=model.config)
     encode = partial(training_ids, tokenizer=tokenizer, positions=model.config.positions)
     # the last item stands for no photo, for a rank that has none left
     any_name = names[run.usable(names)[0]]
     dataset = captions.CaptionDataset(folder.root, [*names, any_name], texts + [None], transform, encode)
     sampler = run.sampler(names)
-    photo_bytes = 4 * 3 * model.config.longer_side**2
+    photo_bytes = 3 * model.config.longer_side**2
     loader = run.loader(dataset, photo_bytes, batch_sampler=sampler, collate_fn=decoding.collate)
     local_held_out = captions.CaptionDataset(folder.root, distributed.shard(held_out_names),
                                              distributed.shard(held_out_texts), transform, encode)
@@ -107,7 +107,7 @@ def train(args, run, folder, fingerprint, model, tokenizer):
     # Optimization
     def loss(model, batch):
         photos, ids = batch
-        return decoding.token_losses(model(photos, ids[:, :-1]), ids)
+        return decoding.token_losses(model(list(map(catr.normalise, photos)), ids[:, :-1]), ids)
 
     def evaluate(model, until_stopped):
         return sum_losses(model, until_stopped(held_out_loader), loss, run.device, args.precision)

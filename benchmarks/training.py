@@ -1,4 +1,5 @@
-"""How fast photos are trained on, against a tensor in memory and a plain loop; SAM against its two passes.
+"""How fast photos are loaded, against timm's loader, and trained on, against a tensor in memory and a plain
+loop; SAM against its two passes.
 
 On a GPU the model is ViT-B/16. Model FLOP utilisation (Chowdhery et al. 2022, arXiv:2204.02311, appendix B)
 is the arithmetic of the forward and backward passes alone by what the GPU could do in the time of the step.
@@ -16,9 +17,14 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
 import p1_train
-from benchmarks.evaluation import CLASSES, photo_folder
+from benchmarks.evaluation import CLASSES, CPU, photo_folder
 from benchmarks.rows import compare, in_new_process, pace, row, seconds
+from datasets.images import ImageDataset, read_training_folder
+from datasets.transforms import training_transform
 from engine.device import autocast, default_precision, keep_freed_memory, peak_memory
+from engine.loader import Loader
+from engine.seeding import ShuffledBatches
+from models.vit import preprocessing
 from sam import SAM
 
 SAM_STEPS = {"cpu": [(4, False, 1.05), (16, False, 1.02)],  # images, whether torch.compile, goal
@@ -63,6 +69,27 @@ def tensor(count, arch, batch_size, *setting):
     """(Images/s of steps of Adam on one tensor, None)."""
     times, _ = zip(*steps(count, ["adam"], arch, batch_size, *setting)["adam"])
     return batch_size / mean(times), None
+
+
+def loading(root, arch, batch_size):
+    """(Photos/s of a process that loads them as p1_train.py does, None)."""
+    folder = read_training_folder(root, root / "classes.txt")
+    transform = training_transform(preprocessing(timm.create_model(arch)))
+    return second_epoch(Loader(
+        ImageDataset(root, folder.names, folder.targets, transform, seed=0), 1, CPU,
+        batch_sampler=ShuffledBatches(len(folder.names), batch_size, seed=0), persistent_workers=True))
+
+
+def timms_loading(root, arch, batch_size):
+    """(Photos/s of a process of timm's own loader, with the same transforms, None)."""
+    return second_epoch(timm.data.create_loader(
+        timm.data.ImageDataset(str(root)), batch_size=batch_size, is_training=True, scale=(0.5, 1),
+        color_jitter=None, device=CPU, **timm.data.resolve_model_data_config(timm.create_model(arch))).loader)
+
+
+def second_epoch(loader):
+    """(Photos/s of a loader, as pixels, from files that the system has in its cache by then, None)."""
+    return [pace(len(loader.dataset), lambda: [None for _ in loader])[0] for _ in range(2)][1], None
 
 
 def steps(count, ways, arch, batch_size, precision, device, compiled=False):
@@ -130,5 +157,8 @@ def training(options, work):
     yield from compare(
         options.repeats, f"training on photos, {arch}, {batch_size} images, {precision}", "images/s",
         (photos, work, *setting), *(others[:1] if on_gpu else others))
+    yield from compare(options.repeats, f"loading photos by one process, {batch_size} images", "images/s",
+                       (loading, work / "train", arch, batch_size),
+                       ("timm's loader", 0.95, timms_loading, work / "train", arch, batch_size))
     for size, compiled, goal in SAM_STEPS[options.device.type]:
         yield from sam_rows(goal, sam_count, arch, size, precision, options.device, compiled)

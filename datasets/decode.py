@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from common.errors import BadImage, BadInput
 from common.files import stranger
@@ -55,7 +55,8 @@ def unreadable(path):
 def upright(image):
     """The image turned as its EXIF orientation says; as it is where the EXIF data cannot be read."""
     try:
-        return ImageOps.exif_transpose(image)
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image  # that of any other would be a copy
     except Exception:  # a photo with broken metadata is still a photo
         return image
 
@@ -72,7 +73,7 @@ def to_rgb(image):
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def undecodable(root, names, progress=iter):

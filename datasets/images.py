@@ -239,8 +239,12 @@ def stratified_holdout(targets, fraction, seed):
 
 @contextlib.contextmanager
 def random_streams(*entropy):
-    """Python's, NumPy's and torch's (CPU) random streams start from `entropy` inside, and go on outside."""
-    python, numpy, generator = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    """Python's, NumPy's and torch's (CPU) random streams start from `entropy` inside, and go on outside.
+
+    In a loader's process, where nothing is drawn outside, they do not: to keep them takes 0.2 ms.
+    """
+    outside = torch.utils.data.get_worker_info() is None
+    before = outside and (random.getstate(), np.random.get_state(), torch.get_rng_state())
     words = np.random.SeedSequence(entropy).generate_state(3)
     random.seed(int(words[0]))
     np.random.seed(words[1])
@@ -248,13 +252,15 @@ def random_streams(*entropy):
     try:
         yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(generator)
+        if before:
+            python, numpy, generator = before
+            random.setstate(python)
+            np.random.set_state(numpy)
+            torch.set_rng_state(generator)
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """Images as (tensor (3, H, W), target), by index.
+    """Images as (transform(image), target), by index.
 
     With `seed`, in training, by (epoch, index): the augmentation depends on (seed, epoch, index) alone, not
     on the number of workers or what was loaded before.

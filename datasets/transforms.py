@@ -4,6 +4,7 @@ import timm.data
 import torch
 from PIL import Image
 from timm.data.mixup import Mixup
+from timm.data.random_erasing import RandomErasing
 
 
 def evaluation_transform(preprocessing):
@@ -12,12 +13,12 @@ def evaluation_transform(preprocessing):
 
 
 def evaluation_pixels(preprocessing):
-    """The same as uint8, a quarter of the memory; `models.vit.Normalised` takes the last step, of a batch."""
+    """The same as uint8, a quarter of the memory; `models.vit.Normalise` takes the last step, of a batch."""
     return timm.data.create_transform(**_arguments(preprocessing), is_training=False, normalize=False)
 
 
 def training_transform(preprocessing, crop_scale=0.5, rand_augment=0, random_erasing=0.0):
-    """PIL image -> augmented float tensor (3, H, W), by timm's transforms.
+    """PIL image -> augmented pixels (3, H, W), uint8, by timm's transforms, for `models.vit.Normalise`.
 
     `crop_scale` is the least part of the area that the random resized crop keeps; a horizontal flip follows.
     `rand_augment` is the magnitude, 0 to 10, of RandAugment (Cubuk et al. 2020, arXiv:1909.13719): two
@@ -25,9 +26,25 @@ def training_transform(preprocessing, crop_scale=0.5, rand_augment=0, random_era
     is the probability that a rectangle is replaced by noise (Zhong et al. 2017, arXiv:1708.04896).
     """
     operations = f"rand-m{rand_augment}-mstd0.5-inc1" if rand_augment else None
-    return timm.data.create_transform(
+    transform = timm.data.create_transform(
         **_arguments(preprocessing), is_training=True, scale=(crop_scale, 1.0), color_jitter=None,
-        auto_augment=operations, re_prob=random_erasing, re_mode="pixel")
+        auto_augment=operations, normalize=False)
+    if random_erasing:
+        transform.transforms.append(PixelErasing(random_erasing, preprocessing))
+    return transform
+
+
+class PixelErasing(RandomErasing):
+    """timm's RandomErasing, with its draws, of pixels (3, H, W), uint8: mean + std * noise, clipped."""
+
+    def __init__(self, probability, preprocessing):
+        super().__init__(probability, mode="pixel", device="cpu")
+        self.mean, self.std = (torch.tensor(preprocessing[name])[:, None, None] for name in ("mean", "std"))
+
+    def __call__(self, pixels):
+        noise = super().__call__(torch.full(pixels.shape, torch.nan))
+        values = noise.mul(self.std).add_(self.mean).mul_(255).round_().clamp_(0, 255).nan_to_num_()
+        return torch.where(noise.isnan(), pixels, values.byte())
 
 
 def _arguments(preprocessing):

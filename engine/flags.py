@@ -66,7 +66,7 @@ def add_training_flags(parser, optimizer, lr, batch_size, epochs):
     add("--seed", type=number(int, low=0, high=2**32 - 1), default=0, metavar="N",
         help="random seed: split, shuffling, augmentation, dropout (%(default)s)")
     add("--workers", type=number(int, low=0, high=256), metavar="N",
-        help="processes that load images (one a core, at most 8)")
+        help="processes that load images (one a core, at most 16)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto",
         help="auto is the GPU where there is one")
     add("--deterministic", action="store_true",

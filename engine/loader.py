@@ -12,6 +12,7 @@ from common.machine import START_METHOD, ranks_here, usable_cores
 from engine.signals import ignore_stop_signals
 
 SHARED_MEMORY = "/dev/shm"
+MOST = 16  # processes, unless more are asked for
 WORK_AHEAD = 2  # batches that each process has ready: a DataLoader's prefetch_factor
 LONGEST_FOLDER = 70  # characters: a socket's path may have 107, and multiprocessing adds up to 33
 KILLED = ("a process that loads images was killed, perhaps for want of memory: free some, or pass a smaller "
@@ -29,10 +30,10 @@ class LostWorker(TrainingStopped):
 def loader_workers(number, batch_bytes, held=2):
     """The number of processes that load images: `number`, or for None as many as are of use here.
 
-    That is one a core that we may use, at most 8, and no more than fit into shared memory with batches of
+    That is one a core that we may use, at most 16, and no more than fit into shared memory with batches of
     `batch_bytes`, of which `held` are in use at once. Raises BadInput where `number` of them do not fit.
     """
-    wanted = max(1, min(8, usable_cores() // ranks_here())) if number is None else number
+    wanted = max(1, min(MOST, usable_cores() // ranks_here())) if number is None else number
     try:
         memory = os.statvfs(SHARED_MEMORY)
     except OSError:  # a system without it keeps no account of what processes share

@@ -84,10 +84,11 @@ class Loop:
             self.bar.set_description(f"epoch {self.state.epoch + 1}/{self.args.epochs}")
             yield self.state.epoch
 
-    def steps(self, loader, mix=None):
+    def steps(self, loader, prepare=None):
         """The batches of each step that is left of this epoch: lists of `accumulate` or fewer, on the device.
 
-        Before each, the random streams are started anew and the learning rate is set. `mix` changes a batch.
+        Before each, the random streams are started anew and the learning rate is set. `prepare` makes of the
+        parts of a batch what the loss takes.
         """
         self.sampler.epoch, self.sampler.start = self.state.epoch, self.state.step * self.args.accumulate
         self.epoch_started = time.monotonic() - self.state.totals["seconds"]
@@ -96,7 +97,7 @@ class Loop:
             self._set_learning_rate()
             self.passes = len(batches) * (2 if self.args.sam else 1)
             batches = [to_device(batch, self.device) for batch in batches]
-            yield [mix(*batch) for batch in batches] if mix else batches
+            yield [prepare(*batch) for batch in batches] if prepare else batches
 
     @property
     def global_batch_size(self):

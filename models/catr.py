@@ -27,7 +27,7 @@ from timm.layers import GroupNorm
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from torchvision.transforms.functional import normalize, to_tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from common.errors import BadInput
 from common.files import read_tensors
@@ -323,10 +323,19 @@ def resized(size, longer_side):
     return tuple(max(1, int(side * scale)) for side in size)
 
 
+def pixels(photo, config):
+    """An RGB PIL image in the size that the model takes, resized bicubic: uint8 (3, h, w)."""
+    return pil_to_tensor(photo.resize(resized(photo.size, config.longer_side), Image.Resampling.BICUBIC))
+
+
+def normalise(pixels):
+    """Pixels as the model takes them: float, mean and std 0.5."""
+    return pixels.float().div_(255).sub_(0.5).div_(0.5)
+
+
 def preprocess(photo, config):
-    """An RGB PIL image as the model takes it: float (3, h, w), bicubic, mean and std 0.5."""
-    smaller = photo.resize(resized(photo.size, config.longer_side), Image.Resampling.BICUBIC)
-    return normalize(to_tensor(smaller), [0.5] * 3, [0.5] * 3)
+    """An RGB PIL image as the model takes it: float (3, h, w)."""
+    return normalise(pixels(photo, config))
 
 
 def grid_box(size, grid, config):

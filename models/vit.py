@@ -56,20 +56,24 @@ def preprocessing(model):
     return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
 
 
-class Normalised(torch.nn.Module):
-    """A model on the pixels (N, 3, H, W), uint8, of `datasets.transforms.evaluation_pixels`.
+class Normalise(torch.nn.Module):
+    """Pixels (N, 3, H, W), uint8, of `datasets.transforms` -> what a model of this `preprocessing` takes.
 
-    It begins with (x / 255 - mean) / std, which gives the bits of `evaluation_transform`.
+    (x / 255 - mean) / std, which gives the bits of `evaluation_transform`.
     """
 
-    def __init__(self, model, preprocessing):
+    def __init__(self, preprocessing):
         super().__init__()
-        self.model = model
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(preprocessing[name]).reshape(3, 1, 1), persistent=False)
 
     def forward(self, pixels):
-        return self.model(pixels.float().div_(255).sub_(self.mean).div_(self.std))
+        return pixels.float().div_(255).sub_(self.mean).div_(self.std)
+
+
+def on_pixels(model, preprocessing):
+    """A model, where it is, with `Normalise` before it."""
+    return torch.nn.Sequential(Normalise(preprocessing), model).to(next(model.parameters()).device)
 
 
 def describe(model):

@@ -35,7 +35,7 @@ def test_the_table_in_small(shapes, tmp_path, monkeypatch, capsys):
     assert table.main(["--small", "--repeats", "1", "--json", str(file)]) == 0
     heading, *lines = capsys.readouterr().out.splitlines()
     written = json.loads(file.read_text())
-    assert [line.startswith(row["what"]) for line, row in zip(lines, written, strict=True)] == [True] * 14
+    assert [line.startswith(row["what"]) for line, row in zip(lines, written, strict=True)] == [True] * 15
     for row in written:
         met = row["value"] >= row["goal"] if row["op"] == ">=" else row["value"] <= row["goal"]
         assert row["value"] > 0 and row["met"] == met

@@ -23,10 +23,10 @@ def memory(monkeypatch):
     return free
 
 
-def test_there_is_one_a_core_at_most_eight_or_as_many_as_are_asked_for(memory, monkeypatch):
+def test_there_is_one_a_core_at_most_sixteen_or_as_many_as_are_asked_for(memory, monkeypatch):
     assert [loader_workers(number, MIB) for number in (None, 0, 1, 30)] == [4, 0, 1, 30]
     monkeypatch.setattr(loader, "usable_cores", lambda: 100)
-    assert loader_workers(None, MIB) == 8
+    assert loader_workers(None, MIB) == 16
     monkeypatch.setattr(loader, "ranks_here", lambda: 50)
     assert loader_workers(None, MIB) == 2
     monkeypatch.setattr(loader, "ranks_here", lambda: 200)

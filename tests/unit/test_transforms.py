@@ -2,13 +2,14 @@ import random
 
 import numpy as np
 import pytest
+import timm.data
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from datasets import images, transforms
 from datasets.transforms import MixupCutMix
-from models.vit import Normalised
+from models.vit import Normalise
 from tests.helpers.photos import PREPROCESSING
 
 # Evaluation -------------------------------------------------------------------------------------------------
@@ -55,20 +56,20 @@ def test_pixels_normalised_in_a_batch_are_the_same_bits(mean, std):
     pixels = torch.stack([transforms.evaluation_pixels(preprocessing)(photo) for photo in photos])
     assert pixels.dtype == torch.uint8
     expected = torch.stack([transforms.evaluation_transform(preprocessing)(photo) for photo in photos])
-    assert torch.equal(Normalised(torch.nn.Identity(), preprocessing)(pixels), expected)
+    assert torch.equal(Normalise(preprocessing)(pixels), expected)
 
 
 # Training ---------------------------------------------------------------------------------------------------
 
 
 def views(number=40, **flags):
-    """Of a photo with a gradient, as tensors."""
+    """Of a photo with a gradient, normalised."""
     x = np.linspace(0, 255, 64, dtype=np.uint8)
     photo = Image.fromarray(np.stack([np.tile(x, (64, 1)), np.tile(x[:, None], (1, 64)),
                                       np.full((64, 64), 128, np.uint8)], 2))
     transform = transforms.training_transform({**PREPROCESSING, "input_size": [3, 32, 32]}, **flags)
     with images.random_streams(1):
-        return torch.stack([transform(photo) for _ in range(number)])
+        return Normalise(PREPROCESSING)(torch.stack([transform(photo) for _ in range(number)]))
 
 
 def test_each_flag_does_what_it_says():
@@ -85,6 +86,30 @@ def test_each_flag_does_what_it_says():
     assert 0.3 < (erased > 0).float().mean() < 0.7 and 0.02 < erased[erased > 0].mean() < 0.34
     noise = views(1, random_erasing=1.0)[0, 2]
     assert len(noise[(noise - noise.median()).abs() > 0.05].unique()) > 10, "noise, and not one colour"
+
+
+@pytest.mark.parametrize("magnitude, erasing", [(0, 0), (9, 0), (0, 1.0)])
+def test_views_have_the_bits_of_timms_and_erased_ones_its_noise_clipped(magnitude, erasing):
+    preprocessing = {**PREPROCESSING, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    normalise = Normalise(preprocessing)
+    operations = f"rand-m{magnitude}-mstd0.5-inc1" if magnitude else None
+    plain, timms = (timm.data.create_transform(
+        **{**preprocessing, "input_size": (3, 64, 64)}, is_training=True, scale=(0.5, 1), color_jitter=None,
+        auto_augment=operations, re_prob=probability, re_mode="pixel") for probability in (0, erasing))
+    ours = transforms.training_transform(preprocessing, 0.5, magnitude, erasing)
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 100, 3), dtype=np.uint8))
+    lowest, highest = normalise(torch.tensor([0, 255], dtype=torch.uint8).expand(3, 1, 2)).split(1, 2)
+    step = (highest - lowest) / 255
+    for i in range(20):
+        images_of = []
+        for transform in (plain, timms, ours):
+            with images.random_streams(i):
+                images_of.append(transform(photo))
+        unerased, expected, view = images_of[0], images_of[1], normalise(images_of[2])
+        kept = unerased == expected
+        assert torch.equal(view[kept], unerased[kept]) and kept.all() == (not erasing)
+        clipped = torch.minimum(torch.maximum(expected, lowest), highest)
+        assert ((view - clipped).abs() <= 0.501 * step).all()
 
 
 def test_augmented_images_do_not_depend_on_the_workers(shapes):
