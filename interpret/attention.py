@@ -31,14 +31,15 @@ class _ExplicitAttention(TorchFunctionMode):
             self.plain &= self.mixed is None
             function = self.attend
         elif self.mixed is not None and function in TAKES_HEADS:
-            self.plain &= _same(args[0], self.mixed.transpose(1, 2).flatten(2))
+            self.plain &= _same(args[0], self.mixed[:1].transpose(1, 2).flatten(2))
             self.mixed = None
         return function(*args, **(kwargs or {}))
 
-    def attend(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None):
+    def attend(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
+               enable_gqa=False):
         """softmax(scale * q k^T + mask) v, with what torch documents for its arguments; no dropout."""
-        if is_causal:
-            raise BadInput("this model's attention is causal: choose a timm VisionTransformer")
+        if is_causal or enable_gqa:
+            raise BadInput("this model's attention is causal or grouped: choose a timm VisionTransformer")
         scale = query.shape[-1]**-0.5 if scale is None else scale
         with torch.autocast(query.device.type, enabled=False):
             scores = query.float() @ key.float().transpose(-2, -1) * scale
@@ -101,15 +102,16 @@ def _attention(index, block, calls):
     again = [(calls[part][2], own[part][2]) for part in block.modules() if part in own]
     if not (explicit.maps and explicit.plain and explicit.mixed is None
             and all(_same(*outputs) for outputs in again if exact and outputs[1].dtype == torch.float32)):
-        kinds = {type(module).__name__ for module in _attending(block)} or {type(block).__name__}
-        raise BadInput(f"block {index}: {' and '.join(kinds)} of timm {timm.__version__} does not just weigh "
-                       "values by a softmax, which a map could show: choose a model with plain attention, "
-                       "such as vit_base_patch16_224, or the timm of requirements.txt")
+        kinds = {type(module).__name__ for module in _attending(block) or [block]}
+        raise BadInput(f"block {index}: {' and '.join(sorted(kinds))} of timm {timm.__version__} does not "
+                       "just weigh values by a softmax, which a map could show: choose a model with plain "
+                       "attention, such as vit_base_patch16_224, or the timm of requirements.txt")
     return torch.cat(explicit.maps, 1)
 
 
 def _same(values, expected):
-    """Whether two tensors are the same, to 1e-4 of the largest value."""
+    """Whether two batches agree in their first image, which tells, to 1e-4 of its largest value."""
+    values, expected = values[:1], expected[:1]
     return values.shape == expected.shape and bool(
         (values - expected).abs().max() <= 1e-4 * expected.abs().max())
 

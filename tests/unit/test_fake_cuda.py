@@ -19,7 +19,7 @@ from models.probe import Features
 from tests.unit.test_vit import KINDS
 
 CUDA = torch.device("cuda", 0)
-pytestmark = pytest.mark.skipif(torch.__version__ < (2, 9), reason="a convolution without content aborts there")
+pytestmark = pytest.mark.skipif(torch.__version__ < (2, 11), reason="a convolution aborts")
 
 
 @pytest.fixture
