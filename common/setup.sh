@@ -2,7 +2,7 @@
 # with versions=lowest .venv-lowest, of the lower bounds of pyproject.toml; with versions=newest .venv-newest, of what the
 # registry has when it is made. Needs python3 (3.11 or newer) with venv.
 
-bounds=$(sed -n '/^dependencies/,/^\[tool/p' pyproject.toml | grep -oE '[A-Za-z_-]+>=[0-9.]+')
+bounds=$(sed -n '/^dependencies/,/^\[tool/p' pyproject.toml | grep -oE '[A-Za-z0-9_-]+>=[0-9.]+')
 case ${versions:-} in
     lowest) venv=.venv-lowest wanted=${bounds//>=/==} ;;
     newest) venv=.venv-newest wanted=$(sed 's/>=.*//' <<< "$bounds") ;;
