@@ -20,7 +20,7 @@ CANVASES = "#positions-map, #attention-photo, #attention-heads"
 MOVES = 100
 HAS_ALL_MAPS = "[...document.querySelectorAll('.readout')].every(each => each.textContent)"
 SCRIPTS = [*ROOT.glob("p[12]_*.py"), ROOT / "report_page.py"]
-NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "data", "runs", "figures", "downloads", "p1_data")
+NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", "data", "runs", "figures", "downloads", "p1_data")
 FLAGS = "--device", "cpu", "--workers", 1
 TRAIN = *"p1_train.py --output run --arch test_vit --scratch --optimizer adam --epochs 1 --data".split(),
 

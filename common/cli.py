@@ -15,11 +15,21 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse, with a script's docstring as its help, and its errors in the one-line form of the others.
 
     No flag may be abbreviated: what reads a flag before the parser, as `common.recipe` does, sees it whole.
+    Packages that are too old are refused once the arguments are read, but not with `stdlib_only`.
     """
 
-    def __init__(self, doc, **options):
+    def __init__(self, doc, stdlib_only=False, **options):
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
                          allow_abbrev=False, **options)
+        self.stdlib_only = stdlib_only
+
+    def parse_args(self, *args, **kwargs):
+        arguments = super().parse_args(*args, **kwargs)
+        if not self.stdlib_only:
+            from common.packages import refuse_old  # only now: --help does not wait for it
+
+            refuse_old()
+        return arguments
 
     def error(self, message):
         print_error(f"error: {message} (try --help)")
@@ -105,6 +115,13 @@ def reports_errors(main):
         except BadInput as error:
             print_error(f"error: {error}", *error.details)
             return error.exit_code
+        except ModuleNotFoundError as error:
+            if "." in (error.name or "."):  # not a package but a part of one
+                raise
+            from common.packages import missing
+
+            print_error(f"error: {missing(error.name)}")
+            return 2
         except OSError as error:
             # disk full, no permission, a file where a folder should be: the system's own words name the file
             where = f": {error.filename}" if error.filename else ""

@@ -89,7 +89,8 @@ def gpu_failure(error):
                 "--accumulate, or --precision bf16), or --device cpu")
     if "busy or unavailable" in reason:
         return "another process has the GPU for itself: end it (nvidia-smi names it), or pass --device cpu"
-    if kind == "AcceleratorError" and not any(words in reason for words in GPU_BUGS):
+    plain = str(error).startswith("CUDA error: ") and "_STATUS_" not in reason  # of torch before 2.8
+    if (kind == "AcceleratorError" or plain) and not any(words in reason for words in GPU_BUGS):
         return (f"the GPU or its driver has failed ({reason}): where nvidia-smi fails as well, restart the "
                 "machine; or pass --device cpu")
     return None

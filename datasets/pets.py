@@ -103,7 +103,7 @@ def arrange(images, annotations, folder):
 
 @reports_errors
 def main(argv=None):
-    parser = ArgumentParser(__doc__, prog="python3 -m datasets.pets")
+    parser = ArgumentParser(__doc__, stdlib_only=True, prog="python3 -m datasets.pets")
     for name in ("images", "annotations", "folder"):
         parser.add_argument(name, type=Path)
     args = parser.parse_args(argv)

@@ -7,7 +7,7 @@ from datasets.masks import load_groups, patch_cover
 from interpret.grounding import point_tokens
 from models import decoding
 from models.catr import grid_box
-from models.tokenizer import joined, words_of
+from models.wordpieces import joined, words_of
 
 
 def encoded(model, paths, batch_size, first=0):

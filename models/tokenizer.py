@@ -13,8 +13,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from common.cli import note
 from common.errors import BadInput
 from common.files import refuse_missing
-
-CONTINUATION = "##"
+from models.wordpieces import CONTINUATION
 
 
 class Tokenizer:
@@ -104,18 +103,3 @@ class Tokenizer:
 def _clean(text):
     """Half an emoji, or a byte that is no text, as a question mark: the library takes whole characters."""
     return text.encode("utf-8", "replace").decode()
-
-
-def words_of(tokens):
-    """Which tokens make up each word, as lists of their indices: `a ski ##s` is [0], [1, 2]."""
-    words = []
-    for i, token in enumerate(tokens):
-        if not words or not token.startswith(CONTINUATION):
-            words.append([])
-        words[-1].append(i)
-    return words
-
-
-def joined(tokens):
-    """The word that consecutive tokens make up."""
-    return tokens[0] + "".join(token.removeprefix(CONTINUATION) for token in tokens[1:])

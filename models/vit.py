@@ -42,11 +42,14 @@ def create(arch, num_classes=None, weights=None, scratch=False):
 
 
 def set_image_size(model, size):
-    """Make the model take images of `size` (height, width). BadInput where the patches do not divide it."""
+    """Make the model take images of `size` (height, width). BadInput where it cannot."""
     patch = model.patch_embed.feat_ratio(as_scalar=False)  # of a hybrid, with its convolutions' stride
     if any(side % step for side, step in zip(size, patch)):
         raise BadInput(f"--image-size {size[0]}x{size[1]}: each side must be a multiple of the patch, "
                        f"{patch[0]}x{patch[1]}")
+    if not hasattr(model, "set_input_size"):  # a Beit of timm before 1.0.31
+        raise BadInput(f"--image-size: timm {timm.__version__} cannot resize a {type(model).__name__}: pip "
+                       "install 'timm>=1.0.31'")
     model.set_input_size(img_size=tuple(size))
 
 

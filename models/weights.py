@@ -154,7 +154,7 @@ def fetch_pretrained(model, arch):
     huggingface_hub waits for the environment's HF_HUB_ETAG_TIMEOUT, then HF_HUB_DOWNLOAD_TIMEOUT for more.
     """
     import huggingface_hub
-    from huggingface_hub.errors import RemoteEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     repository, file = (model.pretrained_cfg.get(key) for key in ("hf_hub_id", "hf_hub_filename"))
     if not repository:
@@ -166,11 +166,12 @@ def fetch_pretrained(model, arch):
     for name in names:
         try:
             # asks once; hf_hub_download by itself would ask a silent hub six times, a minute each
-            huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, name))
+            huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, name),
+                                                 timeout=huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT)
             return Path(huggingface_hub.hf_hub_download(repository, name))
-        except RemoteEntryNotFoundError:
-            continue
         except Exception as error:  # no route, no name, a proxy's refusal: each client library has its own
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                continue  # the hub says so
             raise BadInput(f"the weights {repository} cannot be fetched from the hub "
                            f"({type(error).__name__}): get {name} elsewhere, pass --weights FILE") from error
     raise BadInput(f"{repository} on the hub holds none of {', '.join(names)}: pass a file with --weights")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from common.errors import BadInput
-from models.tokenizer import joined, words_of
+from models.wordpieces import joined, words_of
 from page.packing import as_bytes, deflated, photo_with_box
 from page.section import BY_CHANCE, Section, Table, drawn_files, open_photo, percent, read_npz, refusing
 

@@ -22,7 +22,8 @@ class Drawing:
 
     def __enter__(self):
         workers = usable_cores() + 1  # one may wait for the disk
-        self._pool = ProcessPoolExecutor(workers, multiprocessing.get_context(START_METHOD), _begin)
+        self._pool = ProcessPoolExecutor(workers, multiprocessing.get_context(START_METHOD), _begin,
+                                         (os.getpid(),))
         self._pending, self._most = deque(), 2 * workers
         return self
 
@@ -45,8 +46,8 @@ class Drawing:
         self._pending.append(self._pool.submit(draw_whole, path, function, args, kwargs))
 
 
-def _begin():
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+def _begin(parent):
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that this one draws for
     os.nice(10)  # they use the time that it leaves: its threads wait for one another where one is held up
 

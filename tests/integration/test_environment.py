@@ -26,10 +26,11 @@ from tests.helpers.training import same, train, weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MATPLOTLIBRC = "text.usetex: True\nfont.size: 40\naxes.facecolor: red\n"
-# Each script's main, in a process that has not imported matplotlib before it.
+# Each script's main, in a process that has not imported matplotlib before it, nor what is MISSING.
 IN_A_NOTEBOOK = """
 import importlib, json, os, sys
 import timm, torch
+sys.modules.update(dict.fromkeys(os.environ.get("MISSING", "").split()))
 assert "matplotlib" not in sys.modules
 torch.set_num_threads(1)
 for script, *arguments in json.load(sys.stdin):
@@ -70,6 +71,23 @@ def test_neither_a_notebook_s_backend_nor_a_matplotlibrc_matters_to_a_script(
     clean = tmp_path / "clean.png"
     assert p1_viz_posembed.main(["--checkpoint", str(best), "--output", str(clean)]) == 0
     assert (tmp_path / "posembed.png").read_bytes() == clean.read_bytes()
+
+
+def test_a_script_without_a_package_of_an_extra_names_the_extra(captioners, tmp_path):
+    data, checkpoint = captioners / "coco", captioners / "captioner.pt"
+    calls = {"p2_train": ["--data", data, "--output", tmp_path / "run"],
+             "p2_eval": ["--data", data, "--checkpoint", checkpoint],
+             "p2_caption_viz": [data, "--checkpoint", checkpoint, "--output-dir", tmp_path / "figures"],
+             "report_page": ["--captions", data, "--output", tmp_path / "page.html"]}
+    environment = {**os.environ, "MISSING": "tokenizers sacrebleu jinja2"}
+    done = call([sys.executable, "-c", IN_A_NOTEBOOK], env=environment,
+                input=json.dumps([[name, *map(str, arguments)] for name, arguments in calls.items()]))
+    assert done.stdout.splitlines() == [f"{name} {2 << 8}" for name in calls], done.stderr
+    assert done.stderr.splitlines() == [
+        f"error: {package} is missing: pip install '{REPOSITORY}[{extra}]'" for package, extra in (
+            ("tokenizers", "captions"), ("sacrebleu", "captions"), ("tokenizers", "captions"),
+            ("jinja2", "report"))]
+    assert not list(tmp_path.glob("*/*")), "nothing is left behind"
 
 
 def in_a_namespace(*command):

@@ -222,6 +222,8 @@ def test_a_compiled_model_has_the_same_maps(how):
 def test_another_image_size(arch, options, size):
     model = random_model(arch, options)
     patch = model.patch_embed.patch_size[0]
+    if not hasattr(model, "set_input_size"):
+        pytest.skip(f"timm {timm.__version__} has none for it")
     vit.set_image_size(model, size)
     inputs = torch.randn(1, 3, *size)
     _, (last,) = attention_maps(model, inputs)
@@ -233,6 +235,12 @@ def test_another_image_size(arch, options, size):
         assert position_similarity(model).shape == (*grid, *grid)
     with pytest.raises(BadInput, match="multiple of the patch"):
         vit.set_image_size(model, (size[0] + 1, size[1]))
+
+
+def test_a_model_that_timm_cannot_resize_is_refused(monkeypatch):
+    monkeypatch.delattr(timm.models.Beit, "set_input_size", raising=False)
+    with pytest.raises(BadInput, match=r"timm .* cannot resize a Beit: pip install 'timm>=1.0.31'"):
+        vit.set_image_size(random_model("beit_base_patch16_224", {**SMALL, "img_size": 96}), (96, 160))
 
 
 def test_images_of_any_size_where_the_model_takes_them():
@@ -281,8 +289,31 @@ def test_a_model_without_what_is_asked_for_is_refused():
         cls_to_patch(torch.zeros(1, 3, 101, 101), model, (10, 10))
     with pytest.raises(BadInput, match="there is no block 9"):
         attention_maps(random_model("test_vit"), torch.zeros(1, 3, 160, 160), (9,))
-    with pytest.raises(BadInput, match="subtracts one attention from another"):
+    with pytest.raises(BadInput, match="block 5: DiffAttention of timm .* does not just weigh values"):
         attention_maps(timm.create_model("test_vit", attn_layer="diff"), torch.zeros(1, 3, 160, 160))
+
+
+def gate(attention):
+    attention.norm = torch.nn.SiLU()  # before the projection
+
+
+def scale_slow_path(attention):
+    attention.fused_attn, attention.scale = False, 2 * attention.scale
+
+
+def mix_without_torch(attention):
+    attention.forward = lambda tokens, **options: attention.proj(tokens - tokens.mean(1, keepdim=True))
+
+
+@pytest.mark.parametrize("change", [gate, scale_slow_path, mix_without_torch])
+def test_a_library_that_computes_its_attention_otherwise_is_refused(change):
+    """Such as a timm to come: no map is better than a wrong one."""
+    model = random_model("test_vit")
+    change(model.blocks[3].attn)
+    inputs = images_for(model)
+    attention_maps(model, inputs, (2, 4, 5))
+    with pytest.raises(BadInput, match="block 3: Attention of timm .* does not just weigh values"):
+        attention_maps(model, inputs, range(6))
 
 
 def test_rollout_is_the_product_of_the_mixed_maps():

@@ -75,7 +75,8 @@ def long_header(path):
     (pickled_alone, "loader refuses it"),
     (repeated, "1,000,000,000,000 numbers, of which it stores fewer"),
     (sparse, "save its weights as dense tensors"),
-    (without_numbers, "of which it stores fewer"), (claiming, "is damaged"), (claiming_of_old, "is damaged"),
+    (without_numbers, "of which it stores fewer"), (claiming, "is damaged|stores fewer"),
+    (claiming_of_old, "is damaged"),
     (compressed, "is a compressed archive"), (header, "is damaged"), (long_header, "is damaged"),
 ])
 def test_weights_that_run_code_or_claim_memory_are_refused(tmp_path, recwarn, write, words):

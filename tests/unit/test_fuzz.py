@@ -14,7 +14,8 @@ import p1_train
 from common.errors import BadInput
 from common.recipe import parse_with_recipe
 from datasets import captions, images
-from models.tokenizer import Tokenizer, joined, words_of
+from models.tokenizer import Tokenizer
+from models.wordpieces import joined, words_of
 from tests.helpers.fuzzing import examples
 
 # names as the system gives them: anything but `/` and NUL, bytes that are no UTF-8 as surrogates

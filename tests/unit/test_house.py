@@ -242,3 +242,19 @@ def test_matplotlib_is_imported_by_plots_alone():
     importing = {path.split("/")[0] for path, tree in house().items() for node in ast.walk(tree)
                  if any(name.split(".")[0] == "matplotlib" for name in _imported(node, path))}
     assert importing - {"benchmarks"} == {"plots"}
+
+
+def test_only_the_scripts_of_an_extra_need_its_packages():
+    extras = {"tokenizers": "captions", "sacrebleu": "captions", "jinja2": "report"}
+    graph = {}
+    for *_, importing, imported in imports(house()):
+        graph.setdefault(importing, set()).add(imported)
+    needed = {}
+    for path, tree in house().items():
+        packages = {name.split(".")[0] for node in ast.walk(tree) for name in _imported(node, path)}
+        readers = [file.stem for file in ROOT.glob("*.py") if _module(path) in _reached(graph, file.stem)]
+        for script in readers:
+            needed.setdefault(script, set()).update(extras[name] for name in packages & extras.keys())
+    assert {script: extra for script, extra in needed.items() if extra} == {
+        "p2_train": {"captions"}, "p2_eval": {"captions"}, "p2_caption_viz": {"captions"},
+        "report_page": {"report"}}

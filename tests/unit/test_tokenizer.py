@@ -4,7 +4,8 @@ import re
 import pytest
 
 from common.errors import BadInput
-from models.tokenizer import Tokenizer, joined, words_of
+from models.tokenizer import Tokenizer
+from models.wordpieces import joined, words_of
 from tests.helpers.plain_catr import made_up
 
 SENTENCES = ["a man skis down a snowy hill.", "two dogs, one black and one white, play with a frisbee",

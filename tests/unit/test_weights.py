@@ -271,4 +271,4 @@ def test_the_hub_has_the_time_that_its_library_gives_it(monkeypatch):
         monkeypatch.setattr(huggingface_hub, name, lambda *args, **limits: asked.append(limits))
     with pytest.raises(BadInput, match="cannot be fetched"):
         vit.create("test_vit.r160_in1k", 3)
-    assert asked == [{}, {}]
+    assert asked == [{"timeout": huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT}, {}]
