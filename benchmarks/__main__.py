@@ -37,7 +37,11 @@ def get_args_parser():
 def measure(part, options):
     """Yield the rows of a part, which has a folder to work in."""
     with tempfile.TemporaryDirectory() as work:
-        yield from getattr(importlib.import_module(f"benchmarks.{PARTS[part]}"), part)(options, Path(work))
+        yield from getattr(module_of(part), part)(options, Path(work))
+
+
+def module_of(part):
+    return importlib.import_module(f"benchmarks.{PARTS[part]}")
 
 
 @reports_errors
@@ -51,14 +55,18 @@ def main(argv=None):
     if unknown := set(args.parts) - set(PARTS):  # argparse's choices refuse no part at all
         get_args_parser().error(f"no part {', '.join(unknown)}: choose from {', '.join(PARTS)}")
 
-    from benchmarks.rows import HEADING, line
+    from benchmarks.rows import HEADING, line, processor
     from common.files import write_text
     from engine.device import pick_device
 
     args.device = pick_device(args.device)
+    parts = args.parts or (ON_A_CPU if args.device.type == "cpu" else ON_A_GPU)
+    for part in {"starting", "page"}.intersection(parts):
+        module_of(part).check(part, args)  # not after minutes
+    print(processor(args.device))
     print(HEADING)
     rows = []
-    for part in args.parts or (ON_A_CPU if args.device.type == "cpu" else ON_A_GPU):
+    for part in parts:
         for row in measure(part, args):
             print(line(row), flush=True)
             rows.append(vars(row))

@@ -3,7 +3,6 @@
 Evaluation and maps are in fp32; their time is that from opening the checkpoint to the predictions, or maps.
 """
 
-import csv
 import os
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 
 import p1_eval
 from benchmarks.rows import compare, pace
+from datasets.decode import load_image
 from datasets.shapes import DEMO_DATA, write_dataset
 from engine.device import keep_freed_memory
 from interpret.photos import Viewer
@@ -23,6 +23,8 @@ from models import catr, decoding
 from models.checkpoint import checkpoint_fields
 from models.tokenizer import Tokenizer
 from models.vit import preprocessing
+from plots.attention import ModelView, draw_rows
+from plots.drawing import Drawing, draw_whole
 from plots.posembed import draw_mosaic
 from plots.style import save
 
@@ -58,11 +60,9 @@ def write_checkpoint(path, arch):
 
 
 def predictions(checkpoint, folder):
-    """The labels by p1_eval.py, which writes them beside the folder."""
-    csv_file = folder.with_suffix(".csv")
-    p1_eval.main([str(folder), str(csv_file), "--checkpoint", str(checkpoint), "--device", "cpu"])
-    with open(csv_file, newline="") as file:
-        return [row["label"] for row in csv.DictReader(file)]
+    """Have p1_eval.py write the labels of the photos of a folder beside it."""
+    flags = [str(folder), str(folder.with_suffix(".csv")), "--checkpoint", str(checkpoint), "--device", "cpu"]
+    p1_eval.main(flags)
 
 
 def attention(checkpoint, paths):
@@ -82,23 +82,39 @@ def tensor(arch, count):
 
 
 @torch.no_grad()
-def plain(arch, checkpoint, paths, with_maps=False):
-    """The labels by timm's transform and model, one photo after the other as public scripts do.
-
-    `with_maps` the last block's mean attention from [CLS] to the patches instead, (photos, H, W): not fused.
-    """
+def plain_attention(arch, checkpoint, paths):
+    """The same maps one photo after the other, from weights that are not fused, as public scripts do."""
     model = timm.create_model(arch, checkpoint_path=checkpoint).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     maps = []
-    if with_maps:
-        model.blocks[-1].attn.attn_drop.register_forward_hook(
-            lambda module, inputs, weights: maps.append(weights[0, :, 0, 1:].mean(0)))
-        for block in model.blocks:
-            block.attn.fused_attn = False
-    logits = [model(transform(Image.open(path).convert("RGB"))[None]) for path in paths]
-    if with_maps:
-        return torch.stack(maps).unflatten(1, model.patch_embed.grid_size).numpy()
-    return [str(each.argmax().item()) for each in logits]
+    model.blocks[-1].attn.attn_drop.register_forward_hook(
+        lambda module, inputs, weights: maps.append(weights[0, :, 0, 1:].mean(0)))
+    for block in model.blocks:
+        block.attn.fused_attn = False
+    for path in paths:
+        model(transform(Image.open(path).convert("RGB"))[None])
+    return torch.stack(maps).unflatten(1, model.patch_embed.grid_size).numpy()
+
+
+def figures(folder, paths, beside):
+    """(Figures of attention a second, None): drawn by processes beside this one, or by itself."""
+    attention = np.random.default_rng(0).dirichlet([0.1] * 196).reshape(14, 14)
+    rows = []
+    for path in paths:
+        photo = np.asarray(load_image(path))
+        rows.append([(ModelView(photo, (0, 0, *photo.shape[1::-1])), attention, path.stem)])
+
+    def draw():
+        if not beside:
+            for i, row in enumerate(rows):
+                draw_whole(folder / f"{i}.png", draw_rows, (row, ""), {})
+            return
+        with Drawing() as drawing:
+            for i, row in enumerate(rows):
+                drawing.draw(folder / f"{i}.png", draw_rows, row, "")
+
+    draw_whole(folder / "0.png", draw_rows, (rows[0], ""), {})  # the first figure loads the fonts
+    return pace(len(rows), draw)[0], None
 
 
 def grid(path, side, subplots=False):
@@ -128,23 +144,25 @@ def evaluation(options, work):
     paths = photo_folder(folder, count)
     yield from compare(
         options.repeats, "evaluating photos", "images/s", (pace, count, predictions, checkpoint, folder),
-        ("the model on a tensor in memory", 0.8, tensor, arch, count),
-        ("one photo at a time, same predictions", 2, pace, count, plain, arch, checkpoint, paths))
+        ("the model on a tensor in memory", 0.8, tensor, arch, count))
     yield from compare(
         options.repeats, f"attention of {few} photos", "photos/s",
         (pace, few, attention, checkpoint, paths[:few]),
-        ("one photo at a time, not fused", 1.2, pace, few, plain, arch, checkpoint, paths[:few], True),
+        ("one photo at a time, not fused", 1.2, pace, few, plain_attention, arch, checkpoint, paths[:few]),
         equal=partial(np.allclose, rtol=0, atol=1e-5))
     setting = grid, work / "grid.png", side
     yield from compare(options.repeats, f"grid of {side} x {side} maps", "figures/s", setting,
                        ("one subplot a map", 15, *setting, True))
+    setting = figures, work / "figures", paths[:few]
+    yield from compare(options.repeats, f"{few} figures of attention", "figures/s", (*setting, True),
+                       ("one after the other", 1.8, *setting, False))
 
 
-def again(model, photo, tokenizer, count, positions=None):
-    """The ids of a caption by the network on each prefix, padded to `positions` if given."""
+def again(model, photo, tokenizer, count):
+    """The ids of a caption by the network on all positions for each token, as the public code computes it."""
     ids = []
     for t in range(count):
-        tokens = torch.full((1, positions or t + 1), Tokenizer.PAD)
+        tokens = torch.full((1, model.config.positions), Tokenizer.PAD)
         tokens[0, :t + 1] = torch.tensor([tokenizer.start, *ids])
         ids.append(model([photo], tokens.to(photo.device))[0, t].argmax().item())
     return ids
@@ -158,7 +176,7 @@ def cached(model, photo, tokenizer, count):
 
 
 @torch.no_grad()
-def caption(config, device, way, *args):
+def caption(config, device, way):
     """(Captions/s, ids) with random weights that never predict the end token."""
     keep_freed_memory(device)
     tokenizer = Tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *map(str, range(4, config.vocabulary))])
@@ -166,13 +184,12 @@ def caption(config, device, way, *args):
     model = catr.CATR(config).eval().to(device)
     model.mlp.layers[-1].bias[tokenizer.end] = -1e9
     photo = catr.preprocess(Image.new("RGB", (299, 224)), config).to(device)
-    way(model, photo, tokenizer, 1, *args)  # the first one allocates
-    return pace(1, way, model, photo, tokenizer, TOKENS, *args)  # ids are numbers: a GPU has finished
+    way(model, photo, tokenizer, 1)  # the first one allocates
+    return pace(1, way, model, photo, tokenizer, TOKENS)  # ids are numbers: a GPU has finished
 
 
 def captions(options, work):
     config = catr.small_config(100) if options.small else catr.Config()
     setting = caption, config, options.device
     return compare(options.repeats, f"caption of {TOKENS} tokens, with maps", "captions/s",
-                   (*setting, cached), ("the network again on the tokens so far", 10, *setting, again),
-                   ("the network again on all positions", 10, *setting, again, config.positions))
+                   (*setting, cached), ("the network again for each token", 10, *setting, again))

@@ -1,6 +1,8 @@
 """A row of the table: two things measured in turn in one run, their ratio, and the goal for it."""
 
 import os
+import platform
+import re
 import resource
 import subprocess
 import sys
@@ -12,8 +14,26 @@ from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 
+from common.machine import usable_cores
+
 ROOT = Path(__file__).resolve().parent.parent
 HEADING = f"{'what':76}{'ours':>8}{'other':>8} {'unit':10} {'value':>7}  {'goal':7} {'met':3} spread"
+
+
+def processor(device):
+    """What a table was measured with: the GPU, or the processor and its instructions; torch."""
+    import torch  # --help need not wait for it
+
+    from engine.device import default_precision
+
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        bf16 = ", with instructions for bf16" * (default_precision(device) == "bf16")
+        name = (f"{usable_cores()} cores {found[1] if found else platform.processor()}, "
+                f"{torch.backends.cpu.get_cpu_capability()}{bf16}")
+    return f"{name}; torch {torch.__version__}"
 
 
 def row(what, unit, op, goal, ours, other=None):

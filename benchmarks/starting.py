@@ -12,7 +12,6 @@ import time
 from benchmarks.evaluation import photo_folder, write_checkpoint
 from benchmarks.rows import ROOT, compare, peak_mib, row, seconds
 from common.errors import BadInput
-from datasets.images import read_training_folder
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PAGE = ROOT / "runs" / "demo" / "index.html"
@@ -44,17 +43,20 @@ def demo_seconds(copy):
         os.close(terminal)
 
 
+def check(part, options):
+    """Raise BadInput where a part needs what is not there."""
+    if part == "starting" and not options.small and not (ROOT / ".venv").exists():
+        raise BadInput(f"there is no {ROOT / '.venv'}, with which demo.sh is timed: test.sh makes it")
+    if part == "page" and not (CHROMIUM and PAGE.exists()):
+        raise BadInput(f"there is no {PAGE if CHROMIUM else 'Chromium'}: install chromium, and run demo.sh")
+
+
 def starting(options, work):
-    count, few, many = (100, 74, 148) if options.small else (100_000, 200, 2_000)
-    turns, listed = range(options.repeats), work / "listed"
+    few, many = (74, 148) if options.small else (200, 2_000)
+    turns = range(options.repeats)
     yield row("--help of the slowest script", "s", "<=", 0.4, [
         max(seconds(subprocess.check_output, [sys.executable, script, "--help"]) for script in SCRIPTS)
         for _ in turns])
-    listed.mkdir()
-    for i in range(count):
-        (listed / f"{i % 37}_{i}.jpg").write_bytes(b"x")
-    yield row(f"listing {count:,} files and their labels", "s", "<=", 3, [
-        seconds(read_training_folder, listed, work / "classes.txt") for _ in turns])
     for size in (few, many):
         photo_folder(work / str(size) / "train", size)
     evaluate = "p1_eval.py", "--checkpoint", write_checkpoint(work / "checkpoint.pt", "test_vit")
@@ -100,10 +102,6 @@ def page_rows(browser, repeats):
 
 
 def page(options, work):
-    """Raises BadInput where Chromium or the page is missing."""
-    if not CHROMIUM or not PAGE.exists():
-        raise BadInput(f"there is no {PAGE if CHROMIUM else 'Chromium'}: install chromium, and run demo.sh")
-
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -1,5 +1,5 @@
-"""How fast photos are loaded, against timm's loader, and trained on, against a tensor in memory and a plain
-loop; SAM against its two passes.
+"""How fast photos are loaded, against timm's loader, and trained on, against a tensor in memory; our step
+against a plain one, and SAM's against its two passes; the probe.
 
 On a GPU the model is ViT-B/16. Model FLOP utilisation (Chowdhery et al. 2022, arXiv:2204.02311, appendix B)
 is the arithmetic of the forward and backward passes alone by what the GPU could do in the time of the step.
@@ -10,26 +10,30 @@ import tempfile
 from pathlib import Path
 from statistics import harmonic_mean, mean
 
+import numpy as np
 import timm
 import torch
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
-from torchvision.datasets import ImageFolder
 
 import p1_train
 from benchmarks.evaluation import CLASSES, CPU, photo_folder
 from benchmarks.rows import compare, in_new_process, pace, row, seconds
 from datasets.images import ImageDataset, read_training_folder
 from datasets.transforms import training_transform
-from engine.device import autocast, default_precision, keep_freed_memory, peak_memory
+from engine.device import autocast, default_precision, peak_memory
 from engine.loader import Loader
 from engine.seeding import ShuffledBatches
+from engine.step import OptimizerStep
+from models.losses import ClassificationLoss
+from models.probe import fit_probe
 from models.vit import preprocessing
 from sam import SAM
 
 SAM_STEPS = {"cpu": [(4, False, 1.05), (16, False, 1.02)],  # images, whether torch.compile, goal
              "cuda": [(128, False, 1.03), (128, True, 1.03)]}
 WARM_UP = 2  # steps: the first ones allocate, and compile
+PROBES = {192: 15, 768: 60}  # seconds by the number of features
+CLOSE = 0.1  # the distance of two classes by that of two photos of one: a probe is right in about 0.9
 FLOPS = 105.1e9  # of ViT-B/16 for an image of 224, forward and backward, a product and its sum counted apart
 # Dense bf16 FLOPs a second, by NVIDIA's data sheets; the first name that is part of the device's counts,
 # but for a MIG slice, which has a part of it.
@@ -47,27 +51,9 @@ def photos(data, arch, batch_size, precision, device):
     return harmonic_mean(float(epoch["images_per_second"]) for epoch in epochs), None
 
 
-def plain(data, arch, batch_size):
-    """(Images/s of torchvision's folder, timm's transform and an fp32 loop, its second epoch, None)."""
-    model = timm.create_model(arch, num_classes=CLASSES)
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=True,
-                                           scale=(0.5, 1), color_jitter=None)
-    optimizer = torch.optim.Adam(model.parameters())
-    loader = DataLoader(ImageFolder(data / "train", transform), batch_size, shuffle=True)
-
-    def epoch():
-        for images, targets in loader:
-            optimizer.zero_grad()
-            cross_entropy(model(images), targets).backward()
-            optimizer.step()
-
-    epoch()
-    return pace(len(loader.dataset), epoch)
-
-
 def tensor(count, arch, batch_size, *setting):
-    """(Images/s of steps of Adam on one tensor, None)."""
-    times, _ = zip(*steps(count, ["adam"], arch, batch_size, *setting)["adam"])
+    """(Images/s of steps with Adam on one tensor, None)."""
+    times, _ = zip(*steps(count, ["step"], arch, batch_size, *setting)["step"])
     return batch_size / mean(times), None
 
 
@@ -95,29 +81,33 @@ def second_epoch(loader):
 def steps(count, ways, arch, batch_size, precision, device, compiled=False):
     """Steps on one tensor, the `ways` in turn: {way: (seconds, peak MiB) of each}.
 
-    A way is adam, sam (around it), or passes: two, forward and backward, before a step of Adam.
+    A way is step, ours with Adam; plain, the same written out; sam, SAM around Adam; or passes: two, forward
+    and backward, before a step of Adam.
     """
-    keep_freed_memory(device)
     model = timm.create_model(arch, num_classes=CLASSES).to(device)
     images = torch.randn(batch_size, *model.pretrained_cfg["input_size"], device=device)
     targets = torch.arange(batch_size, device=device) % CLASSES
-    optimizer = SAM(model.parameters(), torch.optim.Adam, lr=1e-6, model=model)
+    sam = SAM(model.parameters(), torch.optim.Adam, lr=1e-6, model=model)
     forward = torch.compile(model) if compiled else model
+    take_step = OptimizerStep(forward, sam.base_optimizer, torch.amp.GradScaler(device.type, enabled=False),
+                              ClassificationLoss(0), device, precision)
 
     def closure():
-        optimizer.zero_grad()
+        sam.zero_grad()
         with autocast(device, precision):
             loss = cross_entropy(forward(images).float(), targets)
         loss.backward()
         return loss
 
     def step(way):
-        if way == "sam":
-            loss = optimizer.step(closure)
+        if way == "step":
+            take_step([(images, targets)], batch_size)
+        elif way == "sam":
+            sam.step(closure).item()  # a number: a GPU has finished
         else:
             loss = [closure() for _ in range(2 if way == "passes" else 1)][-1]
-            optimizer.base_optimizer.step()
-        loss.item()  # a number: a GPU has finished
+            sam.base_optimizer.step()
+            loss.item()
 
     turns = {way: [] for way in ways}
     for _ in range(WARM_UP + count):
@@ -126,6 +116,14 @@ def steps(count, ways, arch, batch_size, precision, device, compiled=False):
                 torch.cuda.reset_peak_memory_stats(device)
             turns[way].append((seconds(step, way), peak_memory(device) / 2**20))
     return {way: turns[way][WARM_UP:] for way in ways}
+
+
+def step_row(count, arch, batch_size, precision, device):
+    """Our step in turn with a plain one."""
+    ways = in_new_process(steps, count, ["step", "plain"], arch, batch_size, precision, device)
+    (plain, _), (ours, _) = (zip(*ways[way]) for way in ("plain", "step"))
+    return row(f"a step / the same written out, {arch}, {batch_size} images, {precision}", "steps/s", ">=",
+               0.98, [1 / each for each in ours], [1 / each for each in plain])
 
 
 def sam_rows(goal, count, arch, batch_size, precision, device, compiled):
@@ -145,6 +143,14 @@ def sam_rows(goal, count, arch, batch_size, precision, device, compiled):
                       [2 * FLOPS * batch_size / taken for taken in sam], [peak] * len(sam))
 
 
+def probe_seconds(photos, width, device):
+    """What fitting a probe to features takes: of classes that lie as close as those of pets do."""
+    generator = np.random.default_rng(0)
+    targets, means = np.arange(photos) % CLASSES, generator.standard_normal((CLASSES, width))
+    features = CLOSE * means[targets] + generator.standard_normal((photos, width))
+    return seconds(fit_probe, features, targets, (CLOSE * means, np.zeros(CLASSES)), 0, device)
+
+
 def training(options, work):
     on_gpu = options.device.type == "cuda"
     precision = default_precision(options.device)
@@ -152,13 +158,17 @@ def training(options, work):
         ("vit_base_patch16_224", 128, 98, 30) if on_gpu else ("vit_tiny_patch16_224", 32, 10, 30)
     setting = arch, batch_size, precision, options.device
     photo_folder(work / "train", batch_size * (WARM_UP + count))
-    others = [("on a tensor in memory", 0.95, tensor, count, *setting),
-              ("the plain loop, fp32", 2, plain, work, arch, batch_size)]
     yield from compare(
         options.repeats, f"training on photos, {arch}, {batch_size} images, {precision}", "images/s",
-        (photos, work, *setting), *(others[:1] if on_gpu else others))
+        (photos, work, *setting), ("on a tensor in memory", 0.93, tensor, count, *setting))
     yield from compare(options.repeats, f"loading photos by one process, {batch_size} images", "images/s",
                        (loading, work / "train", arch, batch_size),
                        ("timm's loader", 0.95, timms_loading, work / "train", arch, batch_size))
+    for each in dict.fromkeys(["fp32", precision]):
+        yield step_row(sam_count, arch, batch_size, each, options.device)
     for size, compiled, goal in SAM_STEPS[options.device.type]:
         yield from sam_rows(goal, sam_count, arch, size, precision, options.device, compiled)
+    probed = 74 if options.small else 3680
+    for width, goal in PROBES.items():
+        yield row(f"a probe of {probed:,} photos, {width} features", "s", "<=", goal, [
+            in_new_process(probe_seconds, probed, width, options.device) for _ in range(options.repeats)])

@@ -33,7 +33,7 @@ def test_the_table_in_small(shapes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(training, "in_new_process", in_this_process)
     file = tmp_path / "new" / "rows.json"
     assert table.main(["--small", "--repeats", "1", "--json", str(file)]) == 0
-    heading, *lines = capsys.readouterr().out.splitlines()
+    _, _, *lines = capsys.readouterr().out.splitlines()
     written = json.loads(file.read_text())
     assert [line.startswith(row["what"]) for line, row in zip(lines, written, strict=True)] == [True] * 15
     for row in written:
@@ -46,6 +46,18 @@ def test_a_part_that_does_not_exist_is_refused(capsys):
         table.main(["captions", "nothing"])
     assert error.value.code == 2
     assert "no part nothing: choose from training" in capsys.readouterr().err
+
+
+def test_what_a_part_needs_is_checked_before_the_first_row(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(starting, "PAGE", tmp_path / "index.html")
+    monkeypatch.setattr(starting, "ROOT", tmp_path)
+    for part, chromium, missing in (
+            ("page", "chromium", f"{tmp_path}/index.html"), ("page", None, "Chromium: install"),
+            ("starting", None, f"{tmp_path}/.venv, with which demo.sh is timed")):
+        monkeypatch.setattr(starting, "CHROMIUM", chromium)
+        assert table.main(["training", part]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith(f"error: there is no {missing}")
 
 
 def test_a_call_in_a_new_process_returns_its_value_or_fails():

@@ -2,14 +2,15 @@
 
 import argparse
 import json
+import re
 import time
 
 import pytest
 import torch
 
-from benchmarks import evaluation, memory, rows, starting, training
+from benchmarks import evaluation, memory, rows, training
 from benchmarks.rows import compare, line, pace, row, seconds
-from common.errors import BadInput
+from common.machine import usable_cores
 
 SMALL = argparse.Namespace(small=True, repeats=1, device=torch.device("cpu"))
 
@@ -108,14 +109,14 @@ class Counting(torch.nn.Linear):
 def test_a_step_of_sam_and_its_two_passes_see_as_many_batches(monkeypatch):
     model = Counting()
     monkeypatch.setattr(training.timm, "create_model", lambda arch, num_classes: model)
-    monkeypatch.setattr(training, "keep_freed_memory", lambda device: None)
     passes = {}
-    for way in ("adam", "passes", "sam"):
+    for way in ("step", "plain", "passes", "sam"):
         model.inputs.clear()
         measured = training.steps(3, [way], "any", 2, "fp32", torch.device("cpu"))
         passes[way] = [*model.inputs]
         assert len(measured[way]) == 3 and all(time > 0 and peak > 0 for time, peak in measured[way])
-    assert {way: len(weights) for way, weights in passes.items()} == {"adam": 5, "passes": 10, "sam": 10}
+    assert {way: len(weights) for way, weights in passes.items()} == {
+        "step": 5, "plain": 5, "passes": 10, "sam": 10}
     assert torch.equal(passes["passes"][0], passes["passes"][1])
     assert not torch.equal(passes["sam"][0], passes["sam"][1])  # the perturbed weights
 
@@ -148,33 +149,30 @@ def rows_of(measured, monkeypatch, tmp_path):
     return call
 
 
-def test_predictions_and_maps_that_differ_from_the_plain_loop_are_an_error(rows_of):
-    ours, tensor, maps = (4.0, ["1", "2"]), (16.0, None), torch.rand(4, 3, 3).numpy()
-    plain, near, far = (1.0, ["1", "2"]), (2.0, maps + 1e-6), (2.0, maps + 1e-4)
-    grids = (30.0, None), (2.0, None)
-    table = rows_of(evaluation.evaluation, ours, tensor, plain, (3.0, maps), near, *grids)
-    assert [(row.value, row.met) for row in table] == [(0.25, False), (4, True), (1.5, True), (15, True)]
-    with pytest.raises(RuntimeError, match="same predictions: the results differ"):
-        rows_of(evaluation.evaluation, ours, tensor, (1.0, ["1", "1"]), (3.0, maps), near)
+def test_maps_that_differ_from_the_plain_loop_are_an_error(rows_of):
+    photos, maps = [(4.0, None), (16.0, None)], torch.rand(4, 3, 3).numpy()
+    near, far = (2.0, maps + 1e-6), (2.0, maps + 1e-4)
+    grids, figures = [(30.0, None), (2.0, None)], [(3.6, None), (2.0, None)]
+    table = rows_of(evaluation.evaluation, *photos, (3.0, maps), near, *grids, *figures)
+    assert [(row.value, row.met) for row in table] == [(0.25, False), (1.5, True), (15, True), (1.8, True)]
     with pytest.raises(RuntimeError, match="not fused: the results differ"):
-        rows_of(evaluation.evaluation, ours, tensor, plain, (3.0, maps), far)
+        rows_of(evaluation.evaluation, *photos, (3.0, maps), far)
 
 
 def test_captions_that_differ_are_an_error(rows_of):
     ids = list(range(evaluation.TOKENS))
-    prefix, padded = rows_of(evaluation.captions, (8.0, ids), (1.0, ids), (0.5, ids))
-    assert (prefix.value, prefix.met, padded.value, padded.met) == (8, False, 16, True)
+    row, = rows_of(evaluation.captions, (8.0, ids), (1.0, ids))
+    assert (row.value, row.met) == (8, False)
     for wrong in ([*ids[1:], 0], ids[1:]):
         with pytest.raises(RuntimeError, match="differ"):
-            rows_of(evaluation.captions, (8.0, ids), (1.0, ids), (0.5, wrong))
+            rows_of(evaluation.captions, (8.0, ids), (0.5, wrong))
 
 
-def test_a_page_that_is_not_there_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(starting, "PAGE", tmp_path / "index.html")
-    for chromium, missing in (("chromium", tmp_path), (None, "Chromium: install")):
-        monkeypatch.setattr(starting, "CHROMIUM", chromium)
-        with pytest.raises(BadInput, match=f"there is no {missing}.*run demo.sh"):
-            list(starting.page(SMALL, tmp_path))
+def test_the_table_says_which_processor_gave_it(monkeypatch):
+    words = rows.processor(torch.device("cpu"))
+    assert re.match(rf"{usable_cores()} cores \S", words) and words.endswith(f"torch {torch.__version__}")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    assert rows.processor(torch.device("cuda")) == f"NVIDIA H100; torch {torch.__version__}"
 
 
 def test_the_table_of_memory_counts_the_arithmetic_of_an_epoch(monkeypatch):
