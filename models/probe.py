@@ -99,7 +99,7 @@ def fit_probe(features, targets, pretrained=None, seed=0, device="cpu"):
     z = (x - mean) / scale
     axes = torch.linalg.eigh(z.T @ z).eigenvectors  # along them the features are uncorrelated
     ones = z.new_ones(len(z), 1)
-    expected_rows = torch.zeros_like(z)  # for each image, the pretrained head's row, expected over its classes
+    expected_rows = torch.zeros_like(z)  # an image's: the pretrained head's row, expected over its classes
     if pretrained:
         rows, bias = map(exact, pretrained)
         expected_rows = torch.softmax(x @ rows.T + bias, 1) @ (scale * rows @ axes)
@@ -109,7 +109,7 @@ def fit_probe(features, targets, pretrained=None, seed=0, device="cpu"):
     if folds > 1:
         fold_of = torch.from_numpy(stratified_folds(y.cpu().numpy(), folds, seed)).to(device)
         C, alpha, accuracy = _choose(*data, PRIOR_WEIGHTS if pretrained else (0.0,), fold_of)
-    theta = _minimum(*data, C, alpha, None, 1e-13)
+    theta = _minimum(*data, C, alpha, None, 1e-12)
     weight = theta[:, :-1] @ axes.T / scale
     return Probe(weight.cpu().numpy(), (theta[:, -1] - weight @ mean).cpu().numpy(), C, alpha, accuracy)
 
@@ -133,53 +133,61 @@ def stratified_folds(y, count, seed):
 
 
 def _minimum(z, y, expected_rows, C, alpha, start, tolerance):
-    """(W, b) at the minimum, side by side, for the classes 0 .. y.max(), each of which occurs.
+    """(W, b) at the minimum, side by side, searched from `start`, or else from the prior.
 
-    The last column of z is 1, that of `expected_rows` 0. From `start`, the prior where that is None, until a
-    step lowers the objective by less than `tolerance` of it.
+    Each of the classes 0 .. y.max() occurs. The last column of z is 1, that of `expected_rows` 0. The search
+    ends when a step lowers the objective by less than `tolerance` of it.
     """
     one_hot = torch.nn.functional.one_hot(y).to(z)
     prior = alpha * (one_hot.T @ expected_rows) / one_hot.sum(0)[:, None]
-    # about the objective's curvature, were it the same for all classes: steps of one length suit all axes
+    # about the curvature along each axis, as in `theta / units` it is then alike along all
     units = (0.01 * z.square().mean(0) + 1 / (C * len(z))).rsqrt()
-    phi = ((prior if start is None else start) / units).requires_grad_()
+    theta = prior if start is None else start
+    for dtype, enough in ((torch.float32, 1e-7), (torch.float64, tolerance)):  # the first takes half the time
+        theta = _descend(*(values.to(dtype) for values in (theta, prior, units, z)), y, C, enough)
+    return theta
+
+
+def _descend(start, prior, units, z, y, C, tolerance):
+    """Follow L-BFGS from `start`, (W, b), in the precision of all arguments."""
+    phi = (start / units).requires_grad_()
 
     def objective():  # per image
         theta = phi * units
-        penalty = (theta - prior)[:, :-1].square().sum() / (2 * C * len(z))
-        return penalty + cross_entropy(z @ theta.T, y)
+        return (theta - prior)[:, :-1].square().sum() / (2 * C * len(z)) + cross_entropy(z @ theta.T, y)
 
     def closure():
         phi.grad = None
-        value = objective() / size
+        value = objective() / first
         value.backward()
         return value
 
-    size = objective().detach()
-    torch.optim.LBFGS([phi], max_iter=5000, max_eval=10000, history_size=20, line_search_fn="strong_wolfe",
-                      tolerance_grad=0, tolerance_change=tolerance).step(closure)
+    first = objective().item() or 1.0  # 0 for a single class
+    torch.optim.LBFGS([phi], max_iter=5000, max_eval=10000, history_size=20, tolerance_grad=0,
+                      tolerance_change=tolerance, line_search_fn="strong_wolfe").step(closure)
     return (phi * units).detach()
 
 
 def _choose(z, y, expected_rows, alphas, fold_of):
     """The best C and alpha, and the accuracy of their predictions for the images left out."""
-    warm = {}  # by fold: (W, b) at the point before
+    starts = {}  # by fold: (W, b) at the point before
 
     @functools.cache
-    def evaluate(i, j):  # C_GRID[i], alphas[j] -> (loss, accuracy)
+    def evaluate(i, j):  # C_GRID[i], alphas[j] -> (cross-entropy, accuracy)
         log_p = z.new_full((len(y), int(y.max()) + 1), np.log(1e-12))  # of classes that a fold leaves out
         for fold in range(int(fold_of.max()) + 1):
-            fit, out = fold_of != fold, fold_of == fold
+            fit, left_out = fold_of != fold, fold_of == fold
             labels, targets = y[fit].unique(return_inverse=True)
-            warm[fold] = _minimum(z[fit], targets, expected_rows[fit], C_GRID[i], alphas[j], warm.get(fold), 1e-9)
-            log_p[out.nonzero(), labels] = (z[out] @ warm[fold].T).log_softmax(1)
+            starts[fold] = _minimum(z[fit], targets, expected_rows[fit], C_GRID[i], alphas[j],
+                                    starts.get(fold), 1e-8)
+            log_p[left_out.nonzero(), labels] = (z[left_out] @ starts[fold].T).log_softmax(1)
         return cross_entropy(log_p, y).item(), (log_p.argmax(1) == y).double().mean().item()
 
     i, j = len(C_GRID) // 2, len(alphas) - 1
     while True:
-        near = [(i + 1, j), (i - 1, j), (i, j - 1), (i, j + 1)]
-        better = [(k, m) for k, m in near if k in range(len(C_GRID)) and m in range(len(alphas))
-                  if evaluate(k, m)[0] < evaluate(i, j)[0]]
+        near = [(k, m) for k, m in ((i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1))
+                if k in range(len(C_GRID)) and m in range(len(alphas))]
+        better = next((point for point in near if evaluate(*point)[0] < evaluate(i, j)[0]), None)
         if not better:
             return C_GRID[i], alphas[j], evaluate(i, j)[1]
-        i, j = better[0]
+        i, j = better
