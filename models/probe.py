@@ -5,6 +5,8 @@
 
 import functools
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +81,21 @@ def _heads(model):
     return heads if isinstance(heads, tuple) else (heads,)
 
 
+@contextmanager
+def _one_thread_each():
+    """A pool of as many workers as torch has threads, which meanwhile uses one in each of them.
+
+    Threads that share the work on a small matrix wait for each other, on busy cores most of the time.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as workers:
+            yield workers
+    finally:
+        torch.set_num_threads(threads)
+
+
 def fit_probe(features, targets, pretrained=None, seed=0, device="cpu"):
     """Multinomial logistic regression: the weights W and bias b that minimise
 
@@ -105,11 +122,12 @@ def fit_probe(features, targets, pretrained=None, seed=0, device="cpu"):
         expected_rows = torch.softmax(x @ rows.T + bias, 1) @ (scale * rows @ axes)
     data = torch.cat([z @ axes, ones], 1), y, torch.cat([expected_rows, 0 * ones], 1)
     folds = min(FOLDS, int(y.bincount().max()))
+    fold_of = torch.from_numpy(stratified_folds(y.cpu().numpy(), folds, seed)).to(device)
     C, alpha, accuracy = 1.0, 0.0, None
-    if folds > 1:
-        fold_of = torch.from_numpy(stratified_folds(y.cpu().numpy(), folds, seed)).to(device)
-        C, alpha, accuracy = _choose(*data, PRIOR_WEIGHTS if pretrained else (0.0,), fold_of)
-    theta = _minimum(*data, C, alpha, None, 1e-12)
+    with _one_thread_each() as workers:
+        if folds > 1:
+            C, alpha, accuracy = _choose(*data, PRIOR_WEIGHTS if pretrained else (0.0,), fold_of, workers)
+        theta = _minimum(*data, C, alpha, None, 1e-12)
     weight = theta[:, :-1] @ axes.T / scale
     return Probe(weight.cpu().numpy(), (theta[:, -1] - weight @ mean).cpu().numpy(), C, alpha, accuracy)
 
@@ -168,19 +186,24 @@ def _descend(start, prior, units, z, y, C, tolerance):
     return (phi * units).detach()
 
 
-def _choose(z, y, expected_rows, alphas, fold_of):
+def _choose(z, y, expected_rows, alphas, fold_of, workers):
     """The best C and alpha, and the accuracy of their predictions for the images left out."""
     starts = {}  # by fold: (W, b) at the point before
 
+    classes, folds = int(y.max()) + 1, range(int(fold_of.max()) + 1)
+
     @functools.cache
     def evaluate(i, j):  # C_GRID[i], alphas[j] -> (cross-entropy, accuracy)
-        log_p = z.new_full((len(y), int(y.max()) + 1), np.log(1e-12))  # of classes that a fold leaves out
-        for fold in range(int(fold_of.max()) + 1):
-            fit, left_out = fold_of != fold, fold_of == fold
-            labels, targets = y[fit].unique(return_inverse=True)
-            starts[fold] = _minimum(z[fit], targets, expected_rows[fit], C_GRID[i], alphas[j],
-                                    starts.get(fold), 1e-8)
-            log_p[left_out.nonzero(), labels] = (z[left_out] @ starts[fold].T).log_softmax(1)
+        def fit(fold):
+            rest = fold_of != fold
+            labels, targets = y[rest].unique(return_inverse=True)
+            starts[fold] = theta = _minimum(
+                z[rest], targets, expected_rows[rest], C_GRID[i], alphas[j], starts.get(fold), 3e-9)
+            return labels, (z[~rest] @ theta.T).log_softmax(1)
+
+        log_p = z.new_full((len(y), classes), np.log(1e-12))  # of classes that a fold leaves out
+        for fold, (labels, values) in zip(folds, workers.map(fit, folds)):
+            log_p[(fold_of == fold).nonzero(), labels] = values
         return cross_entropy(log_p, y).item(), (log_p.argmax(1) == y).double().mean().item()
 
     i, j = len(C_GRID) // 2, len(alphas) - 1
