@@ -119,7 +119,7 @@ def start_from_probe(model, has_head, preprocessing, fit, run):
     `has_head`: the model has its pretrained head, which is the prior.
     """
     from engine.inference import predict_shards
-    from models import probe  # SciPy takes a second to import
+    from models import probe
     from models.vit import on_pixels
 
     loader = shard_loader(run, fit, preprocessing)

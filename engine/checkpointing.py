@@ -32,7 +32,7 @@ from engine.loader import LostWorker
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 METRICS, CONFIG, CURVES = "metrics.csv", "config.json", "curves.png"
-PACKAGES = ("torch", "torchvision", "timm", "tokenizers", "numpy", "pillow", "scikit-learn")
+PACKAGES = ("torch", "torchvision", "timm", "tokenizers", "numpy", "pillow")
 
 
 def write_metrics(history, folder):

@@ -84,7 +84,7 @@ def test_old_packages_do_not_keep_help_and_downloads_from_working(script, monkey
 
 
 @pytest.mark.parametrize(("name", "line"), [
-    ("sklearn", f"error: sklearn is missing: pip install '{ROOT}'"),
+    ("scipy", f"error: scipy is missing: pip install '{ROOT}'"),
     ("sacrebleu", f"error: sacrebleu is missing: pip install '{ROOT}[captions]'")])
 def test_a_missing_package_is_one_line(name, line, capsys):
     @cli.reports_errors

@@ -1,14 +1,25 @@
 import itertools
+import warnings
 
 import numpy as np
 import pytest
 import timm
 import torch
+from scipy.optimize import minimize
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
-from models.probe import PRIOR_WEIGHTS, Features, fit_probe, read_head, set_head, start_from_probe
+from models import probe as probing
+from models.probe import (
+    PRIOR_WEIGHTS,
+    Features,
+    fit_probe,
+    read_head,
+    set_head,
+    start_from_probe,
+    stratified_folds,
+)
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -125,7 +136,70 @@ def test_C_and_the_prior_weight_are_those_with_the_smallest_loss_on_folds_left_o
     assert not head or probe.prior_weight > 0  # else it would not be known to work
 
 
-@pytest.mark.parametrize("counts", [(1, 1), (1, 1, 1), (2, 1, 1), (1, 4, 9), (3, 3)])
+def test_each_minimum_of_the_search_is_scipy_s_to_a_millionth(problem, monkeypatch):
+    """Of the objective: in cross-validation, whose tolerance is the coarser, and at the end."""
+    minimum, searched = probing._minimum, set()
+
+    def checked(z, y, expected_rows, C, alpha, start, tolerance):
+        theta = minimum(z, y, expected_rows, C, alpha, start, tolerance)
+        prior = alpha * torch.stack([expected_rows[y == label].mean(0) for label in range(y.max() + 1)])
+
+        def value(flat):
+            weight, bias = torch.as_tensor(flat).reshape(prior.shape).split([z.shape[1] - 1, 1], 1)
+            return ((weight - prior[:, :-1]).square().sum() / 2 + C * torch.nn.functional.cross_entropy(
+                z[:, :-1] @ weight.T + bias.T, y, reduction="sum"))
+
+        def gradient(flat):
+            return torch.autograd.functional.jacobian(value, torch.as_tensor(flat)).numpy()
+
+        least = minimize(lambda flat: value(flat).item(), np.zeros(prior.numel()), jac=gradient, tol=1e-9).fun
+        assert value(theta.ravel()).item() == pytest.approx(least, rel=1e-6)
+        searched.add((C, alpha))
+        return theta
+
+    monkeypatch.setattr("models.probe._minimum", checked)
+    monkeypatch.setattr("models.probe.FOLDS", 2)
+    x, y, head = problem
+    probe = fit_probe(x, y, head)
+    assert (probe.C, probe.prior_weight) in searched and len(searched) > 2
+
+
+@pytest.mark.parametrize("best", [(5, 0), (0, 1), (6, 2), (3, 2)])
+def test_the_search_walks_to_the_smallest_loss_and_leaves_points_out(best, monkeypatch):
+    """The loss is that of logits that are wrong by more, the further C and alpha are from the best."""
+    visited = set()
+
+    def minimum(z, y, expected_rows, C, alpha, start, tolerance):
+        i, j = probing.C_GRID.index(C), PRIOR_WEIGHTS.index(alpha)
+        visited.add((i, j))
+        theta = torch.zeros(2, z.shape[1], dtype=z.dtype)
+        theta[1, -1] = abs(i - best[0]) + abs(j - best[1])
+        return theta
+
+    monkeypatch.setattr("models.probe._minimum", minimum)
+    x, y = np.random.default_rng(0).normal(size=(20, 3)), np.repeat([0, 1], 10)
+    probe = fit_probe(x, y, (np.ones((4, 3)), np.zeros(4)))
+    assert (probe.C, probe.prior_weight) == (probing.C_GRID[best[0]], PRIOR_WEIGHTS[best[1]])
+    assert len(visited) <= 12, "of 21"
+
+
+@pytest.mark.parametrize("sizes", [(7, 12, 3), (1, 2, 40, 5), (30, 30)])
+def test_the_folds_are_scikit_learn_s(sizes):
+    y = np.random.default_rng(1).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes smaller than the number of folds
+        splits = [left_out for _, left_out in StratifiedKFold(5, shuffle=True, random_state=4).split(y, y)]
+    fold_of = stratified_folds(y, 5, 4)
+    assert all(np.array_equal(np.flatnonzero(fold_of == k), left_out) for k, left_out in enumerate(splits))
+
+
+def test_a_repeat_has_the_same_bits(problem, monkeypatch):
+    monkeypatch.setattr("models.probe.FOLDS", 2)
+    first, second = (fit_probe(*problem) for _ in range(2))
+    assert np.array_equal(first.weight, second.weight) and np.array_equal(first.bias, second.bias)
+
+
+@pytest.mark.parametrize("counts", [(1, 1), (1, 1, 1), (2, 1), (2, 1, 1), (1, 4, 9), (3, 3), (4,)])
 def test_classes_of_a_few_images_or_one(counts, recwarn):
     y = np.repeat(np.arange(len(counts)), counts)
     x = np.eye(len(counts))[y] + 0.01 * np.random.default_rng(0).normal(size=(len(y), len(counts)))
