@@ -26,7 +26,7 @@ from engine.output import locked
 from engine.state import TrainingState
 from tests.helpers import forked
 
-SETTINGS = ["--device", "cpu", "--workers", "0", "--lr", "1e-2", "--epochs", "2"]
+SETTINGS = ["--device", "cpu", "--workers", "0", "--precision", "fp32", "--lr", "1e-2", "--epochs", "2"]
 TINY = ["--arch", "test_vit", "--scratch"]
 ONE = ["--batch-size", "12"]
 TWO = ["--batch-size", "2", "--accumulate", "3"]

@@ -16,7 +16,7 @@ from models import catr
 from tests.helpers import forked, kill_training
 from tests.helpers.training import metrics, same, weights
 
-FLAGS = ["--device", "cpu", "--workers", "0", "--batch-size", "8"]
+FLAGS = ["--device", "cpu", "--workers", "0", "--batch-size", "8", "--precision", "fp32"]
 
 
 def train(data, output, *arguments):
