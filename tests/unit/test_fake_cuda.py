@@ -30,7 +30,7 @@ def fake():
 
 
 def test_two_devices_do_not_go_together(fake):
-    with pytest.raises(Exception, match="found two different devices"):
+    with pytest.raises(Exception, match="found (at least )?two (different )?devices"):
         torch.zeros(2, device=CUDA) + torch.zeros(2)
 
 

@@ -166,8 +166,8 @@ def test_a_distilled_model_takes_both_heads_or_two_new_ones(tmp_path):
 def test_real_weights_load_as_timm_loads_them(real_data):
     name = "vit_tiny_patch16_224"
     path = real_data / "weights" / f"{name}.augreg_in21k_ft_in1k.safetensors"
-    expected = timm.create_model(name, pretrained=True,
-                                 pretrained_cfg_overlay={"file": str(path)}).state_dict()
+    overlay = {"file": str(path), "custom_load": False}
+    expected = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
     model, message = vit.create(name, weights=path)
     assert same(model.state_dict(), expected) and message is None
     model, message = vit.create(name, 37, path)
