@@ -39,12 +39,14 @@ class PixelErasing(RandomErasing):
 
     def __init__(self, probability, preprocessing):
         super().__init__(probability, mode="pixel", device="cpu")
-        self.mean, self.std = (torch.tensor(preprocessing[name])[:, None, None] for name in ("mean", "std"))
+        self.mean, self.std = (torch.tensor(preprocessing[name])[:, None] for name in ("mean", "std"))
 
     def __call__(self, pixels):
         noise = super().__call__(torch.full(pixels.shape, torch.nan))
-        values = noise.mul(self.std).add_(self.mean).mul_(255).round_().clamp_(0, 255).nan_to_num_()
-        return torch.where(noise.isnan(), pixels, values.byte())
+        erased = ~noise[0].isnan()
+        values = noise[:, erased].mul_(self.std).add_(self.mean).mul_(255)
+        pixels[:, erased] = values.round_().clamp_(0, 255).byte()
+        return pixels
 
 
 def _arguments(preprocessing):
