@@ -71,7 +71,7 @@ class Normalise(torch.nn.Module):
             self.register_buffer(name, torch.tensor(preprocessing[name]).reshape(3, 1, 1), persistent=False)
 
     def forward(self, pixels):
-        return pixels.float().div_(255).sub_(self.mean).div_(self.std)
+        return pixels.to(self.mean.dtype).div_(255).sub_(self.mean).div_(self.std)
 
 
 def on_pixels(model, preprocessing):

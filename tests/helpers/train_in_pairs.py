@@ -36,17 +36,6 @@ THREE = {"adam": [p1_train.main, "--optimizer", "adam", "--batch-size", "2", "--
          "captioner": [p2_train.main, "--batch-size", "2", "--lr", "1e-3"]}
 
 
-def in_float64():
-    torch.set_default_dtype(torch.float64)
-    get = images.ImageDataset.__getitem__
-
-    def doubled(self, key):
-        image, target = get(self, key)
-        return image.double(), target
-
-    images.ImageDataset.__getitem__ = doubled
-
-
 def signal_after_two_steps(number, ranks):
     """Send a signal to these processes, each from itself, before it can tell the other of its second step."""
     def prepare(rank):
@@ -101,8 +90,9 @@ def main(data, output):
     for name, flags in (("sgd", sgd), ("sam", [*sgd, "--sam", "--rho", "0.2", "--sync-perturbation"]),
                         ("adam64", ["--optimizer", "adam", "--lr", "1e-3"])):
         for ranks, word in ((2, "two"), (1, "one")):
+            dtype = torch.float64 if name == "adam64" else torch.float32
             run(f"{name} {word}", *flags, ranks=ranks,
-                prepare=lambda rank, name=name: in_float64() if name == "adam64" else None)
+                prepare=lambda rank, dtype=dtype: torch.set_default_dtype(dtype))
 
     run("straight", *ADAM_SAM)
     for name, number, ranks in (("lost 1", signal.SIGKILL, [1]), ("lost 0", signal.SIGKILL, [0]),
