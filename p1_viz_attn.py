@@ -132,7 +132,7 @@ def main(argv=None):
             drawing.draw(args.output_dir / f"{SHEET}.{args.format}", draw_rows, rows, label,
                          scale_each=args.scale_each)
     print_means(groundings, occlusions)
-    print(f"{len(paths)} image{'s' * (len(paths) > 1)} drawn to {args.output_dir}")
+    print(f"{viewer.name}: {len(paths)} image{'s' * (len(paths) > 1)} drawn to {args.output_dir}")
     return 0
 
 
@@ -153,7 +153,8 @@ def on_object(share, area, peak, chance=None):
 
 def without_patches(probability, falls):
     return f"probability {probability:.3f}; " + "; ".join(
-        f"{attended:.3f} without the {share:.0%} most attended patches, {random:.3f} without random ones"
+        f"{attended:.3f} without the {share:.0%} most attended patches, {random:.3f} without as many random "
+        "ones"
         for share, attended, random in falls)
 
 

@@ -121,9 +121,9 @@ def names_of(paths):
 
 
 def print_measures(names, kinds, measures):
-    """Print each measure (C, B) of all checkpoints, the flattest first."""
+    """Print each measure (C, B) of all checkpoints, the lowest first."""
     width = max(map(len, ("checkpoint", *names))) + 2
-    print(f"{'from flat to sharp':30}{'checkpoint':{width}}{'optimizer':14}mean over batches (least to most)")
+    print(f"{'from low to high':30}{'checkpoint':{width}}{'optimizer':14}mean over batches (least to most)")
     for measure, values in measures.items():
         for i in values.mean(1).argsort():
             print(f"{measure:30}{names[i]:{width}}{kinds[i]:14}{spread(values[i])}")

@@ -88,7 +88,7 @@ def main(argv=None):
         np.savez_compressed(temporary, **arrays, titles=names, adjacent_by_chance=by_chance)
     with written_whole(args.output) as temporary:
         draw_similarities(similarities, statistics, random, titles, temporary, differences)
-    print("same row  same column  elsewhere  nearest one adjacent")
+    print("same row  same column  elsewhere  most similar one adjacent")
     for values, name in zip(statistics, names):
         print(as_row(values), name)
     for baseline, draws in random.items():
@@ -104,13 +104,13 @@ def difference(similarity, other):
     if similarity.shape != other.shape:
         return "another grid than the first model's"
     apart = abs(other - similarity)
-    return f"difference to the first model at most {apart.max():.2g}, mean {apart.mean():.2g}"
+    return f"similarities differ from the first model's by at most {apart.max():.2g}, mean {apart.mean():.2g}"
 
 
 def as_row(values):
     """The numbers of `position_statistics` as a line of the printed table."""
     return (f"{values['same_row']:8.3f}  {values['same_column']:11.3f}  {values['elsewhere']:9.3f}  "
-            f"{values['nearest_adjacent']:20.1%} ")
+            f"{values['nearest_adjacent']:25.1%} ")
 
 
 if __name__ == "__main__":

@@ -33,9 +33,10 @@ def confusion(setting):
 
 
 def most_mistaken(counts, most=MOST_CLASSES):
-    """The `most` classes that a confusion matrix has room for, in order: those with the most mistakes."""
-    wrong = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
-    return np.sort(np.argsort(-wrong, kind="stable")[:most])
+    """The `most` classes that a confusion matrix has room for, in order: those of the most confused pairs."""
+    pairs = [pair for _, *pair in most_confused(counts, counts.size)]
+    classes = dict.fromkeys([*sum(pairs, []), *range(len(counts))])
+    return np.sort(list(classes)[:most])
 
 
 def answers(setting):

@@ -148,7 +148,8 @@ def _refuse_nonfinite(flag, *losses):
 
 def measures(arrays):
     """What the arrays say, lower where it is flatter: arrays (C, B) by name; B is 1 for all at once."""
-    by_name = {"loss": arrays["loss"][:, None], "highest loss nearby": arrays["loss_2d"].max((1, 2))[:, None]}
+    loss = arrays["loss"][:, None]
+    by_name = {"loss": loss, "highest rise nearby": arrays["loss_2d"].max((1, 2))[:, None] - loss}
     for r, rho in enumerate(arrays["rhos"]):
         by_name[f"rise at rho {rho:g}"] = arrays["rise"][:, :, r]
         by_name[f"rise at rho {rho:g}, all photos"] = arrays["rise_full"][:, r, None]

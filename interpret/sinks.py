@@ -24,10 +24,10 @@ def find_sinks(maps):
 
 
 def sinks_in_words(sinks, times):
-    """A line that names the sinks, at most eight of them, by row and column from 1."""
+    """A line that names the sinks, at most eight of them, by row and column from 0."""
     if not sinks.any():
         return "no patch draws attention whatever the photo: there are no sinks"
-    places = [f"row {row + 1} column {column + 1}" for row, column in np.argwhere(sinks)]
+    places = [f"row {row} column {column}" for row, column in np.argwhere(sinks)]
     more = f" and {len(places) - 8} more" if len(places) > 8 else ""
-    return (f"{len(places)} of {sinks.size} patches draw attention whatever the photo, {times:.0f} times an "
-            f"even share of it where all is grey: {', '.join(places[:8])}{more}")
+    return (f"{len(places)} of {sinks.size} patches draw attention whatever the photo, each about {times:.0f} "
+            f"times an even share where all is grey: {', '.join(places[:8])}{more}")

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from plots.style import COLOURS, downsampled, place, save
 
 DIMMED = 0.35  # brightness of what the model did not see
-LINE, LETTER, GAP, BAR_AND_LABELS = 0.017, 0.0075, 0.1, 1.1  # inches; the first two for each point of a title
+LINE, LETTER, GAP, BAR_AND_LABELS = 0.017, 0.0075, 0.1, 1.3  # inches; the first two for each point of a title
 
 
 @dataclass
@@ -78,8 +78,9 @@ def draw_rows(rows, label, path, scale_each=False):
         bar = place(figure, width - BAR_AND_LABELS, top, long / 25, high)
         figure.colorbar(image, cax=bar)
         bar.tick_params(labelsize=points)
-    figure.text(1 - GAP / width, 1 - middle / height, _wrapped(label, height, points), rotation=90,
-                fontsize=points, horizontalalignment="right", verticalalignment="center")
+    label = _wrapped(label, 2 * (height - middle), points)
+    figure.text(1 - GAP / width, 1 - middle / height, label, rotation=90, fontsize=points,
+                horizontalalignment="right", verticalalignment="center")
     save(figure, path)
 
 

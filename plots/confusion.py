@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 CAPTION = ("Colour: share of the true class's images. Numbers: images, mean over seeds; of more than ten "
-           "classes those with the most mistakes have numbers, below.")
+           "classes those of the most confused pairs have numbers, below.")
 LONGEST_NAME = 28  # letters
 WIDTH, FONT = 9, 9  # inches and points: on A4, 6.3 inches wide, letters have 6.3 points
 
@@ -18,7 +18,7 @@ def draw_confusion(counts, classes, most_confused, names, title):
     with np.errstate(invalid="ignore"):
         shares = counts / counts.sum(1, keepdims=True)  # NaN for a class without images: it stays white
     if len(classes) < len(names):
-        title += f"; the {len(classes)} of {len(names)} classes with the most mistakes"
+        title += f"; the {len(classes)} of {len(names)} classes confused most"
     matrices = [most_confused] if len(classes) <= len(most_confused) else [classes, most_confused]
     heights = [2.4 + 0.145 * len(classes), max(4, 2.4 + 0.3 * len(most_confused))][-len(matrices):]
     figure = Figure(figsize=(min(WIDTH, sum(heights) + 1), sum(heights)), layout="constrained")

@@ -9,9 +9,9 @@ from matplotlib.ticker import MaxNLocator
 from common.files import written_whole
 from plots.style import DPI, legend_below, line_style
 
-CAPTION = ("Dashes: training, with augmentation. Solid: held out. Star: val, at the epoch of best.pt. "
-           "Line: mean over seeds. Band: range over seeds. Where settings differ in the passes of an epoch, "
-           "above over epochs, below over forward-backward passes.")
+CAPTION = ("Dashes, hollow: training, with augmentation. Solid: held out. Star: val, at the epoch of "
+           "best.pt. Line: mean over seeds. Band: range over seeds. Where settings differ in the passes of an "
+           "epoch, above over epochs, below over forward-backward passes.")
 LEARNING_RATES_CAPTION = "Line: mean over seeds. Bar: range over seeds."
 WIDTH = 9  # inches: on A4, 6.3 inches wide, letters of 9 points have 6.3
 STAR = {"marker": "*", "markersize": 11, "markeredgecolor": "black", "markeredgewidth": 0.5, "zorder": 3}
@@ -63,7 +63,7 @@ def draw_settings_curves(curves):
     for row, (unit, label) in zip(panels, labels.items()):
         for i, curve in enumerate(curves):
             style = {**line_style(i), "linestyle": "-"}
-            dashed = {**style, "linestyle": "--"}
+            dashed = {**style, "linestyle": "--", "markerfacecolor": "white"}
             _draw_band(row[0], curve[unit], curve["loss"], {**dashed, "label": curve["name"]})
             _draw_band(row[1], curve[unit], curve["training"], dashed)
             if curve["held_out"] is not None:
@@ -75,7 +75,8 @@ def draw_settings_curves(curves):
             axes.set(xlabel=label, ylabel=quantity)
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             axes.grid(alpha=0.3)
-    for name, look in (("training", {"ls": "--"}), ("held out", {"ls": "-"}), ("val", {"ls": "", **STAR})):
+    for name, look in (("training", {"ls": "--", "marker": "o", "mfc": "white"}),
+                       ("held out", {"ls": "-", "marker": "o"}), ("val", {"ls": "", **STAR})):
         panels[0, 1].plot([], [], color="0.4", label=name, **look)
     panels[0, 1].legend(fontsize=9)
     add_legend_below(figure, panels[0, 0])

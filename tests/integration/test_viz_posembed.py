@@ -57,8 +57,8 @@ def test_how_little_two_models_differ_is_printed_and_drawn(checkpoint, tmp_path,
     assert draw("--checkpoint", *models, "--output", tmp_path / "f.png") == 0
     with np.load(tmp_path / "f.npz") as arrays:
         apart = np.abs(arrays["similarity_1"].astype(float) - arrays["similarity"])
-    moved = f"difference to the first model at most {apart.max():.2g}, mean {apart.mean():.2g}"
-    same = "difference to the first model at most 0, mean 0"
+    words = "similarities differ from the first model's by at most"
+    moved, same = f"{words} {apart.max():.2g}, mean {apart.mean():.2g}", f"{words} 0, mean 0"
     assert 0 < apart.mean() < apart.max() < 0.1
     printed = capsys.readouterr().out.splitlines()
     assert printed[-3].endswith(f"moved.pt: {moved}") and printed[-2].endswith(f"best.pt: {same}")

@@ -89,7 +89,7 @@ def test_a_part_of_a_confusion_matrix_keeps_the_shares_of_all():
     axes = figure.axes[0]
     assert axes.images[0].get_array().tolist() == [[3 / 4, 0], [0, 1]]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b"]
-    assert figure.get_suptitle() == "many; the 2 of 3 classes with the most mistakes"
+    assert figure.get_suptitle() == "many; the 2 of 3 classes confused most"
 
 
 def test_the_most_confused_classes_have_numbers_below_the_whole_matrix():

@@ -165,14 +165,17 @@ def test_the_label_of_the_bar_says_what_the_maps_are(drawn, tmp_path):
     last = "attention of [CLS] to each patch, block 11 of 0 to 11, mean of 3 heads"
     assert bar_label(12, 3) == bar_label(12, 3, block=11) == last
     assert bar_label(6, 1, block=2) == "attention of [CLS] to each patch, block 2 of 0 to 5, mean of 1 head"
-    rows = [(ModelView(np.zeros((20, 90, 3), np.uint8), (0, 0, 90, 20)), np.ones((2, 2)), "low")]
-    draw_rows(rows, bar_label(12, 3, rollout=True), tmp_path / "f.png")
-    label, = drawn[0].texts
-    height = drawn[0].get_size_inches()[1] * drawn[0].dpi
-    extent = label.get_window_extent(drawn[0].canvas.get_renderer())
-    assert label.get_text().replace("\n", " ") == (
-        "attention rollout from [CLS] to each patch, blocks 0 to 11, mean of 3 heads")
-    assert extent.y0 >= 0 and extent.y1 <= height, "it breaks where the page is lower than it is long"
+    for height, title in ((20, "low"), (60, "a\ntitle\nof\nfour\nlines"), (90, "high")):
+        rows = [(ModelView(np.zeros((height, 90, 3), np.uint8), (0, 0, 90, height)), np.ones((2, 2)), title)]
+        draw_rows(rows, bar_label(12, 3, rollout=True), tmp_path / "f.png")
+        figure = drawn[-1]
+        label, = figure.texts
+        renderer = figure.canvas.get_renderer()
+        extent, numbers = label.get_window_extent(renderer), figure.axes[-1].get_tightbbox(renderer)
+        assert label.get_text().replace("\n", " ") == (
+            "attention rollout from [CLS] to each patch, blocks 0 to 11, mean of 3 heads")
+        assert 0 <= extent.y0 and extent.y1 <= figure.bbox.y1, "it breaks where the page is lower than it is"
+        assert numbers.x1 <= extent.x0 and extent.x1 <= figure.bbox.x1
 
 
 @pytest.mark.parametrize("suffix, start", [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])

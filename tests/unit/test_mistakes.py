@@ -78,3 +78,7 @@ def test_of_very_many_classes_those_with_the_most_mistakes_are_chosen():
     classes = most_mistaken(counts).tolist()
     assert len(classes) == 60 and classes == sorted(classes) and {0, 5, 60, 68} <= set(classes)
     assert most_mistaken(counts[:3, :3]).tolist() == [0, 1, 2]
+    counts = np.diag([9] * 5)
+    counts[0, 3], counts[3, 4], counts[1, 2] = 4, 2, 3
+    assert most_mistaken(counts, 4).tolist() == [0, 1, 2, 3], "0 and 3, then 1 and 2: before 4 with its 2"
+    assert most_mistaken(counts, 3).tolist() == [0, 1, 3]

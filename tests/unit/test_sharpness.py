@@ -182,7 +182,7 @@ def test_each_measure_has_its_values():
               "rise": np.arange(12.0).reshape(2, 3, 2), "rise_full": np.array([[1.0, 2], [3, 4]]),
               "eigenvalues": np.arange(8.0).reshape(2, 2, 2)}
     assert {name: values.tolist() for name, values in sharpness.measures(arrays).items()} == {
-        "loss": [[1], [2]], "highest loss nearby": [[5], [7]],
+        "loss": [[1], [2]], "highest rise nearby": [[4], [5]],
         "rise at rho 0.1": [[0, 2, 4], [6, 8, 10]], "rise at rho 0.1, all photos": [[1], [3]],
         "rise at rho 0.2": [[1, 3, 5], [7, 9, 11]], "rise at rho 0.2, all photos": [[2], [4]],
         "eigenvalue 1": [[0, 2], [4, 6]], "eigenvalue 2": [[1, 3], [5, 7]]}

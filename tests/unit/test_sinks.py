@@ -61,10 +61,10 @@ def test_words_name_eight_sinks_at_most():
     assert sinks_in_words(sinks, 0) == "no patch draws attention whatever the photo: there are no sinks"
     sinks[1, 3] = True
     assert sinks_in_words(sinks, 9.6).endswith(
-        "1 of 16 patches draw attention whatever the photo, 10 times an even share of it where all is grey: "
-        "row 2 column 4")
+        "1 of 16 patches draw attention whatever the photo, each about 10 times an even share where all is "
+        "grey: row 1 column 3")
     sinks[:3, :3] = True
-    assert sinks_in_words(sinks, 9).endswith("row 3 column 1 and 2 more")
+    assert sinks_in_words(sinks, 9).endswith("row 2 column 0 and 2 more")
 
 
 def test_what_lies_on_the_object_is_given_with_and_without_the_sink(viewer, photo, shapes):
