@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from plots.style import COLOURS, downsampled, place, save
 
 DIMMED = 0.35  # brightness of what the model did not see
-LINE, LETTER, GAP, BAR_AND_LABELS = 0.017, 0.0075, 0.1, 1.3  # inches; the first two for each point of a title
+LINE, LETTER, GAP, BAR_AND_LABELS = 0.017, 0.0075, 0.1, 1.4  # inches; the first two for each point of a title
 
 
 @dataclass

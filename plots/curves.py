@@ -10,8 +10,8 @@ from common.files import written_whole
 from plots.style import DPI, legend_below, line_style
 
 CAPTION = ("Dashes, hollow: training, with augmentation. Solid: held out. Star: val, at the epoch of "
-           "best.pt. Line: mean over seeds. Band: range over seeds. Where settings differ in the passes of an "
-           "epoch, above over epochs, below over forward-backward passes.")
+           "best.pt. Line: mean over seeds. Band: range over seeds. Where settings differ in the passes of "
+           "an epoch, above over epochs, below over forward-backward passes.")
 LEARNING_RATES_CAPTION = "Line: mean over seeds. Bar: range over seeds."
 WIDTH = 9  # inches: on A4, 6.3 inches wide, letters of 9 points have 6.3
 STAR = {"marker": "*", "markersize": 11, "markeredgecolor": "black", "markeredgewidth": 0.5, "zorder": 3}
