@@ -29,7 +29,7 @@ def draw_curves(history, path):
             if None not in values:
                 axes.plot(epochs, values, style, label=label, markersize=3)
         axes.set(xlabel="epoch", ylabel=quantity)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.legend()
         axes.set_ylim(bottom=0, top=1.02 if quantity == "accuracy" else None)
@@ -73,7 +73,7 @@ def draw_settings_curves(curves):
             row[1].plot(at, accuracy, color=style["color"], **STAR)
         for axes, quantity in zip(row, ("training loss", "accuracy")):
             axes.set(xlabel=label, ylabel=quantity)
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
             axes.grid(alpha=0.3)
     for name, look in (("training", {"ls": "--", "marker": "o", "mfc": "white"}),
                        ("held out", {"ls": "-", "marker": "o"}), ("val", {"ls": "", **STAR})):
