@@ -1,5 +1,6 @@
 """What a process may count on where it runs: its rank among others, its cores, how others are started."""
 
+import contextlib
 import os
 import socket
 import sys
@@ -12,7 +13,21 @@ if sys.platform == "win32":  # the next imports of a script would be a traceback
 
 # fork shares what is imported; beside the threads of a Mac's own libraries it is not safe
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # the numbers of glibc's malloc.h
 GPU_BUGS = "device-side assert", "illegal memory access", "misaligned address", "invalid"
+
+
+def keep_freed_memory():
+    """Have glibc reuse freed memory instead of giving it back to the system, which clears each new page.
+
+    Other C libraries are left as they are.
+    """
+    import ctypes
+
+    with contextlib.suppress(AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def world_size():

@@ -29,6 +29,7 @@ from PIL import Image, ImageDraw
 
 from common.cli import ArgumentParser, number, reports_errors
 from common.errors import BadInput
+from common.machine import keep_freed_memory
 
 DEMO_DATA = Path(__file__).resolve().parent.parent / "data" / "demo"
 TAU = 2 * math.pi
@@ -202,7 +203,7 @@ def draw_split(folder, split, work, jobs):
     """Make the folders of a split, and list what `work(folder, split, *job)` returns for each of `jobs`."""
     (folder / split).mkdir()
     (folder / "masks" / split).mkdir(parents=True)
-    with ProcessPoolExecutor(PROCESSES) as pool:
+    with ProcessPoolExecutor(PROCESSES, initializer=keep_freed_memory) as pool:
         return list(pool.map(partial(work, folder, split), *zip(*jobs), chunksize=16))
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 
+from common import machine
 from common.cli import note
 from common.errors import BadInput
 
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # the numbers of glibc's malloc.h
+M_ARENA_MAX = -8  # the number of glibc's malloc.h
 GPU_FILES = "nvidia[0-9]*"  # in /dev, where Linux has a driver
 BF16_INSTRUCTIONS = "_is_avx512_bf16_supported", "_is_amx_tile_supported"  # of torch.cpu
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -85,11 +86,9 @@ def keep_freed_memory(device):
     """
     if device.type != "cpu":
         return
+    machine.keep_freed_memory()
     with contextlib.suppress(AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(M_ARENA_MAX, 1)  # with an arena for each thread, a process grows for minutes
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)  # with one a thread, a process grows for minutes
 
 
 def fastest_precision(device):
