@@ -128,7 +128,7 @@ def add_mistakes_of(settings, report, folder, suffix):
         counts, pairs = mistakes.confusion(setting), mistakes.confused_pairs(setting)
         title = (f"{setting.name}: accuracy {setting.mean('accuracy'):.3f} on {len(images.names)} images, "
                  f"runs: {len(setting.runs)}")
-        classes = (mistakes.most_mistaken(counts, most) for most in (MOST_CLASSES, MOST_CONFUSED))
+        classes = (mistakes.classes_confused_most(counts, most) for most in (MOST_CLASSES, MOST_CONFUSED))
         matrix = draw_confusion(counts, *classes, images.class_names, title)
         rows = [(f"{pair.name}: {pair.count} of {pair.images} images", pair.mistakes) for pair in pairs]
         report.section(setting.name, report.figure(f"confusion_{setting.slug}", matrix, CAPTION),

@@ -105,12 +105,16 @@ def train(args, run, folder, fingerprint, model, tokenizer):
                                  collate_fn=decoding.collate)
 
     # Optimization
+    def prepare(photos, ids):
+        return list(map(catr.normalise, photos)), ids
+
     def loss(model, batch):
         photos, ids = batch
-        return decoding.token_losses(model(list(map(catr.normalise, photos)), ids[:, :-1]), ids)
+        return decoding.token_losses(model(photos, ids[:, :-1]), ids)
 
     def evaluate(model, until_stopped):
-        return sum_losses(model, until_stopped(held_out_loader), loss, run.device, args.precision)
+        return sum_losses(model, until_stopped(held_out_loader),
+                          lambda model, batch: loss(model, prepare(*batch)), run.device, args.precision)
 
     ddp_model = distributed.data_parallel(model)
     optimizer, scaler = build_optimizer(args, model.parameters(), ddp_model), run.scaler()
@@ -122,7 +126,7 @@ def train(args, run, folder, fingerprint, model, tokenizer):
     run.announce(f"captioner of {parameters / 1e6:.1f} M parameters", len(names), len(held_out_names))
     with Loop(state, saver, sampler, names, args, run.device) as loop:
         for _ in loop.epochs():
-            for batches in loop.steps(loader):
+            for batches in loop.steps(loader, prepare):
                 loop.end_step(*take_step(batches, loop.global_batch_size))
             loop.end_epoch(evaluate, len(held_out_names))
 

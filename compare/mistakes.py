@@ -32,11 +32,10 @@ def confusion(setting):
     return counts / len(setting.runs)
 
 
-def most_mistaken(counts, most=MOST_CLASSES):
+def classes_confused_most(counts, most=MOST_CLASSES):
     """The `most` classes that a confusion matrix has room for, in order: those of the most confused pairs."""
-    pairs = [pair for _, *pair in most_confused(counts, counts.size)]
-    classes = dict.fromkeys([*sum(pairs, []), *range(len(counts))])
-    return np.sort(list(classes)[:most])
+    confused = [i for _, *pair in most_confused(counts, counts.size) for i in pair]
+    return np.sort(list(dict.fromkeys([*confused, *range(len(counts))]))[:most])
 
 
 def answers(setting):

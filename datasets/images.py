@@ -241,8 +241,8 @@ def stratified_holdout(targets, fraction, seed):
 def random_streams(*entropy):
     """Python's, NumPy's and torch's (CPU) random streams start from `entropy` inside, and go on outside.
 
-    `entropy` are numbers below 2^32.
-    In a loader's process, where nothing is drawn outside, they do not: to keep them takes 0.2 ms.
+    `entropy` are numbers below 2^32. In a loader's process, where nothing is drawn outside, the streams do
+    not go on: to keep them takes 0.2 ms.
     """
     outside = torch.utils.data.get_worker_info() is None
     before = outside and (random.getstate(), np.random.get_state(), torch.get_rng_state())

@@ -25,7 +25,7 @@ def build_optimizer(args, parameters, model):
     """
     base_optimizer, options = OPTIMIZERS[args.optimizer]
     if args.optimizer in FUSED and next(model.parameters()).is_cuda:
-        options = {"fused": True}
+        options = {**options, "fused": True}
     if not args.sam:
         return base_optimizer(parameters, lr=args.lr, **options)
     return SAM(parameters, base_optimizer, rho=args.rho, adaptive=args.adaptive, model=model,

@@ -189,7 +189,6 @@ def _descend(start, prior, units, z, y, C, tolerance):
 def _choose(z, y, expected_rows, alphas, fold_of, workers):
     """The best C and alpha, and the accuracy of their predictions for the images left out."""
     starts = {}  # by fold: (W, b) at the point before
-
     classes, folds = int(y.max()) + 1, range(int(fold_of.max()) + 1)
 
     @functools.cache

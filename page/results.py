@@ -3,7 +3,7 @@
 import numpy as np
 
 from compare.claims import HEADER, claims
-from compare.mistakes import answers, confused_pairs, confusion, most_mistaken
+from compare.mistakes import answers, classes_confused_most, confused_pairs, confusion
 from compare.runs import reliability_curves, settings_curves
 from compare.tables import difference_cells, settings_cells, table_row
 from page.packing import jpeg, svg
@@ -52,7 +52,7 @@ def matrix(setting, indices):
     The page's thumbnails are numbered in `indices` by (image set, image); new ones are added.
     """
     counts, images, photos = confusion(setting), setting.images, answers(setting)
-    classes = most_mistaken(counts)
+    classes = classes_confused_most(counts)
     rows, cells = [[None] * len(classes) for _ in classes], {}
     for row, column in zip(*counts[np.ix_(classes, classes)].nonzero()):
         i, j = classes[row], classes[column]

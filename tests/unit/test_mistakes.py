@@ -5,11 +5,11 @@ from PIL import Image
 from compare.mistakes import (
     answers,
     as_texts,
+    classes_confused_most,
     confused_pairs,
     confusion,
     hard_photos,
     load_photos,
-    most_mistaken,
 )
 from tests.helpers.run_folders import study, write_mistakes
 
@@ -75,10 +75,10 @@ def test_large_photos_become_thumbnails(settings):
 def test_of_very_many_classes_those_with_the_most_mistakes_are_chosen():
     counts = np.diag([3] * 70)
     counts[68, 0] = counts[5, 60] = 1
-    classes = most_mistaken(counts).tolist()
+    classes = classes_confused_most(counts).tolist()
     assert len(classes) == 60 and classes == sorted(classes) and {0, 5, 60, 68} <= set(classes)
-    assert most_mistaken(counts[:3, :3]).tolist() == [0, 1, 2]
+    assert classes_confused_most(counts[:3, :3]).tolist() == [0, 1, 2]
     counts = np.diag([9] * 5)
     counts[0, 3], counts[3, 4], counts[1, 2] = 4, 2, 3
-    assert most_mistaken(counts, 4).tolist() == [0, 1, 2, 3], "0 and 3, then 1 and 2: before 4 with its 2"
-    assert most_mistaken(counts, 3).tolist() == [0, 1, 3]
+    assert classes_confused_most(counts, 4).tolist() == [0, 1, 2, 3], "0 and 3, then 1 and 2"
+    assert classes_confused_most(counts, 3).tolist() == [0, 1, 3]
