@@ -27,7 +27,7 @@ import math
 import sys
 from pathlib import Path
 
-from common.cli import ArgumentParser, note, number, reports_errors
+from common.cli import ArgumentParser, ImageSize, note, number, reports_errors
 from common.recipe import parse_with_recipe
 from engine.flags import add_training_flags
 
@@ -52,6 +52,8 @@ def get_args_parser():
     start.add_argument("--weights", type=Path, metavar="FILE",
                        help="pretrained weights instead of timm's from the hub")
     start.add_argument("--scratch", action="store_true", help="start from random weights")
+    model.add_argument("--image-size", type=ImageSize, metavar="N|HxW",
+                       help="of what the model sees; positions are resampled (its own)")
     model.add_argument("--crop-pct", type=number(float, above=0, high=1), metavar="X",
                        help="part of a photo's shorter side used in evaluation (the model's own, often 0.9)")
     model.add_argument("--head-init", choices=["random", "probe"], default="random",
@@ -95,11 +97,14 @@ def open_model(args, run, fit):
     Its weights are random where those of a saved state will take their place.
     """
     from models import vit
+    from models.weights import trained_size
 
     probing = args.head_init == "probe" and not run.saved
     # a probe learns from the pretrained head, if there is one, before it is replaced
     classes = None if probing and not args.scratch else len(fit.labels)
-    model, head_note = vit.create(args.arch, classes, args.weights, args.scratch or bool(run.saved))
+    # of a saved state, whose size may be that of a checkpoint which it began with
+    size = trained_size(run.saved) if run.saved else args.image_size
+    model, head_note = vit.create(args.arch, classes, args.weights, args.scratch or bool(run.saved), size)
     model.to(run.device)
     preprocessing = vit.preprocessing(model)
     if args.crop_pct:

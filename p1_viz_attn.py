@@ -30,7 +30,7 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
-from common.cli import ArgumentParser, image_size, number, reports_errors
+from common.cli import ArgumentParser, ImageSize, number, reports_errors
 from common.errors import BadInput
 
 SHEET = "contact_sheet"
@@ -47,7 +47,7 @@ def get_args_parser():
     add("--weights", type=Path, metavar="FILE", help="a weights file for --arch")
     add("--output-dir", type=Path, required=True, metavar="DIR", help="is created")
     add("--format", choices=["png", "pdf", "svg"], default="png", help="of the pictures (%(default)s)")
-    add("--image-size", type=image_size, metavar="N|HxW", help="of what the model sees (its own)")
+    add("--image-size", type=ImageSize, metavar="N|HxW", help="of what the model sees (its own)")
     add("--batch-size", type=number(int, low=1, high=10**6), default=16, metavar="N",
         help="images at a time (%(default)s)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto is the GPU, if there is one")

@@ -15,7 +15,7 @@ other one is one of their 8 neighbours; each beside 100 random embeddings.
 import sys
 from pathlib import Path
 
-from common.cli import ArgumentParser, image_size, picture_file, reports_errors
+from common.cli import ArgumentParser, ImageSize, picture_file, reports_errors
 from common.errors import BadInput
 
 RANDOM = 100  # embeddings to compare with
@@ -29,7 +29,7 @@ def get_args_parser():
     add("--arch", nargs="+", action="extend", default=[], metavar="NAME",
         help="timm names, with timm's weights; they stand before the checkpoints")
     add("--weights", type=Path, metavar="FILE", help="a weights file for the one --arch")
-    add("--image-size", type=image_size, metavar="N|HxW",
+    add("--image-size", type=ImageSize, metavar="N|HxW",
         help="resample the embedding for images of this size, as timm does (the model's own)")
     add("--output", type=picture_file, required=True, metavar="FILE", help="a .png, .pdf or .svg file")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto is the GPU, if there is one")

@@ -69,20 +69,25 @@ class SaveEvery:
         return (seconds if self.in_seconds else steps) >= self.count
 
 
+class ImageSize(tuple):
+    """An argparse type: the (height, width) of an image, from `384` or `224x336`."""
+
+    def __new__(cls, text):
+        sides = [number(int, low=1, high=10**5)(side) for side in text.split("x")]
+        if len(sides) > 2:
+            raise argparse.ArgumentTypeError(f"{text} is not a size such as 384 or 224x336")
+        return super().__new__(cls, (sides[0], sides[-1]))
+
+    def __str__(self):
+        return "x".join(map(str, self))
+
+
 def picture_file(text):
     """An argparse type: the Path of a picture, in a format that matplotlib writes."""
     path = Path(text)
     if path.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise argparse.ArgumentTypeError(f"{text} must end in .png, .pdf or .svg")
     return path
-
-
-def image_size(text):
-    """An argparse type: the (height, width) of an image, from `384` or `224x336`."""
-    sides = [number(int, low=1, high=10**5)(side) for side in text.split("x")]
-    if len(sides) > 2:
-        raise argparse.ArgumentTypeError(f"{text} is not a size such as 384 or 224x336")
-    return sides[0], sides[-1]
 
 
 def one_line(text):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from common.cli import SaveEvery, note
+from common.cli import ImageSize, SaveEvery, note
 from common.errors import BadInput
 from common.files import refuse_unwritable
 from engine import checkpointing, device, distributed
@@ -46,7 +46,7 @@ class Run:
         self.saved = checkpointing.find_run(args.output, args.resume)
         if self.saved and args.precision == AUTO:
             args.precision = self.saved["settings"]["precision"]
-        self.settings = {name: str(value) if isinstance(value, (Path, SaveEvery)) else value
+        self.settings = {name: str(value) if isinstance(value, (Path, SaveEvery, ImageSize)) else value
                          for name, value in vars(args).items()}
         self.settings["processes"] = distributed.world_size()
         if self.saved:

@@ -105,16 +105,16 @@ class Viewer:
         if checkpoint:
             opened = open_checkpoint(checkpoint)
             model, preprocessing, self.class_names = opened.model, opened.preprocessing, opened.class_names
+            if image_size:
+                vit.set_image_size(model, image_size)
+                preprocessing = {**preprocessing, "input_size": [3, *image_size]}
             self.class_of = dict(zip(map(nfc, opened.labels), opened.class_names))
         else:
-            model, missing_head = vit.create(arch, weights=weights)
+            model, missing_head = vit.create(arch, weights=weights, image_size=image_size)
             preprocessing = vit.preprocessing(model)
             self.class_names = [] if missing_head else _imagenet_names(model)
             if missing_head:
                 note(f"{weights} has no head for its classes: no prediction is shown")
-        if image_size:
-            vit.set_image_size(model, image_size)
-            preprocessing = {**preprocessing, "input_size": [3, *image_size]}
         self.model, self.preprocessing = model.eval().to(device), preprocessing
         self.transform = evaluation_transform(preprocessing)
         self.grid = patch_grid(model, preprocessing["input_size"][1:])

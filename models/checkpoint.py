@@ -10,7 +10,8 @@ A checkpoint is a dict saved by torch and read with `weights_only=True`:
     settings        what the run was started with
     state_dict      the weights under timm's names
 
-so that plain timm loads it too: `timm.create_model(arch, num_classes=len(labels), checkpoint_path=FILE)`.
+so that plain timm loads it too: `timm.create_model(arch, num_classes=len(labels), checkpoint_path=FILE)`,
+with `img_size=` after training with `--image-size`.
 """
 
 import math
@@ -22,7 +23,14 @@ import torch
 from common.errors import BadInput
 from common.files import read_tensors
 from models.vit import build, preprocessing
-from models.weights import load_finite, refuse_other_format, refuse_other_keys, state_dict_in
+from models.weights import (
+    load_finite,
+    refuse_other_format,
+    refuse_other_keys,
+    set_image_size,
+    state_dict_in,
+    trained_size,
+)
 
 FIELDS = {"format", "arch", "labels", "class_names", "preprocessing", "settings", "state_dict"}
 
@@ -57,13 +65,13 @@ def open_checkpoint(path):
     if not lists or not all(isinstance(name, str) for name in (arch, *labels, *names)):
         raise BadInput(f"{path} does not say which model it is, or of which classes: it is damaged")
     weights = state_dict_in(content, path, "it is damaged")
-    problem = f"do not fit its own architecture, {arch}"
+    problem, size = f"do not fit its own architecture, {arch}", trained_size(content)
     try:
         with torch.device("meta"):  # what a file claims takes no memory until its weights are known to fit
-            model = build(arch, len(labels))
+            model = _build(arch, len(labels), size)
         refuse_other_keys(weights, model, f"its weights {problem}", "it is damaged")
         if not all(name in weights for name, _ in model.named_buffers()):
-            model = build(arch, len(labels))  # with what no file holds, such as rotary positions
+            model = _build(arch, len(labels), size)  # with what no file holds, such as rotary positions
         if not _is_preprocessing(content["preprocessing"], preprocessing(model)):
             raise BadInput(f"its crop, size or normalisation {problem}: it is damaged")
     except BadInput as error:
@@ -71,6 +79,13 @@ def open_checkpoint(path):
     load_finite(model, weights, path)
     return Checkpoint(Path(path), model.eval(), arch, labels, names, content["preprocessing"],
                       content["settings"])
+
+
+def _build(arch, num_classes, size):
+    model = build(arch, num_classes)
+    if size:
+        set_image_size(model, size)
+    return model
 
 
 def _is_preprocessing(config, expected):

@@ -8,7 +8,7 @@ import torch
 from timm.optim import param_groups_layer_decay
 
 from common.errors import BadInput
-from models.weights import CONVERSIONS, fetch_pretrained, load_weights
+from models.weights import CONVERSIONS, fetch_pretrained, load_weights, set_image_size
 
 FAMILIES = ["vision_transformer", "deit", "beit", "eva"]  # timm's modules
 
@@ -30,32 +30,26 @@ def build(arch, num_classes=None):
     return model
 
 
-def create(arch, num_classes=None, weights=None, scratch=False):
+def create(arch, num_classes=None, weights=None, scratch=False, image_size=None):
     """The model `arch`, random with `scratch`, else with the weights of a file or timm's own from the hub.
 
-    Returns (model, what to tell the user about its head or None). Raises BadInput as `load_weights` does.
+    It takes images of `image_size` (height, width); None: of its own, or of a checkpoint's of ours. Returns
+    (model, what to tell the user about its head or None). Raises BadInput as `load_weights` does.
     """
     model = build(arch, num_classes)
-    if scratch:
-        return model, None
-    return model, load_weights(model, arch, weights or fetch_pretrained(model, arch), num_classes is None)
-
-
-def set_image_size(model, size):
-    """Make the model take images of `size` (height, width). BadInput where it cannot."""
-    patch = model.patch_embed.feat_ratio(as_scalar=False)  # of a hybrid, with its convolutions' stride
-    if any(side % step for side, step in zip(size, patch)):
-        raise BadInput(f"--image-size {size[0]}x{size[1]}: each side must be a multiple of the patch, "
-                       f"{patch[0]}x{patch[1]}")
-    if not hasattr(model, "set_input_size"):  # a Beit of timm before 1.0.31
-        raise BadInput(f"--image-size: timm {timm.__version__} cannot resize a {type(model).__name__}: pip "
-                       "install 'timm>=1.0.31'")
-    model.set_input_size(img_size=tuple(size))
+    if not scratch:
+        path = weights or fetch_pretrained(model, arch)
+        return model, load_weights(model, arch, path, num_classes is None, image_size)
+    if image_size:
+        set_image_size(model, image_size)
+    return model, None
 
 
 def preprocessing(model):
     """timm's data configuration of a model, as plain values that a checkpoint can hold."""
-    config = timm.data.resolve_model_data_config(model)
+    channels = model.pretrained_cfg["input_size"][0]
+    config = timm.data.resolve_model_data_config(
+        model, {"input_size": (channels, *model.patch_embed.img_size)})
     return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
 
 

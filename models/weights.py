@@ -5,6 +5,7 @@ import re
 from functools import partial
 from pathlib import Path
 
+import timm
 import torch
 from timm.models import beit, clean_state_dict, eva, vision_transformer
 
@@ -20,6 +21,7 @@ CONVERSIONS = {
 }
 
 
+LONGEST_SIDE = 4096  # pixels that a checkpoint may claim of its images: memory grows with their square
 CONTAINERS = ("state_dict", "model_state_dict", "model", "module")  # of torch's users; the last DeepSpeed's
 WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")  # of one layer, too
 PATCHES = "patch_embed.proj.weight"  # what all ViTs have
@@ -83,18 +85,45 @@ def refuse_other_format(content, path):
         raise BadInput(f"{path} has the format {str(number)[:9]}, and this version reads 1: update it")
 
 
-def load_weights(model, arch, path, adopt_head=False):
+def trained_size(content):
+    """The (height, width) that a checkpoint of ours says it was trained with; None of any other content."""
+    config = content.get("preprocessing")
+    size = config.get("input_size") if isinstance(config, dict) else None
+    if isinstance(size, list) and len(size) == 3 and all(
+            type(side) is int and 0 < side <= LONGEST_SIDE for side in size):
+        return size[1:]
+    return None
+
+
+def set_image_size(model, size):
+    """Make the model take images of `size` (height, width). BadInput where it cannot."""
+    if tuple(size) == tuple(model.patch_embed.img_size):  # of which some are no multiple of their patch
+        return
+    patch = model.patch_embed.feat_ratio(as_scalar=False)  # of a hybrid, with its convolutions' stride
+    if any(side % step for side, step in zip(size, patch)):
+        raise BadInput(f"image size {size[0]}x{size[1]}: each side must be a multiple of the patch, "
+                       f"{patch[0]}x{patch[1]}")
+    if not hasattr(model, "set_input_size"):  # a Beit of timm before 1.0.31
+        raise BadInput(f"image size: timm {timm.__version__} cannot resize a {type(model).__name__}: pip "
+                       "install 'timm>=1.0.31'")
+    model.set_input_size(img_size=tuple(size))
+
+
+def load_weights(model, arch, path, adopt_head=False, image_size=None):
     """Load a weights file into a model of the name `arch`, after timm's conversion from older layouts.
 
     Where the file has no head or one of another size, the model's stays; with `adopt_head` it gets the file's
-    number of classes. Returns what to tell the user about a head left at random, or None. Raises BadInput for
-    a file that does not fit otherwise.
+    number of classes. The model takes images of `image_size` (height, width), else of the size that a
+    checkpoint of ours was trained with, else of its own. Returns what to tell the user about a head left at
+    random, or None. Raises BadInput for a file that does not fit otherwise.
     """
     problem, hint = f"{path} does not fit {arch}", "name the --arch that it was made for"
     content = read_tensors(path)
     weights = state_dict_in(content, path, "pass a timm weights file or a checkpoint of p1_train.py")
     if isinstance(content.get("arch"), str):
         hint = f"it was made for {content['arch']}"
+    if size := trained_size(content):
+        set_image_size(model, size)
     for layout, key in LAYOUTS.items():
         if any(f".{name}".endswith(f".{key}") for name in weights):
             raise BadInput(f"{path} has the layout of {layout}: take timm's weights, which come without "
@@ -110,6 +139,8 @@ def load_weights(model, arch, path, adopt_head=False):
     message = _match_heads(model, weights, Path(path).name, adopt_head)
     refuse_other_keys(weights, model, problem, hint)
     load_finite(model, weights, path)
+    if image_size:
+        set_image_size(model, image_size)
     return message
 
 

@@ -7,11 +7,15 @@ import shutil
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
+import p1_eval
 import p1_train
+import p1_viz_attn
 from datasets import images
+from datasets.transforms import evaluation_transform
 from engine.device import keep_freed_memory
 from tests.helpers import forked
 from tests.helpers.training import Killed, computed, die_after_saves, metrics, same, train, weights
@@ -80,6 +84,40 @@ def test_a_run_with_everything_resumes_in_the_middle_of_an_epoch(shapes, tmp_pat
     for name in ("last.pt", "best.pt"):
         assert same(weights(tmp_path / "straight", name), weights(tmp_path / "killed", name))
     assert computed(tmp_path / "straight") == computed(tmp_path / "killed")
+
+
+def test_the_image_size_is_part_of_the_checkpoint(shapes, tmp_path, monkeypatch, capsys):
+    """Evaluation, figures, plain timm, a resume and a run from its weights need no flag."""
+    run, again, path = tmp_path / "run", tmp_path / "again", tmp_path / "run" / "best.pt"
+    assert train(shapes, run, "--epochs", 2, "--image-size", "64x96") == 0
+    saved = torch.load(path, weights_only=True)
+    assert saved["preprocessing"]["input_size"] == [3, 64, 96]
+    assert saved["state_dict"]["pos_embed"].shape[1] == 1 + 4 * 6
+
+    assert p1_eval.main([str(shapes / "val"), "--checkpoint", str(path), "--device", "cpu"]) == 0
+    plain = timm.create_model("test_vit", num_classes=4, img_size=(64, 96), checkpoint_path=path).eval()
+    transform = evaluation_transform(saved["preprocessing"])
+    paths = sorted((shapes / "val").iterdir())
+    with torch.no_grad(), np.load(run / "eval.npz") as arrays:
+        expected = plain(torch.stack([transform(Image.open(photo)) for photo in paths])).softmax(1)
+        assert np.abs(arrays["probabilities"] - expected.numpy()).max() < 1e-5
+    assert p1_viz_attn.main([str(paths[0]), "--checkpoint", str(path), "--output-dir", str(tmp_path),
+                             "--device", "cpu"]) == 0
+    with np.load(tmp_path / f"{paths[0].stem}.npz") as arrays:
+        assert arrays["attention"].shape == (4, 6)
+
+    start = ["--weights", path]
+    assert train(shapes, again, "--epochs", 2, start=start) == 0
+    die_after_saves(monkeypatch, 1)
+    with pytest.raises(Killed):
+        train(shapes, tmp_path / "killed", "--epochs", 2, start=start)
+    path.unlink()
+    assert train(shapes, tmp_path / "killed", "--epochs", 2, "--resume", start=start) == 0
+    assert weights(again)["pos_embed"].shape[1] == 1 + 4 * 6
+    assert same(weights(again), weights(tmp_path / "killed"))
+    capsys.readouterr()
+    assert train(shapes, run, "--epochs", 3, "--image-size", "96x64", "--resume") == 2
+    assert "--image-size is 96x64 now and was 64x96 before" in capsys.readouterr().err
 
 
 def test_bad_files_in_the_training_set(shapes, tmp_path, capsys):

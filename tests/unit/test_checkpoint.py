@@ -22,21 +22,25 @@ def test_the_fields_are_those_that_are_read():
     assert checkpoint().keys() == FIELDS and "state_dict" not in checkpoint_fields("test_vit", [], [], {})
 
 
-@pytest.mark.parametrize("arch", ["test_vit", "eva02_tiny_patch14_224"])
-def test_an_opened_checkpoint_has_all_that_was_saved_and_what_no_checkpoint_holds(tmp_path, arch):
+@pytest.mark.parametrize("arch, size", [
+    ("test_vit", None), ("test_vit", (96, 64)), ("eva02_tiny_patch14_224", None),
+    ("eva02_tiny_patch14_224", (84, 56))])
+def test_an_opened_checkpoint_has_all_that_was_saved_and_what_no_checkpoint_holds(tmp_path, arch, size):
     torch.manual_seed(1)
-    model = timm.create_model(arch, num_classes=3).eval()
+    model = timm.create_model(arch, num_classes=3, **({"img_size": size} if size else {})).eval()
     rotary = any(name not in model.state_dict() for name, _ in model.named_buffers())
     assert rotary == (arch != "test_vit")
     path = write_checkpoint(tmp_path / "checkpoint.pt", arch=arch, class_names=["A", "B", "C"],
-                            state_dict=model.state_dict(), settings={"lr": 1})
+                            state_dict=model.state_dict(), settings={"lr": 1},
+                            preprocessing=vit.preprocessing(model))
     opened = open_checkpoint(path)
-    images = torch.randn(2, *model.pretrained_cfg["input_size"])
+    images = torch.randn(2, *opened.preprocessing["input_size"])
     with torch.no_grad():
         assert torch.equal(opened.model(images), model(images)) and not opened.model.training
     assert opened.path == path and opened.arch == arch and opened.settings == {"lr": 1}
     assert opened.labels == ["0", "1", "2"] and opened.class_names == ["A", "B", "C"]
     assert opened.preprocessing == vit.preprocessing(model)
+    assert not size or opened.preprocessing["input_size"] == [3, *size]
 
 
 def test_checkpoints_that_are_none_are_refused(tmp_path):
@@ -61,7 +65,7 @@ PREPROCESSING = CONTENT["preprocessing"]
 
 
 @pytest.mark.parametrize(("changes", "words"), [
-    ({"arch": "vit_giant_patch14_clip_224"}, "do not fit its own architecture"),
+    ({"arch": "vit_giant_patch16_gap_224"}, "do not fit its own architecture"),
     ({"arch": 7}, "does not say which model"),
     ({"labels": "0123"}, "does not say"),
     ({"labels": []}, "of which classes"),
@@ -72,6 +76,8 @@ PREPROCESSING = CONTENT["preprocessing"]
     ({"preprocessing": 3}, "its crop, size or normalisation do"),
     ({"preprocessing": {**PREPROCESSING, "input_size": [3, 10**6, 10**6]}},
      "its crop, size or normalisation"),
+    ({"preprocessing": {**PREPROCESSING, "input_size": [3, 96, 96]}}, "its weights .* .pos_embed is"),
+    ({"preprocessing": {**PREPROCESSING, "input_size": [3, 97, 96]}}, "image size 97x96: each side must be"),
     ({"preprocessing": {**PREPROCESSING, "crop_pct": 1e-9}}, "its crop, size or normalisation"),
     ({"preprocessing": {**PREPROCESSING, "std": [0.5, 0.5, 0.0]}}, "its crop, size or normalisation"),
     ({"preprocessing": {**PREPROCESSING, "mean": [0.5]}}, "its crop, size or normalisation"),

@@ -11,8 +11,8 @@ import torch
 
 from common.cli import (
     ArgumentParser,
+    ImageSize,
     SaveEvery,
-    image_size,
     note,
     number,
     one_line,
@@ -108,9 +108,10 @@ def test_save_every_counts_steps_or_seconds():
 
 
 def test_sizes_and_pictures():
-    assert image_size("384") == (384, 384) and image_size("224x336") == (224, 336)
+    assert ImageSize("384") == (384, 384) and ImageSize("224x336") == (224, 336)
+    assert str(ImageSize("384")) == "384x384"
     with pytest.raises(argparse.ArgumentTypeError):
-        image_size("1x2x3")
+        ImageSize("1x2x3")
     assert picture_file("a/b.PDF").name == "b.PDF"
     with pytest.raises(argparse.ArgumentTypeError, match="must end in .png, .pdf or .svg"):
         picture_file("f.gif")

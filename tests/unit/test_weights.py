@@ -150,6 +150,32 @@ def test_the_other_classes_load_their_weights_too(tmp_path, arch):
     assert same(model.state_dict(), other.state_dict())
 
 
+@pytest.mark.parametrize("arch, options", [
+    ("vit_tiny_patch16_224", TINY), ("deit_tiny_distilled_patch16_224", TINY),
+    ("beit_base_patch16_224", {**TINY, "use_rel_pos_bias": True}), ("eva02_tiny_patch14_224", TINY)])
+def test_positions_are_resampled_to_another_image_size_as_plain_timm_does(tmp_path, arch, options):
+    """Of a weights file, and of a checkpoint of ours that was trained with another size."""
+    patch, path = int(arch.split("patch")[1][:2]), tmp_path / "weights.pt"
+    small, large = [6 * patch, 6 * patch], [9 * patch, 7 * patch]
+    model = timm.create_model(arch, num_classes=5, **options)
+    if not hasattr(model, "set_input_size"):
+        pytest.skip(f"timm {timm.__version__} has none for it")
+    for trained, given in ((None, small), (small, None), (small, large)):
+        about = {"preprocessing": {"input_size": [3, *trained]}} if trained else {}
+        torch.save({"state_dict": model.state_dict(), **about}, path)
+        size = given or trained
+        expected = timm.create_model(arch, pretrained=True, img_size=size, num_classes=5, **options,
+                                     pretrained_cfg_overlay={"file": path, "num_classes": 5})
+        model = timm.create_model(arch, num_classes=5, **options)
+        assert load_weights(model, arch, path, image_size=given) is None
+        assert same(model.state_dict(), expected.state_dict())
+        images = torch.randn(1, 3, *size)
+        with torch.no_grad():
+            assert torch.equal(model.eval()(images), expected.eval()(images))
+    with pytest.raises(BadInput, match="image size 97x64: each side must be a multiple of the patch"):
+        load_weights(model, arch, path, image_size=(97, 64))
+
+
 def test_a_distilled_model_takes_both_heads_or_two_new_ones(tmp_path):
     arch = "deit_tiny_distilled_patch16_224"
     model = timm.create_model(arch, num_classes=5, **TINY)
