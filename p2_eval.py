@@ -4,8 +4,8 @@
     python p2_eval.py --data coco --checkpoint downloads/catr.pth --vocab downloads/vocab.txt --beam 3
 
 `--data DIR` is in COCO's layout: `annotations/captions_val2017.json` and photos in `val2017/`, or the same
-without a year. Printed are the share of captions that equal a reference word for word, and BLEU-4 over all;
-letters count as lower case, without accents, and punctuation as words.
+without a year. Printed are the share of captions that equal a reference word for word, BLEU-4 and CIDEr.
+Words are cut as BERT's (lower case, no accents, punctuation as words): leaderboards have other numbers.
 
 Where DIR/masks/val holds a mask for each photo, as with the demo's scenes, the true caption is forced, and
 for each class of words the cross-attention compared with the object that a token speaks of:
@@ -105,13 +105,15 @@ def main(argv=None):
     with explaining_bad_images(folder.root, folder.names):
         captions, pointings = caption_all(model, tokenizer, folder, masks, args, unfinished)
 
-    exact, bleu = score(captions, folder.captions, tokenizer.words)
-    print(f"{len(captions)} captions: exact {exact / len(captions):.1%} ({exact}), BLEU-4 {bleu:.1f}")
+    exact, bleu4, cider = score(captions, folder.captions, tokenizer.words)
+    print(f"{len(captions)} captions: exact {exact / len(captions):.1%} ({exact}), BLEU-4 {bleu4:.1f}, "
+          f"CIDEr {cider:.2f}")
     table = pointing_table(pointings)
     print_pointings(table)
     if args.json:
-        result = {"exact": exact / len(captions), "bleu4": bleu, "photos": len(captions), "pointing": table,
-                  "checkpoint_sha256": sha256(args.checkpoint), "captions": dict(zip(folder.names, captions))}
+        result = {"exact": exact / len(captions), "bleu4": bleu4, "cider": cider, "photos": len(captions),
+                  "pointing": table, "checkpoint_sha256": sha256(args.checkpoint),
+                  "captions": dict(zip(folder.names, captions))}
         write_text(args.json, json.dumps(result, indent=1) + "\n")
     unfinished.remove()
     return 0

@@ -4,9 +4,11 @@ from itertools import zip_longest
 
 import sacrebleu
 
+from interpret.cider import cider
+
 
 def score(captions, references, words):
-    """How many captions equal one of their references, and BLEU-4 over all (0 to 100): (exact, bleu4).
+    """How many captions equal one of their references, BLEU-4 over all (0 to 100), and CIDEr (0 to 10).
 
     `references` has a list for each caption; `words` splits a text into those that are compared.
     """
@@ -14,4 +16,5 @@ def score(captions, references, words):
     references = [[" ".join(words(text)) for text in texts] for texts in references]
     exact = sum(text in texts for text, texts in zip(captions, references))
     streams = [list(stream) for stream in zip_longest(*references)]  # None where a caption has fewer
-    return exact, sacrebleu.corpus_bleu(captions, streams, force=True, tokenize="none").score
+    bleu4 = sacrebleu.corpus_bleu(captions, streams, force=True, tokenize="none").score
+    return exact, bleu4, cider(captions, references)

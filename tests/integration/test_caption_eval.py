@@ -49,7 +49,7 @@ def write_caption(folder, caption):
 @pytest.mark.parametrize("right", [True, False])
 def test_the_score_of_true_and_of_wrong_captions(evaluate, checkpoint, data, tmp_path, capsys, monkeypatch,
                                                  right):
-    """BLEU-4 itself is compared with the paper's in a test of interpret.caption_scores."""
+    """BLEU-4 and CIDEr themselves are compared with others in the tests of interpret."""
     true = json.loads((data / "annotations" / "captions_val.json").read_text())["annotations"]
     true = [annotation["caption"] for annotation in sorted(true, key=lambda a: f"{a['image_id']}.jpg")]
     captions = true if right else [true[0], *(f"two{text[text.index(' '):]} next" for text in true[1:])]
@@ -59,11 +59,12 @@ def test_the_score_of_true_and_of_wrong_captions(evaluate, checkpoint, data, tmp
     result = tmp_path / "result.json"
     assert evaluate(data, "--json", result, "--batch-size", 4) == 0
     output, content = capsys.readouterr().out, json.loads(result.read_text())
-    assert list(content) == ["exact", "bleu4", "photos", "pointing", "checkpoint_sha256", "captions"]
+    assert list(content) == ["exact", "bleu4", "cider", "photos", "pointing", "checkpoint_sha256", "captions"]
     assert content["exact"] == (1 if right else 1 / 6) and content["photos"] == 6
     assert (content["bleu4"] == pytest.approx(100)) == right and 0 < content["bleu4"]
     assert list(content["captions"].items()) == list(zip([f"{i}.jpg" for i in range(6)], captions))
-    scores = f"exact {content['exact']:.1%} ({6 if right else 1}), BLEU-4 {content['bleu4']:.1f}"
+    scores = f"exact {content['exact']:.1%} ({6 if right else 1}), BLEU-4 {content['bleu4']:.1f}, "
+    scores += f"CIDEr {content['cider']:.2f}"
     assert f"6 captions: {scores}\n" in output
 
     rows = content["pointing"]  # the game is played with the true captions, whatever the captioner says

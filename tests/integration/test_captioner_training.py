@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import p2_eval
 import p2_train
 from datasets import scenes
 from engine.state import TrainingState
@@ -46,6 +47,21 @@ def test_training_leaves_a_captioner_that_carries_its_vocabulary(captioner, data
     assert second < first < math.log(len(scenes.VOCABULARY)) * 1.2
     assert all(0 <= float(row["holdout_accuracy"]) <= 1 for row in metrics(captioner))
     assert json.loads((captioner / "config.json").read_text())["settings"]["optimizer"] == "adamw"
+
+
+@pytest.mark.real_data
+def test_a_small_captioner_learns_real_photos_with_the_real_vocabulary(real_data, tmp_path, capsys):
+    coco, vocabulary = real_data / "coco", real_data / "bert-base-uncased" / "vocab.txt"
+    assert train(coco, tmp_path / "run", "--vocab", vocabulary, "--epochs", 2, "--batch-size", 16) == 0
+    first, second = (float(row["train_loss"]) for row in metrics(tmp_path / "run"))
+    assert second < first < math.log(30_522)
+    capsys.readouterr()
+    assert p2_eval.main(["--data", str(coco), "--checkpoint", str(tmp_path / "run" / "best.pt"), "--device",
+                         "cpu", "--json", str(tmp_path / "result.json"), "--max-tokens", "16"]) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert f"79 captions: exact 0.0% (0), BLEU-4 {result['bleu4']:.1f}, CIDEr {result['cider']:.2f}" \
+        in capsys.readouterr().out
+    assert 0 < result["cider"] < 0.5, "the words that all photos share"
 
 
 @pytest.mark.parametrize("flags", [[], ["--sam", "--ema", "0.8", "--accumulate", "2"]])
