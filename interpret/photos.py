@@ -24,6 +24,8 @@ from interpret.sinks import find_sinks, plain_images
 from models import vit
 from models.checkpoint import open_checkpoint
 
+GROUNDS = "share_on_object", "share_of_area", "peak_on_object"  # the names of the first three as arrays
+
 
 @dataclass
 class PhotoAttention:
@@ -42,6 +44,11 @@ class PhotoAttention:
         return self.metadata["label"] not in ("", self.metadata["predicted"])
 
     @property
+    def predicted(self):
+        """The title without what `ground` adds."""
+        return self.title.partition("\n")[0]
+
+    @property
     def attention(self):
         """The map to draw and to judge, (H, W): the rollout if there is one, else that of the block."""
         return self.arrays.get("rollout", self.arrays["attention"])
@@ -51,10 +58,9 @@ class PhotoAttention:
         sinks = self.arrays["sinks"]
         return [("", np.ones_like(sinks)), ("_without_sinks", ~sinks)][:1 + sinks.any()]
 
-    @property
-    def without_sinks(self):
-        """The map with 0 where the sinks are."""
-        return np.where(self.arrays["sinks"], np.float32(0), self.attention)
+    def shown(self, without_sinks):
+        """The map, with 0 where the sinks are if it is to be `without_sinks`."""
+        return np.where(self.arrays["sinks"] & without_sinks, np.float32(0), self.attention)
 
     def ground(self, inside, outside):
         """Add to arrays and title where the map lies, by a `Viewer.cover`.
@@ -65,15 +71,19 @@ class PhotoAttention:
         self.arrays.update(object_cover=inside, background_cover=outside)
         grounds = []
         for end, counts in self.judged():
-            attention, on, off = (torch.from_numpy(part * counts)
-                                  for part in (self.attention, inside, outside))
-            share, area = (value.item() for value in share_on(attention, on, off))
-            grounds.append((share, area, *peaks_on(attention, torch.from_numpy(inside), counts)))
-            self.arrays.update({f"share_on_object{end}": share, f"share_of_area{end}": area,
-                                f"peak_on_object{end}": grounds[-1][2]})
+            grounds.append(_ground(self.attention, counts, inside, outside))
+            self.arrays.update({f"{name}{end}": value for name, value in zip(GROUNDS, grounds[-1])})
         for words, (share, area, *_) in zip(("on the object", "without sinks"), grounds):
             self.title += f"\n{words} {share:.1%}, area {area:.1%}"
         return grounds
+
+    def ground_blocks(self, inside, outside):
+        """As `ground`, of the map of each block, of all its patches and without its sinks: (layers, 2, 4)."""
+        rows = np.array([[_ground(attention, counts, inside, outside)
+                          for counts in (np.ones_like(sinks), ~sinks)] for attention, sinks in
+                         zip(self.arrays["attention_by_block"], self.arrays["sinks_by_block"])])
+        self.arrays.update({f"{name}_by_block": rows[..., i] for i, name in enumerate(GROUNDS)})
+        return rows
 
     def occlude(self, model):
         """Add what `occlusion` returns for the map to the arrays, and return it; if there are sinks, also for
@@ -85,6 +95,13 @@ class PhotoAttention:
             self.arrays[f"occlusion{end}"] = np.array(results[-1][1])
         self.arrays["probability"] = results[0][0]
         return results
+
+
+def _ground(attention, counts, inside, outside):
+    """What `PhotoAttention.ground` returns of a map's patches that `counts`, bool (H, W), leaves."""
+    attention, on, off = (torch.from_numpy(part * counts) for part in (attention, inside, outside))
+    share, area = (value.item() for value in share_on(attention, on, off))
+    return share, area, *peaks_on(attention, torch.from_numpy(inside), counts)
 
 
 def _imagenet_names(model):
@@ -132,14 +149,18 @@ class Viewer:
                            "leave it out")
         return cover
 
-    def attend(self, paths, batch_size=16, block=-1, with_rollout=False, with_all=False, names=None):
+    def attend(self, paths, batch_size=16, block=-1, with_rollout=False, with_all=False, names=None,
+               by_block=False):
         """Yield the PhotoAttention of each photo. Raises BadInput for a model without [CLS] attention.
 
+        With `by_block` its arrays also have the map of each block, mean over heads, and the block's sinks.
         `names` are those of the figures, as `datasets.photos.find_photos` has them, or else the stems.
         """
         names = names or [path.stem for path in paths]
-        blocks = self._blocks(block, with_rollout or with_all)
-        sinks, _ = self.find_sinks(block, with_rollout)
+        blocks = self._blocks(block, with_rollout or with_all or by_block)
+        fixed = {"sinks": self.find_sinks(block, with_rollout)[0]}
+        if by_block:
+            fixed["sinks_by_block"] = np.stack([self.find_sinks(number)[0] for number in blocks[:-1]])
         with ThreadPoolExecutor(usable_cores()) as pool:
             for start in range(0, len(paths), batch_size):
                 photos = list(pool.map(decode.load_image, paths[start:start + batch_size]))
@@ -147,8 +168,9 @@ class Viewer:
                 probabilities, maps = self._run(inputs, blocks)
                 for i, (name, path, photo) in enumerate(zip(names[start:], paths[start:], photos)):
                     title, metadata = self._describe(name, path, photo.size, probabilities[i])
-                    arrays = self._arrays([of_block[i] for of_block in maps], with_rollout, with_all)
-                    arrays.update(metadata if with_all else {}, sinks=sinks)
+                    arrays = self._arrays([of_block[i] for of_block in maps], with_rollout, with_all,
+                                          by_block)
+                    arrays.update(metadata if with_all else {}, **fixed)
                     yield PhotoAttention(path, np.asarray(photo), inputs[i], title, metadata, arrays)
 
     def find_sinks(self, block=-1, with_rollout=False):
@@ -190,11 +212,13 @@ class Viewer:
         return title, {"model": self.name, "photo": str(place), "box": box, "predicted": predicted,
                        "confidence": confidence, "label": label}
 
-    def _arrays(self, maps, with_rollout, with_all):
+    def _arrays(self, maps, with_rollout, with_all, by_block):
         per_head, every = self._from_cls(maps[-1]), maps[:-1]
         arrays = {"attention": per_head.mean(0).numpy(), "attention_per_head": per_head.numpy()}
         if with_rollout:
             arrays["rollout"] = self._from_cls(rollout([one[None] for one in every]))[0].numpy()
+        if by_block:
+            arrays["attention_by_block"] = self._from_cls(torch.stack(every)).mean(1).numpy()
         if with_all:
             weights = torch.stack(every).cpu().numpy()
             patches = weights[..., self.model.num_prefix_tokens:]  # beside 0.9 to [CLS], bytes hold no 0.0004

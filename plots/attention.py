@@ -1,7 +1,7 @@
 """Attention maps over their photos."""
 
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.colors import Normalize
@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 from plots.style import COLOURS, downsampled, place, save
 
 DIMMED = 0.35  # brightness of what the model did not see
+COLUMNS = 5  # of a photo and its blocks
 LINE, LETTER, GAP, BAR_AND_LABELS = 0.017, 0.0075, 0.1, 1.4  # inches; the first two for each point of a title
 
 
@@ -36,11 +37,15 @@ class ModelView:
 
 
 def bar_label(blocks, heads, block=-1, rollout=False, without_sinks=False):
-    """What the colour bar says of the maps of one of the `blocks` (a number), or of attention rollout."""
-    what, which = f"attention of [CLS] to each patch, block {block % blocks} of", f"0 to {blocks - 1}"
+    """What is said of the maps of one of the `blocks` (a number), of `all`, or of attention rollout."""
+    what, which = "attention of [CLS] to each patch", f"blocks 0 to {blocks - 1}"
     if rollout:
-        what = "attention rollout from [CLS] to each patch, blocks"
-    return f"{what} {which}, mean of {heads} head{'s' * (heads > 1)}{', without sinks' * without_sinks}"
+        what = "attention rollout from [CLS] to each patch"
+    elif block == "all":
+        which = "each block on its own colour scale"
+    else:
+        which = f"block {block % blocks} of 0 to {blocks - 1}"
+    return f"{what}, {which}, mean of {heads} head{'s' * (heads > 1)}{', without sinks' * without_sinks}"
 
 
 def draw_rows(rows, label, path, scale_each=False):
@@ -81,6 +86,42 @@ def draw_rows(rows, label, path, scale_each=False):
     label = _wrapped(label, 2 * (height - middle), points)
     figure.text(1 - GAP / width, 1 - middle / height, label, rotation=90, fontsize=points,
                 horizontalalignment="right", verticalalignment="center")
+    save(figure, path)
+
+
+def draw_blocks(view, maps, sinks, shares, title, label, path):
+    """Draw a photo, and over it the map (H, W) of each block, each on its own scale, to a picture file.
+
+    `view` is a ModelView, of which the `sinks`, bool (layers, H, W), of each block are framed; `shares`, if
+    there are any, stand above the maps, and a `label` below says what all are.
+    """
+    width, points = 10, 11
+    across = (width - (COLUMNS + 1) * GAP) / COLUMNS
+    (left, right), (bottom, top) = view.limits()
+    high = min(6.5, max(1.2, across * (bottom - top) / (right - left)))
+    title, label = _wrapped(title, width, points), _wrapped(label, width, points)
+    above = LINE * points * (title.count("\n") + 1) + GAP
+    line, rows = LINE * points + GAP, -(-(1 + len(maps)) // COLUMNS)
+    height = above + rows * (line + high) + LINE * points * (label.count("\n") + 1) + GAP
+    figure = Figure(figsize=(width, height))
+    pixels = downsampled(view.photo, across)
+    names = ["", *(f"block {number}" for number in range(len(maps)))]
+    for i, share in enumerate(shares, 1):
+        names[i] += f": {share:.0%}"
+    for i, name in enumerate(names):
+        row, column = divmod(i, COLUMNS)
+        panel = place(figure, GAP + column * (across + GAP), above + row * (line + high) + line, across, high)
+        show_photo(panel, view.photo, pixels)
+        if i:
+            show_map(panel, view.box, maps[i - 1], Normalize(0, maps[i - 1].max()), over_photo=True)
+            _dim_unseen(panel, view)
+            _mark(panel, replace(view, framed=sinks[i - 1]), across)
+        panel.set_title(name, fontsize=points)
+        panel.set(xlim=(left, right), ylim=(bottom, top))
+        panel.set_axis_off()
+    figure.text(GAP / width, 1 - GAP / height, title, fontsize=points, verticalalignment="top",
+                color=COLOURS[1] if view.mistaken else "black", parse_math=False)
+    figure.text(GAP / width, GAP / height, label, fontsize=points, verticalalignment="bottom")
     save(figure, path)
 
 

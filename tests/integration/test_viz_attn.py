@@ -74,6 +74,45 @@ def test_pictures_arrays_and_numbers_of_several_photos(draw, checkpoint, shapes,
     assert Image.open(tmp_path / "new" / "contact_sheet.png").height > 1000
 
 
+def test_all_blocks_in_a_picture_and_where_each_lies(draw, shapes, tmp_path, drawn, capsys):
+    photos = sorted((shapes / "val").iterdir())
+    masks = ["--masks", shapes / "masks" / "val"]
+    assert draw(photos, "blocks", *masks, "--block", "all", "--all") == 0
+    out, shares, right = capsys.readouterr().out, [], []
+    for photo in photos:
+        with np.load(tmp_path / "blocks" / f"{photo.stem}.npz") as arrays:
+            assert arrays["attention_by_block"].shape == arrays["sinks_by_block"].shape == (6, 10, 10)
+            shares.append(arrays["share_on_object_by_block"][:, 0])
+            right.append(arrays["predicted"] == arrays["label"])
+            areas = arrays["share_of_area_by_block"]
+    assert areas.shape == (6, 2) and 0 < sum(right) < len(right)
+    shares, right = np.array(shares), np.array(right)
+    groups = [np.full(len(right), True), right, ~right]
+    names, *lines = [line.split() for line in out[out.index("block  "):].splitlines()[1:9]]
+    assert names == 3 * ["all", "16", "right", str(sum(right)), "wrong", str(sum(~right))]
+    for block, line in enumerate(lines[:6]):
+        assert line[:4] == [str(block), *(f"{shares[group, block].mean():.1%}" for group in groups)]
+    assert lines[6][0] == "even" and len(lines[6]) == 10
+
+    of_photo, by_block = drawn[0], drawn[-1]
+    assert [axes.get_title() for axes in of_photo.axes[1:]] == [
+        f"block {block}: {share:.0%}" for block, share in enumerate(shares[0])]
+    assert "mean of 2 heads; the share of it on the object" in of_photo.texts[1].get_text()
+    curve = by_block.axes[0].lines[2]
+    assert curve.get_label() == f"right {sum(right)}"
+    np.testing.assert_allclose(curve.get_ydata(), shares[right].mean(0))
+    assert Image.open(tmp_path / "blocks" / "by_block.png").width > 1000
+
+    assert draw(photos[:1], "plain", "--block", "all") == 0
+    assert not (tmp_path / "plain" / "by_block.png").exists()
+    shutil.copy(photos[0], tmp_path / "by_block.jpg")
+    shutil.copytree(shapes / "masks" / "val", tmp_path / "masks")
+    shutil.copy(shapes / "masks" / "val" / f"{photos[0].stem}.png", tmp_path / "masks" / "by_block.png")
+    capsys.readouterr()
+    assert draw([tmp_path / "by_block.jpg"], "name", "--masks", tmp_path / "masks", "--block", "all") == 2
+    assert "--block all takes the name of by_block.png" in capsys.readouterr().err
+
+
 def test_sinks_are_named_framed_and_left_out_on_request(draw, shapes, tmp_path, drawn, capsys):
     content = checkpoint_content()
     plant_sink(content["state_dict"], (10, 10), 2, 7)

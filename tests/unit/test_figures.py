@@ -164,6 +164,8 @@ def test_a_map_over_a_photo_is_smooth_between_the_centres_of_its_cells_and_const
 def test_the_label_of_the_bar_says_what_the_maps_are(drawn, tmp_path):
     last = "attention of [CLS] to each patch, block 11 of 0 to 11, mean of 3 heads"
     assert bar_label(12, 3) == bar_label(12, 3, block=11) == last
+    assert bar_label(6, 1, "all") == (
+        "attention of [CLS] to each patch, each block on its own colour scale, mean of 1 head")
     assert bar_label(6, 1, block=2) == "attention of [CLS] to each patch, block 2 of 0 to 5, mean of 1 head"
     for height, title in ((20, "low"), (60, "a\ntitle\nof\nfour\nlines"), (90, "high")):
         rows = [(ModelView(np.zeros((height, 90, 3), np.uint8), (0, 0, 90, height)), np.ones((2, 2)), title)]

@@ -59,6 +59,23 @@ def test_the_arrays_are_those_of_the_model(viewer, photos):
         np.testing.assert_allclose(arrays["attention_cls"], blocks[:, :, 0], atol=1e-6)
 
 
+def test_the_map_of_each_block_lies_somewhere_else(viewer, photos, shapes):
+    """Its shares are those that the photo has when this block is the one that is shown."""
+    covers = [viewer.cover(photo, shapes / "masks" / "val" / f"{photo.stem}.png") for photo in photos]
+    at_once = list(viewer.attend(photos, by_block=True))
+    rows = np.stack([photo.ground_blocks(*cover) for photo, cover in zip(at_once, covers)])
+    assert rows.shape == (3, 6, 2, 4)
+    for block in range(6):
+        single = list(viewer.attend(photos, block=block))
+        for photo, cover, one, of_photo in zip(at_once, covers, single, rows):
+            np.testing.assert_allclose(photo.arrays["attention_by_block"][block], one.attention, atol=1e-7)
+            assert np.array_equal(photo.arrays["sinks_by_block"][block], one.arrays["sinks"])
+            grounds = one.ground(*cover)
+            np.testing.assert_allclose(of_photo[block], [grounds[0], grounds[-1]], atol=1e-6)
+    assert np.array_equal(at_once[2].arrays["share_on_object_by_block"], rows[2, :, :, 0])
+    assert np.array_equal(at_once[2].arrays["peak_on_object_by_block"], rows[2, :, :, 2])
+
+
 def test_one_block_is_the_default_and_rollout_is_what_is_drawn(viewer, photos):
     _, (last,) = attention_maps(viewer.model, inputs_of(viewer, photos[:1]))
     (plain,) = viewer.attend(photos[:1])

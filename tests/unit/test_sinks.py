@@ -82,7 +82,7 @@ def test_what_lies_on_the_object_is_given_with_and_without_the_sink(viewer, phot
     assert arrays["peak_on_object_without_sinks"] == peak and arrays["share_of_area_without_sinks"] == area
     assert np.array_equal(arrays["attention"], before), "the map itself is the softmax"
     assert photo.title.endswith(f"\nwithout sinks {alone:.1%}, area {area:.1%}")
-    cut = photo.without_sinks
+    cut = photo.shown(without_sinks=True)
     assert cut[ROW, COLUMN] == 0 and np.array_equal(cut[others()], before[others()])
 
 
