@@ -133,7 +133,7 @@ def grid(path, side, subplots=False):
 
     near = np.exp(-np.square(np.subtract.outer(np.arange(side), np.arange(side))) / side)
     similarity = np.einsum("ik,jl->ijkl", near, near)  # smooth, as a ViT's are: noise would not compress
-    draw(similarity[:2, :2, :2, :2])  # the first figure loads the fonts
+    draw(similarity)  # the first figure of a process loads fonts and allocates
     return pace(1, draw, similarity)
 
 

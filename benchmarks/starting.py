@@ -26,6 +26,8 @@ TRAIN = *"p1_train.py --output run --arch test_vit --scratch --optimizer adam --
 
 def demo_seconds(copy):
     """From the call of demo.sh, in a copy of the project with this .venv, to its first training step."""
+    # there and not through the link, where an outdated environment would be cleared
+    subprocess.check_call(["bash", "-c", ". common/setup.sh"], cwd=ROOT)
     shutil.copytree(ROOT, copy, ignore=NOT_COPIED)
     (copy / ".venv").symlink_to(ROOT / ".venv")
     terminal, theirs = pty.openpty()  # the progress bar is for terminals
