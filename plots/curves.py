@@ -106,8 +106,8 @@ def draw_learning_rates(sweeps):
                                    for reduce in (np.mean, np.min, np.max))
                 # beside one another, where two sweeps have the same rate
                 at = np.array(sweep["rates"]) * 1.03 ** (i - (len(sweeps) - 1) / 2)
-                axes.errorbar(at, mean, [mean - low, high - mean], label=sweep["name"], capsize=3,
-                              **line_style(i))
+                bars = np.maximum([mean - low, high - mean], 0)  # of equal numbers the mean may be rounded
+                axes.errorbar(at, mean, bars, label=sweep["name"], capsize=3, **line_style(i))
         axes.set_xscale("log")
         axes.set_xticks(rates, [np.format_float_scientific(rate, trim="-", exp_digits=1) for rate in rates],
                         rotation=90 if len(rates) > 4 else 0)  # they may stand close to one another

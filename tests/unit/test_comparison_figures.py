@@ -58,6 +58,9 @@ def test_learning_rates_are_means_over_seeds_with_bars_of_their_range():
     assert [label.get_text() for label in val.get_xticklabels()] == ["1e-4", "3e-4"]
     assert legend_of(figure) == ["adam", "sam"]
     assert len(draw_learning_rates(sweeps[:1]).axes) == 1
+    equal = np.array([0.1] * 3)
+    assert equal.mean() > 0.1, "rounded, beyond the most of them"
+    draw_learning_rates([{"name": "adam", "rates": [1e-4], "val": [equal], "held_out": None}])
 
 
 def test_reliability_has_a_panel_a_setting_and_a_point_a_bin():
