@@ -88,7 +88,7 @@ def predict_all(checkpoint, names, args, device):
     local_names = distributed.shard(names)
     unfinished = Unfinished(
         output_of(args), distributed.world_size(), device.type, args.batch_size, torch.__version__,
-        identity_of([args.checkpoint, *(args.images / name for name in local_names)]))
+        identity_of([checkpoint.path, *(args.images / name for name in local_names)]))
     local_names = local_names[len(unfinished.rows) * args.batch_size:]
     pixels = transforms.evaluation_pixels(checkpoint.preprocessing)
     dataset = images.ImageDataset(args.images, local_names, [0] * len(local_names), pixels)

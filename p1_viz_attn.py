@@ -79,8 +79,8 @@ def get_args_parser():
 
 
 def block_number(text):
-    """An argparse type: a number, or `all`."""
-    return text if text == "all" else int(text)
+    """An argparse type: a whole number, or `all`."""
+    return text if text == "all" else number(int)(text)
 
 
 @reports_errors

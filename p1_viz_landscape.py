@@ -95,7 +95,8 @@ def main(argv=None):
         checkpoint.model.to(device)
     names = names_of(args.checkpoints)
     unfinished = Unfinished(arrays_file, args.span, args.rho, args.seed, args.batch_size, device.type, names,
-                            identity_of([*args.checkpoints, *(folder.root / name for name in folder.names)]))
+                            identity_of([each.path for each in checkpoints]
+                                        + [folder.root / name for name in folder.names]))
     arrays = {"names": names, "kinds": [optimizer_name(checkpoint.settings) for checkpoint in checkpoints],
               "images": folder.names,
               **sharpness.measure(checkpoints, names, batches, args.span, args.rho, args.seed,

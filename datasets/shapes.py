@@ -19,7 +19,6 @@ import json
 import math
 import shutil
 import sys
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from PIL import Image, ImageDraw
 
 from common.cli import ArgumentParser, number, reports_errors
 from common.errors import BadInput
+from common.files import folder_written_whole
 from common.machine import keep_freed_memory
 
 DEMO_DATA = Path(__file__).resolve().parent.parent / "data" / "demo"
@@ -224,20 +224,15 @@ def drawn_once(folder, draw, names, fill):
     entries = {path.name for path in folder.iterdir()} if folder.is_dir() else None
     if folder.exists() and entries not in (set(), {*names, "draw.json"}):
         raise BadInput(f"{folder} is not a drawn data set: name another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        fill(unfinished)
-        (unfinished / "draw.json").write_bytes(description)
-        unfinished.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        unfinished.rename(folder)
+        with folder_written_whole(folder) as unfinished:
+            fill(unfinished)
+            (unfinished / "draw.json").write_bytes(description)
+            if folder.exists():
+                shutil.rmtree(folder)
     except OSError:
         if not is_drawn():  # if it is, another process was faster
             raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from common.errors import BadInput
-from common.files import read_tensors
+from models.exported import read_content, weights_file
 from models.vit import build, preprocessing
 from models.weights import (
     load_finite,
@@ -45,7 +45,7 @@ def checkpoint_fields(arch, labels, class_names, preprocessing):
 class Checkpoint:
     """A checkpoint, opened: the model has the weights and is in evaluation mode."""
 
-    path: Path
+    path: Path  # the file of the weights
     model: torch.nn.Module
     arch: str
     labels: list
@@ -55,8 +55,8 @@ class Checkpoint:
 
 
 def open_checkpoint(path):
-    """The Checkpoint in a file of `p1_train.py`. Raises BadInput for anything else."""
-    content = read_tensors(path)
+    """The Checkpoint in a file of `p1_train.py` or a folder of `p1_export.py`. BadInput for anything else."""
+    content = read_content(path)
     if not isinstance(content, dict) or not FIELDS <= content.keys():
         raise BadInput(f"{path} is no checkpoint of p1_train.py: for plain weights pass --arch and --weights")
     refuse_other_format(content, path)
@@ -77,7 +77,7 @@ def open_checkpoint(path):
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from error
     load_finite(model, weights, path)
-    return Checkpoint(Path(path), model.eval(), arch, labels, names, content["preprocessing"],
+    return Checkpoint(weights_file(path), model.eval(), arch, labels, names, content["preprocessing"],
                       content["settings"])
 
 

@@ -10,7 +10,7 @@ import torch
 from timm.models import beit, clean_state_dict, eva, vision_transformer
 
 from common.errors import BadInput
-from common.files import read_tensors
+from models.exported import read_content
 
 # class (DeiT's is VisionTransformer) -> timm's conversion of weights from older layouts and other grid sizes
 CONVERSIONS = {
@@ -118,7 +118,7 @@ def load_weights(model, arch, path, adopt_head=False, image_size=None):
     random, or None. Raises BadInput for a file that does not fit otherwise.
     """
     problem, hint = f"{path} does not fit {arch}", "name the --arch that it was made for"
-    content = read_tensors(path)
+    content = read_content(path)
     weights = state_dict_in(content, path, "pass a timm weights file or a checkpoint of p1_train.py")
     if isinstance(content.get("arch"), str):
         hint = f"it was made for {content['arch']}"

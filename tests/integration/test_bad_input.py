@@ -53,6 +53,7 @@ def call(run, best, photos, captioners, tmp_path, capsys):
             "p1_viz_posembed.py": lambda: ["--checkpoint", classifier, "--output", out / "posembed.png"],
             "p1_viz_attn.py": lambda: [images_in, "--checkpoint", classifier, "--output-dir", out],
             "p1_viz_landscape.py": lambda: [classifier, "--data", data, "--output", out / "landscape.png"],
+            "p1_export.py": lambda: ["--checkpoint", classifier, "--output-dir", out / "exported"],
             "p1_report.py": lambda: [run, "--output", out],
             "p2_train.py": lambda: ["--data", data, "--output", out, "--epochs", 1, "--workers", 0],
             "p2_eval.py": lambda: ["--data", data, "--checkpoint", captioner, "--json", out / "result.json"],
@@ -396,7 +397,8 @@ def test_weights_that_are_not_numbers(call, run, tmp_path, script):
 def numeric_flags():
     for script, module in SCRIPTS.items():
         for action in module.get_args_parser()._actions:
-            if getattr(action.type, "__name__", "") in ("number", "whole number", "int", "float"):
+            if getattr(action.type, "__name__", "") in ("number", "whole number", "int", "float",
+                                                             "block_number"):
                 yield script, action.option_strings[-1]
 
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import p1_eval
+import p1_export
 import p1_report
 import p1_train
 import p1_viz_attn
@@ -24,6 +25,7 @@ from tests.helpers.training import TRAIN
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = {"p1_train.py": p1_train, "p1_eval.py": p1_eval, "p1_viz_posembed.py": p1_viz_posembed,
            "p1_viz_attn.py": p1_viz_attn, "p1_viz_landscape.py": p1_viz_landscape, "p1_report.py": p1_report,
+           "p1_export.py": p1_export,
            "p2_train.py": p2_train, "p2_eval.py": p2_eval, "p2_caption_viz.py": p2_caption_viz,
            "report_page.py": report_page}
 
@@ -104,6 +106,11 @@ BAD = {  # by script: arguments, and what the error says
         ("{val} {tmp}/file/p.csv --checkpoint {best}", "file"),
         ("{val} --checkpoint {best} --json {tmp}/empty", "empty is a folder"),
         ("{val} --checkpoint {best} --expect 94", "--expect"),
+    ],
+    "p1_export.py": [
+        ("--output-dir {out}/new", "--checkpoint"),
+        ("--checkpoint {tmp}/file --output-dir {out}/new", "not a weights file"),
+        ("--checkpoint {best} --output-dir {tmp}/file", "is not an empty folder"),
     ],
     "p1_viz_posembed.py": [
         ("--output {out}/f.png", "--checkpoint"),
