@@ -39,6 +39,7 @@ def get_args_parser():
     add("--json", type=Path, metavar="FILE",
         help="where the accuracy goes, overall and by class, and the predictions of unlabelled images")
     share = number(float, low=0, high=1)
+    add("--top", type=number(int, low=1), metavar="N", help="there the N most probable classes of each, too")
     add("--expect", type=share, metavar="ACC", help="the accuracy that must come out")
     add("--tolerance", type=share, default=0.005, metavar="X", help="how closely (%(default)s)")
     add("--batch-size", type=number(int, low=1, high=10**6), default=64, metavar="N",
@@ -173,19 +174,28 @@ def score(predictions, labels, checkpoint):
 def save(args, names, labels, logits, checkpoint):
     """Write the files that are asked for, and for p1_report.py into the run's folder; returns the scores.
 
-    They have `unlabelled`, where there are such images: their predicted class and its probability, by name.
+    They have `unlabelled`, where there are such images: their predicted class and its probability, by name;
+    and with `--top` the `most_probable` classes of all.
     """
     import numpy as np
+    import torch
 
     probabilities = logits.softmax(1)
     predictions = [checkpoint.labels[index] for index in logits.argmax(1)]
     result = score(predictions, labels, checkpoint)
-    name_of = dict(zip(checkpoint.labels, checkpoint.class_names))
-    unlabelled = {
-        name: {"label": prediction, "name": name_of[prediction], "probability": row.max().item()}
-        for name, label, prediction, row in zip(names, labels, predictions, probabilities) if label is None}
+
+    def most_probable(row, count):
+        values, indices = map(torch.Tensor.tolist, row.topk(min(count, len(row))))
+        return [{"label": checkpoint.labels[i], "name": checkpoint.class_names[i], "probability": value}
+                for value, i in zip(values, indices)]
+
+    unlabelled = {name: most_probable(row, 1)[0]
+                  for name, label, row in zip(names, labels, probabilities) if label is None}
     if unlabelled:
         result["unlabelled"] = unlabelled
+    if args.top:
+        result["most_probable"] = {
+            name: most_probable(row, args.top) for name, row in zip(names, probabilities)}
     run = run_to_evaluate(args, result["labelled"])
     for path in filter(None, (args.csv, run and run / "pred.csv")):
         write_text(path, as_csv(names, predictions))
@@ -226,6 +236,8 @@ def report(result, args):
 @reports_errors
 def main(argv=None):
     args = get_args_parser().parse_intermixed_args(argv)  # CSV may follow the flags
+    if args.top and not args.json:
+        raise BadInput("--top belongs to --json FILE, which lists them")
 
     # After the arguments, so that --help and typing errors answer at once.
 

@@ -28,6 +28,7 @@ from engine.signals import StopSignal
 from plots.curves import drawing_curves
 
 WARMUP = 0.1  # of all steps
+LINE_EVERY = 30  # seconds, where a log file or a pipe shows no progress bar
 
 
 class Loop:
@@ -56,20 +57,23 @@ class Loop:
         self.held_out = 0
 
     def __enter__(self):
-        done = self.state.epoch * len(self.names)
-        done += min(self.state.step * self.images_per_step, len(self.names))
         with contextlib.ExitStack() as stack:
             stack.callback(self.saver.release)
             self.stop = stack.enter_context(StopSignal())
             if self.is_main:
                 stack.enter_context(drawing_curves(self.state.history, self.args.output / CURVES))
             self.bar = stack.enter_context(tqdm(
-                total=self.args.epochs * len(self.names), initial=done, unit=" images",
+                total=self.args.epochs * len(self.names), initial=self._images_done(), unit=" images",
                 disable=None if self.is_main else True, dynamic_ncols=True))
             stack.enter_context(self.saver.rescuing())
             self._exit = stack.pop_all().__exit__
-        self.started, self.images_before = time.monotonic(), done
+        self.started, self.images_before = time.monotonic(), self._images_done()
+        self.last_line = self.started
         return self
+
+    def _images_done(self):
+        in_this_epoch = min(self.state.step * self.images_per_step, len(self.names))
+        return self.state.epoch * len(self.names) + in_this_epoch
 
     def __exit__(self, kind, error, traceback):
         self._exit(kind, error, traceback)
@@ -148,6 +152,18 @@ class Loop:
             self.bar.set_postfix(loss=f"{totals['loss'] / totals['images']:.3f}",
                                  accuracy=f"{totals['correct'] / totals['images']:.3f}", refresh=False)
         self.bar.update(size)
+        if self.is_main and self.bar.disable and time.monotonic() - self.last_line >= LINE_EVERY:
+            self.last_line = time.monotonic()
+            print(f"epoch {self.state.epoch + 1}/{self.args.epochs}  "
+                  f"step {self.state.step}/{self.steps_per_epoch}  "
+                  f"loss {totals['loss'] / (totals['images'] or math.nan):.3f}  "
+                  f"{totals['images'] / totals['seconds']:.0f} images/s  {self._time_left()} left",
+                  flush=True)
+
+    def _time_left(self):
+        done = self._images_done()
+        seconds_per_image = (time.monotonic() - self.started) / max(1, done - self.images_before)
+        return timedelta(seconds=round(seconds_per_image * (self.args.epochs * len(self.names) - done)))
 
     def _save_or_stop(self, due=False):
         number, due = distributed.all_reduce_max([self.stop.number, int(due and self.is_main)])
@@ -193,13 +209,10 @@ class Loop:
                 "passes": totals["passes"], "peak_memory_mib": peak_memory(self.device) / 2**20}
 
     def _print_epoch(self, row):
-        done = self.state.epoch * len(self.names)
-        seconds_per_image = (time.monotonic() - self.started) / max(1, done - self.images_before)
-        left = timedelta(seconds=round(seconds_per_image * (self.args.epochs * len(self.names) - done)))
         held_out = f"  held out {row['holdout_accuracy']:.3f}" if self.held_out else ""
         self.bar.write(f"epoch {self.state.epoch}/{self.args.epochs}  loss {row['train_loss']:.3f}  "
                        f"accuracy {row['train_accuracy']:.3f}{held_out}  "
-                       f"{row['images_per_second']:.0f} images/s  {left} left")
+                       f"{row['images_per_second']:.0f} images/s  {self._time_left()} left")
 
     def _print_end(self):
         choice = f"epoch {self.state.best_epoch}" if self.held_out else "the last epoch"

@@ -106,6 +106,7 @@ BAD = {  # by script: arguments, and what the error says
         ("{val} {tmp}/file/p.csv --checkpoint {best}", "file"),
         ("{val} --checkpoint {best} --json {tmp}/empty", "empty is a folder"),
         ("{val} --checkpoint {best} --expect 94", "--expect"),
+        ("{val} {out}/p.csv --checkpoint {best} --top 5", "--top belongs to --json FILE"),
     ],
     "p1_export.py": [
         ("--output-dir {out}/new", "--checkpoint"),

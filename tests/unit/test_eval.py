@@ -24,7 +24,7 @@ def checkpoint(tmp_path):
 
 def arguments(folder, **changes):
     names = {"images": folder / "val", "csv": None, "json": None, "checkpoint": folder / "run" / "best.pt",
-             "expect": None, "tolerance": 0.005}
+             "expect": None, "tolerance": 0.005, "top": None}
     return Namespace(**{**names, **changes})
 
 
@@ -145,6 +145,18 @@ def test_unlabelled_images_get_their_name_and_probability(checkpoint, tmp_path, 
     assert first == "my cat.jpg: three, probability 0.91" and second == "new\\nline.jpg: x, probability 0.58"
     assert third.startswith("accuracy 1.0000 (1 of 1 labelled images")
     assert "unlabelled" not in p1_eval.save(args, names[:1], labels[:1], logits[:1], checkpoint)
+    assert "most_probable" not in result
+
+
+@pytest.mark.parametrize("top", [2, 5])
+def test_the_most_probable_classes_of_every_image_on_request(checkpoint, tmp_path, top):
+    logits = torch.tensor([[0, 2, 1], [3, 0, 1]]).float()
+    args = arguments(tmp_path, json=tmp_path / "result.json", top=top)
+    found = p1_eval.save(args, ["a.jpg", "12_1.jpg"], [None, "12"], logits, checkpoint)["most_probable"]
+    expected = [["12", "x", "3"], ["3", "x", "12"]]
+    assert [[each["label"] for each in found[name]] for name in found] == [row[:top] for row in expected]
+    assert [each["name"] for each in found["12_1.jpg"]] == ["three", "x", "twelve"][:top]
+    assert found["a.jpg"][0]["probability"] == pytest.approx(np.e**2 / (1 + np.e + np.e**2))
 
 
 def test_the_folder_around_val_is_not_taken_for_images(tmp_path):

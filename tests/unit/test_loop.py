@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import re
 import signal
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from common.cli import SaveEvery
 from common.errors import Interrupted, TrainingStopped
-from engine import checkpointing, distributed
+from engine import checkpointing, distributed, loop
 from engine.schedule import warmup_cosine
 from engine.state import TrainingState
 from tests.helpers.linear import NAMES, Training
@@ -370,3 +371,25 @@ def test_an_error_inside_draws_the_curves_and_stays_the_error(tmp_path, real_cur
     with pytest.raises(ZeroDivisionError):
         training.run()
     assert (tmp_path / "run" / "curves.png").exists()
+
+
+@pytest.mark.parametrize("terminal, rank, lines", [(False, 0, 12), (True, 0, 0), (False, 1, 0)])
+def test_a_log_gets_a_line_now_and_then_where_a_terminal_has_a_bar(tmp_path, monkeypatch, capsys, terminal,
+                                                                   rank, lines):
+    bar, steps = loop.tqdm, loop.Loop.steps
+
+    def of_rank(self, loader):
+        self.is_main = rank == 0
+        return steps(self, loader)
+
+    monkeypatch.setattr(loop.Loop, "steps", of_rank)
+    if terminal:
+        monkeypatch.setattr(loop, "tqdm", lambda **options: bar(**{**options, "disable": False}))
+    monkeypatch.setattr(loop, "LINE_EVERY", 0)
+    Training(tmp_path / "run").run()
+    found = re.findall(r"^epoch (\d)/2  step (\d)/6  loss \d\.\d{3}  \d+ images/s  0:00:00 left$",
+                       capsys.readouterr().out, re.MULTILINE)
+    assert found == [(str(epoch), str(step)) for epoch in (1, 2) for step in range(1, 7)][:lines]
+    monkeypatch.setattr(loop, "LINE_EVERY", 3600)
+    Training(tmp_path / "other").run()
+    assert "step" not in capsys.readouterr().out
