@@ -161,7 +161,9 @@ def _read_run(folder):
         raise BadInput(f"{file} is damaged: leave {folder} out or train it again") from error
     if len(rows) < planned:
         command = _resume_command(config.get("command"), settings, folder)
-        raise LeftOut(f"is not finished ({len(rows)} of {planned} epochs): {command}")
+        held_out = "".join(f", held out {accuracy:.3f}" for accuracy in history["holdout_accuracy"][-1:]
+                           if np.isfinite(accuracy))
+        raise LeftOut(f"is not finished ({len(rows)} of {planned} epochs{held_out}): {command}")
     if not (folder / "best.pt").is_file():
         raise LeftOut("has no best.pt to check its evaluation against: put it back, or train again")
     try:

@@ -107,8 +107,8 @@ def test_runs_that_cannot_be_used_are_left_out_with_what_to_do(tmp_path):
     evaluate = "python p1_eval.py p1_data/val --checkpoint"
     for line, (name, reason) in zip(read.left_out, [
             ("run 2", f"was not evaluated: {evaluate} {shlex.quote(str(tmp_path / 'run 2' / 'best.pt'))}"),
-            ("run1", "is not finished (3 of 4 epochs): torchrun --nproc-per-node 2 p1_train.py "
-                     f"--data p1_data --output {unfinished} --resume"),
+            ("run1", "is not finished (3 of 4 epochs, held out 0.800): torchrun --nproc-per-node 2 "
+                     f"p1_train.py --data p1_data --output {unfinished} --resume"),
             ("run3", "was evaluated with an older best.pt: python p1_eval.py data/demo/val --checkpoint"),
             ("run4", f"has a damaged evaluation: {evaluate}"),
             ("run5", "was evaluated on images without labels: python p1_eval.py"),
