@@ -83,8 +83,11 @@ def test_peaks_of_memory_are_those_of_the_script(tmp_path):
 
 def test_the_demo_is_timed_up_to_its_first_step(tmp_path, monkeypatch):
     monkeypatch.setattr(starting, "ROOT", tmp_path)
-    (tmp_path / ".venv").mkdir()
-    (tmp_path / "demo.sh").write_text("sleep 0.3; test -d .venv && echo 'epoch 1/2, loss=2.303'; sleep 60\n")
+    for folder in (".venv", "common"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "common" / "setup.sh").write_text("touch .venv/current\n")
+    (tmp_path / "demo.sh").write_text(
+        "sleep 0.3; test -f .venv/current && echo 'epoch 1/2, loss=2.303'; sleep 60\n")
     assert 0.3 < starting.demo_seconds(tmp_path / "copy") < 20
     (tmp_path / "demo.sh").write_text("echo no; exit 2\n")
     with pytest.raises(OSError):

@@ -46,20 +46,14 @@ def call(command, **options):
 
 
 def test_neither_a_notebook_s_backend_nor_a_matplotlibrc_matters_to_a_script(
-        shapes, run, captioners, tmp_path):
-    """The same bytes of a figure, too, as in a process without either. p1_viz_landscape.py takes long:
-    like all scripts it imports matplotlib through plots/ alone, see test_house.py."""
+        shapes, run, tmp_path):
+    """The same bytes of a figure, too, as in a process without either. All scripts import matplotlib through
+    plots/ alone, see test_house.py; in a notebook they run in test_tour.py."""
     (tmp_path / "matplotlibrc").write_text(MATPLOTLIBRC)
-    best, val, captioner = run / "best.pt", shapes / "val", captioners / "captioner.pt"
-    photo = next(val.iterdir())
-    tiny = ["--epochs", 1, "--batch-size", 8, "--workers", 0, "--device", "cpu"]
+    best, photo = run / "best.pt", next((shapes / "val").iterdir())
     calls = [
-        ["p1_train", "--data", shapes, "--output", "run", "--arch", "test_vit", "--scratch", *tiny],
-        ["p1_eval", val, "--checkpoint", "run/best.pt", "--workers", 0],
-        ["p1_report", "run", "--output", "report"],
         ["p1_viz_posembed", "--checkpoint", best, "--output", "posembed.png"],
         ["p1_viz_attn", photo, "--checkpoint", best, "--output-dir", "attention", "--all"],
-        ["p2_caption_viz", photo, "--checkpoint", captioner, "--output-dir", "captions"],
         ["report_page", "--output", "page.html", "--attention", "attention"]]
     environment = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline",
                    "PYTHONPATH": str(REPOSITORY)}

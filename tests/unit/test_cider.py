@@ -3,7 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocoevalcap.cider.cider import Cider
 
+from datasets.captions import read_captions
 from interpret.cider import cider
+from models.tokenizer import Tokenizer
 from tests.helpers.fuzzing import examples
 
 CAPTIONS, REFERENCES = (st.lists(st.sampled_from("abcd"), min_size=least, max_size=7).map(" ".join)
@@ -21,6 +23,17 @@ def test_it_is_what_the_coco_server_computes(photos):
     """Whatever the lengths, repeated and missing words, and numbers of references."""
     captions, references = zip(*photos)
     assert cider(captions, references) == pytest.approx(of_the_server(captions, references), abs=1e-9)
+
+
+@pytest.mark.real_data
+def test_so_it_is_of_real_captions(real_data):
+    """One of five captions of each photo against the other four."""
+    captions = read_captions(real_data / "coco", "val").captions
+    words = Tokenizer.from_file(real_data / "bert-base-uncased" / "vocab.txt").words
+    captions = [[" ".join(words(text)) for text in texts] for texts in captions]
+    one, others = [texts[0] for texts in captions], [texts[1:] for texts in captions]
+    found = cider(one, others)
+    assert found == pytest.approx(of_the_server(one, others), abs=1e-9) and 0.5 < found < 2
 
 
 def test_a_caption_like_its_references_alone_has_the_most():
