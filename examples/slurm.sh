@@ -22,9 +22,10 @@ cd "${SLURM_SUBMIT_DIR:-.}"
 stopped=
 trap 'stopped=yes; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 
-nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST") first=${nodes%%$'\n'*}
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+meeting=${nodes%%$'\n'*}:$((10000 + SLURM_JOB_ID % 20000))  # jobs may share a node: a port of its own
 srun --kill-on-bad-exit=1 torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" \
-    --max-restarts 3 --rdzv-backend c10d --rdzv-endpoint "$first:29500" --rdzv-id "$SLURM_JOB_ID" \
+    --max-restarts 3 --rdzv-backend c10d --rdzv-endpoint "$meeting" --rdzv-id "$SLURM_JOB_ID" \
     p1_train.py --save-every 600s --resume "$@" &
 training=$! code=0
 wait $training || code=$?
