@@ -21,6 +21,7 @@ def get_args_parser():
     add = parser.add_argument
     folders = {"type": Path, "nargs": "+", "action": "extend", "default": [], "metavar": "DIR"}
     add("--output", type=Path, required=True, metavar="FILE.html", help="the page")
+    add("--title", default="Look inside", help="of the page (%(default)s)")
     add("--runs", **folders, help="output folders of p1_train.py, evaluated by p1_eval.py")
     add("--posembed", type=Path, metavar="FILE.npz", help="of p1_viz_posembed.py")
     add("--attention", **folders, help="output folders of p1_viz_attn.py --all, best with --masks")
@@ -68,7 +69,7 @@ def main(argv=None):
         sections.append(attention.section(args.attention, args.images))
     if args.captions:
         sections.append(captions.section(args.captions, args.images, args.pointing_game))
-    write_text(args.output, as_html("Look inside", sections))
+    write_text(args.output, as_html(args.title, sections))
 
     megabytes = args.output.stat().st_size / 1e6
     if megabytes > HEAVY:

@@ -30,6 +30,15 @@ function connectPhotoList(id, show) {
   return step;
 }
 
+/** Lets each of these buttons save what its canvas shows, as a file of the canvas's name. */
+function connectSaving() {
+  for (const button of document.querySelectorAll("[data-saves]"))
+    button.addEventListener("click", () => {
+      const name = button.dataset.saves;
+      Object.assign(document.createElement("a"), {href: byId(name).toDataURL(), download: `${name}.png`}).click();
+    });
+}
+
 /** Shows the numbers of what is drawn: pairs of a name and a value. Only texts that differ are laid out again. */
 function showReadout(id, pairs) {
   const list = byId(`${id}-readout`);

@@ -131,8 +131,10 @@ def test_the_summaries_have_the_numbers_of_what_the_scripts_wrote(written, html)
 def test_a_section_stands_where_its_flag_is_given(written, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(report_page, "HEAVY", 0.01)
     output = tmp_path / "page.html"
-    assert report_page.main(["--output", str(output), "--posembed", str(written / "posembed.npz")]) == 0
+    assert report_page.main(["--output", str(output), "--posembed", str(written / "posembed.npz"),
+                             "--title", "Pets & I"]) == 0
     text = output.read_text()
+    assert "<title>Pets &amp; I</title>" in text and "<h1>Pets &amp; I</h1>" in text
     assert re.findall(r'<section id="(\w+)"', text) == ["positions"]
     assert "name fewer photos" in capsys.readouterr().err
 
@@ -382,6 +384,16 @@ def test_keys_move_the_query(page, written):
         view.check(1, None, query)
     page.locator("#attention-cls").click()
     view.check(1, None, None)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("canvas", ["attention-photo", "attention-heads", "positions-grid", "captions-photo"])
+def test_a_picture_is_saved_as_it_is_shown(page, canvas):
+    with page.expect_download() as saved:
+        page.locator(f"[data-saves={canvas}]").click()
+    assert saved.value.suggested_filename == f"{canvas}.png"
+    picture = np.asarray(Image.open(saved.value.path()).convert("RGBA"))
+    assert np.array_equal(picture, canvas_pixels(page, canvas)) and picture.std() > 1
 
 
 @pytest.mark.browser
