@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Set everything up, then run the tests; arguments go to pytest. REAL_DATA=DIR adds the tests on real photos. With --lowest
-# or --newest before all else they run with the oldest packages that pyproject.toml allows, or with the newest.
+# or --newest before all else they run with the oldest packages that pyproject.toml allows, or with the newest. -m slow chooses
+# the few that take longest, which do not run otherwise.
 set -euo pipefail
 if [ -n "${REAL_DATA:-}" ]; then
     REAL_DATA=$(realpath "$REAL_DATA")

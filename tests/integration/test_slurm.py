@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.training import TRAIN, metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +32,7 @@ if [ "$*" = "requeue 7" ]; then touch $STATE/queued; fi""",
 }
 
 
+@pytest.mark.slow
 def test_a_job_that_reaches_its_time_limit_saves_and_goes_on(shapes, tmp_path):
     for name, lines in COMMANDS.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{lines}\n")

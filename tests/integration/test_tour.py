@@ -23,6 +23,7 @@ def test_it_has_no_output_in_git(notebook):
                for cell in notebook.cells if cell.cell_type == "code")
 
 
+@pytest.mark.slow
 def test_it_runs(notebook, tmp_path, monkeypatch):
     folder = shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns(
         ".*", "data", "runs", "tests", "docs"))
