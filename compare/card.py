@@ -16,7 +16,7 @@ def model_card(name, checkpoint, setting):
     `setting` is the `compare.runs.Setting` of its run alone, if it was evaluated, else None.
     """
     settings = checkpoint.settings
-    size = "x".join(map(str, checkpoint.preprocessing["input_size"][:0:-1]))
+    size = "x".join(map(str, checkpoint.preprocessing["input_size"][1:]))
     hidden = NOT_SHOWN | (set() if settings.get("sam") else {"rho"})
     chosen = "\n".join(f"| {key.replace('_', ' ')} | {as_text(value)} |" for key, value in
                        sorted(given(settings).items()) if value != 0 and key not in hidden)
