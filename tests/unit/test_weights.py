@@ -164,8 +164,9 @@ def test_positions_are_resampled_to_another_image_size_as_plain_timm_does(tmp_pa
         about = {"preprocessing": {"input_size": [3, *trained]}} if trained else {}
         torch.save({"state_dict": model.state_dict(), **about}, path)
         size = given or trained
+        overlay = {"file": str(path), "num_classes": 5, "custom_load": False}
         expected = timm.create_model(arch, pretrained=True, img_size=size, num_classes=5, **options,
-                                     pretrained_cfg_overlay={"file": path, "num_classes": 5})
+                                     pretrained_cfg_overlay=overlay)
         model = timm.create_model(arch, num_classes=5, **options)
         assert load_weights(model, arch, path, image_size=given) is None
         assert same(model.state_dict(), expected.state_dict())
