@@ -28,6 +28,7 @@ def in_this_process(function, *args):
         return function(*args)
 
 
+@pytest.mark.slow
 def test_the_table_in_small(shapes, tmp_path, monkeypatch, capsys):
     (tmp_path / "pets").symlink_to(shapes)
     monkeypatch.setattr(evaluation, "REAL_DATA", str(tmp_path))
@@ -94,6 +95,7 @@ def test_the_demo_is_timed_up_to_its_first_step(tmp_path, monkeypatch):
         starting.demo_seconds(tmp_path / "another")
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_step_is_what_a_process_takes():
     """MemTracker's account of fake tensors against the kernel's, beyond what the process held before."""
     setting = "test_vit", 160, 64, False, "fp32"

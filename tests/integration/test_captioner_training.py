@@ -49,6 +49,7 @@ def test_training_leaves_a_captioner_that_carries_its_vocabulary(captioner, data
     assert json.loads((captioner / "config.json").read_text())["settings"]["optimizer"] == "adamw"
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_a_small_captioner_learns_real_photos_with_the_real_vocabulary(real_data, tmp_path, capsys):
     coco, vocabulary = real_data / "coco", real_data / "bert-base-uncased" / "vocab.txt"

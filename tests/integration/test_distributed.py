@@ -272,6 +272,7 @@ def test_two_processes_evaluate_as_one(pairs, name, images):
     assert codes(pairs, f"eval {name} two")[1].count("accuracy ") == 1
 
 
+@pytest.mark.slow
 def test_torchruns_restarts_go_on_by_themselves_to_the_same_bits(pairs, tmp_path):
     """Rank 0 is killed: the other ends by itself; torchrun's store still has the addresses of both."""
     output, log = tmp_path / "run", tmp_path / "log"
