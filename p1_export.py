@@ -53,6 +53,9 @@ def main(argv=None):
     from models.exported import export
 
     checkpoint = open_checkpoint(args.checkpoint)
+    settings = checkpoint.settings
+    if not (isinstance(settings, dict) and {"arch", "optimizer", "sam", "adaptive"} <= settings.keys()):
+        raise BadInput(f"{args.checkpoint} does not say how it was trained: it is damaged")
     if args.output_dir.exists() and (not args.output_dir.is_dir() or any(args.output_dir.iterdir())):
         raise BadInput(f"--output-dir {args.output_dir} exists and is not an empty folder: name a new one")
     with folder_written_whole(args.output_dir) as folder:

@@ -13,6 +13,7 @@ import p1_eval
 import p1_export
 import p1_viz_attn
 from models.checkpoint import open_checkpoint
+from tests.helpers.checkpoints import write_checkpoint
 from tests.helpers.training import train
 
 
@@ -73,3 +74,5 @@ def test_what_it_refuses_and_what_it_cannot_say(run, trained, tmp_path, capsys):
     assert f"--output-dir {output} exists and is not an empty folder" in capsys.readouterr().err
     assert export(trained / "last.pt", tmp_path / "last") == 0
     assert f"{said}it is not the best.pt of a run" in capsys.readouterr().err
+    assert export(write_checkpoint(tmp_path / "made-up.pt"), tmp_path / "none") == 2
+    assert "made-up.pt does not say how it was trained: it is damaged" in capsys.readouterr().err
