@@ -13,6 +13,7 @@ from common.cli import ArgumentParser, note, reports_errors
 from common.errors import BadInput
 from common.files import refuse_missing, refuse_unwritable, write_text
 
+MOST = 15  # megabytes, in which photos' attention is shown in full; a few tens open without a pause
 HEAVY = 60  # megabytes, from which on a browser takes seconds to open the page
 
 
@@ -65,10 +66,12 @@ def main(argv=None):
         sections.append(results.section(study, args.images))
     if args.posembed:
         sections.append(positions.section(args.posembed))
-    if args.attention:
-        sections.append(attention.section(args.attention, args.images))
     if args.captions:
         sections.append(captions.section(args.captions, args.images, args.pointing_game))
+    if args.attention:
+        room = MOST * 10**6 - len(as_html(args.title, sections))
+        sections.insert(len(sections) - bool(args.captions),
+                        attention.section(args.attention, args.images, room))
     write_text(args.output, as_html(args.title, sections))
 
     megabytes = args.output.stat().st_size / 1e6

@@ -53,12 +53,13 @@ function shareOnObject(photo, values) {
 function attentionNumbers(photo, values, layer, head, query) {
   const peak = Math.max(...values), at = values.indexOf(peak), columns = photo.grid[1];
   const pairs = [
-    ["query", query === CLS ? "[CLS]" : cellText(query)], ["layer", layer],
-    ["head", head === MEAN ? `mean of ${photo.heads}` : head],
+    ["query", query === CLS ? "[CLS]" : cellText(query)], ["layer", photo.only?.layer ?? layer],
+    ["head", photo.only?.head ?? (head === MEAN ? `mean of ${photo.heads}` : head)],
     ["attention on patches", percent(values.reduce((sum, value) => sum + value, 0))],
     ["its peak", percent(peak)], ["peak at", cellText([Math.floor(at / columns), at % columns])]];
-  if (photo.object) {
-    const [share, area] = shareOnObject(photo, values);
+  const onObject = photo.on_object ?? (photo.object && shareOnObject(photo, values));
+  if (onObject) {
+    const [share, area] = onObject;
     pairs.push(["of it on the object", percent(share)], ["by chance (area)", percent(area)]);
   }
   if (photo.predicted) pairs.push(["predicted", photo.predicted], ["probability", photo.confidence.toFixed(2)]);
@@ -73,12 +74,14 @@ function attention({photos}) {
   const layerList = byId("attention-layer"), headList = byId("attention-head");
   let order, photo, pixels;
   let selected = CLS, hovered; // queries; `hovered` is undefined where no patch is under the mouse
-  for (const each of photos)
-    for (const name of ["scale", "cls", "object", "background"])
+  for (const each of photos) {
+    if (each.only) each.cls = Float32Array.from(decodeBytes(each.cls), byte => each.scale * byte);
+    else for (const name of ["scale", "cls", "object", "background"])
       if (each[name]) each[name] = new Float32Array(decodeBytes(each[name]).buffer);
+  }
 
   const chosen = () => [Number(layerList.value), Number(headList.value) - 1];
-  const patchAt = event => cellAt(event, canvas, photo.box, photo.grid);
+  const patchAt = event => photo.only ? null : cellAt(event, canvas, photo.box, photo.grid);
 
   const draw = drawSoon(() => {
     const query = hovered === undefined ? selected : hovered, [layer, head] = chosen();
@@ -86,7 +89,7 @@ function attention({photos}) {
     overlay.draw(values);
     overlay.dimOutside();
     if (query !== CLS) overlay.frameCell(query);
-    drawHeads(headsCanvas, pixels, photo, layer, head, query);
+    if (!photo.only) drawHeads(headsCanvas, pixels, photo, layer, head, query);
     byId("attention-cls").setAttribute("aria-pressed", query === CLS);
     showReadout("attention", attentionNumbers(photo, values, layer, head, query));
   });
@@ -98,11 +101,12 @@ function attention({photos}) {
     overlay.setPhoto(photo);
     pixels = new Pixels(...photo.grid, "inferno");
     hovered = undefined;
+    for (const part of byId("attention").querySelectorAll("[data-in-full]")) part.hidden = Boolean(photo.only);
     if (before?.layers !== photo.layers || before?.heads !== photo.heads) {
       setOptions(layerList, range(photo.layers), photo.layers - 1);
       setOptions(headList, ["mean", ...range(photo.heads)], 0);
     }
-    if (String(before?.grid) !== String(photo.grid)) selected = CLS;
+    if (String(before?.grid) !== String(photo.grid) || photo.only) selected = CLS;
     draw();
   });
 
@@ -123,7 +127,7 @@ function attention({photos}) {
   canvas.addEventListener("keydown", event => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-    if (key in STEPS) selected = selected === CLS ? [0, 0] : moveCell(selected, key, photo.grid);
+    if (key in STEPS && !photo.only) selected = selected === CLS ? [0, 0] : moveCell(selected, key, photo.grid);
     else if (key === "Escape") selected = CLS;
     else if (key === "n" || key === "p") step(key === "n" ? 1 : -1);
     else return;

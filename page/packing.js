@@ -20,9 +20,9 @@ async function decodePhoto(address) {
   return image;
 }
 
-/** A photo or model, when its `bytes` are inflated and its `image` is decoded: once, when it is first shown. */
+/** A photo or model, when its `bytes`, if any, are inflated and its `image` is decoded: once, when it is first shown. */
 function load(item) {
-  item.loaded ??= Promise.all([inflate(item.blob), item.photo && decodePhoto(item.photo)])
+  item.loaded ??= Promise.all([item.blob && inflate(item.blob), item.photo && decodePhoto(item.photo)])
     .then(([bytes, image]) => Object.assign(item, {bytes, image}));
   return item.loaded;
 }

@@ -19,8 +19,8 @@ def section(study, image_folders):
     settings, indices = study.settings, {}
     matrices, cells = zip(*(matrix(setting, indices) for setting in settings))
     names = [(images.folder, images.names[image]) for images, image in indices]
-    photos = [open_photo(folder / name, image_folders, name) for folder, name in names]
-    data = {"photos": [jpeg(photo, THUMBNAIL, quality=80) for photo in photos], "cells": cells}
+    data = {"photos": [jpeg(open_photo(folder / name, image_folders, name), THUMBNAIL, quality=80)
+                       for folder, name in names], "cells": cells}
     rows = claims(settings, study.comparisons)
     return Section("results", "Results", summary(settings), data, context={
         "settings": Table("Settings", *settings_cells(settings)),

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from datasets.transforms import evaluation_transform
 from interpret.attention import attention_maps
 from models.checkpoint import checkpoint_fields, open_checkpoint
 from models.vit import preprocessing
+from page import attention
 from tests.helpers.browser import (
     ALL_SHOWN,
     canvas_pixels,
@@ -182,9 +184,9 @@ def browser():
         chromium.close()
 
 
-@pytest.fixture
-def page(browser, html):
-    """The page, opened from the disk; in the end no error was reported, nothing asked of the network."""
+@contextmanager
+def opened(browser, file):
+    """A page, opened from the disk; in the end no error was reported, nothing asked of the network."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(10_000)
     errors, requests = [], []
@@ -192,12 +194,18 @@ def page(browser, html):
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("dialog", lambda dialog: (errors.append(dialog.message), dialog.dismiss()))
     page.on("request", lambda request: requests.append(request.url))
-    page.goto(html.as_uri())
+    page.goto(file.as_uri())
     wait_until(page, ALL_SHOWN)
     yield page
     assert errors == []
-    assert [url for url in requests if not url.startswith("data:")] == [html.as_uri()]
+    assert [url for url in requests if not url.startswith("data:")] == [file.as_uri()]
     page.close()
+
+
+@pytest.fixture
+def page(browser, html):
+    with opened(browser, html) as page:
+        yield page
 
 
 def centres(image, box, grid):
@@ -285,11 +293,11 @@ def attention_map(arrays, layer, head, query):
 
 
 class AttentionView:
-    """The attention section of a page with the first photo, whose pixels are compared with its arrays."""
+    """The attention section of a page with a photo, whose pixels are compared with its arrays."""
 
-    def __init__(self, page, file):
+    def __init__(self, page, file, index=0):
         self.page, self.arrays = page, dict(np.load(file))
-        self.box, self.size = photo_box(page, "attention", 0)
+        self.box, self.size = photo_box(page, "attention", index)
         self.grid = self.arrays["attention"].shape
         self.layers, self.heads, _ = self.arrays["attention_all_scale"].shape
         page.locator("#attention-opacity").fill("0")
@@ -371,6 +379,33 @@ def test_the_maps_are_those_of_the_model_in_every_layer(page, written):
         expected = block[0, ..., 1:].numpy()
         errors = np.abs(shown - expected) / expected.max(-1, keepdims=True)
         assert errors.max() < 0.01 and errors[:, 0].max() < 1e-3, layer
+
+
+@pytest.mark.browser
+def test_a_photo_in_brief_shows_the_last_layers_map(browser, written, tmp_path, monkeypatch):
+    """Of the photos that do not fit: the map of the model over a thumbnail, nothing to choose, no errors."""
+    monkeypatch.setattr(report_page, "MOST", 0)
+    monkeypatch.setattr(attention, "LEAST", 1)
+    assert report_page.main(["--output", str(tmp_path / "index.html"), "--attention",
+                             str(written / "attention"), "--posembed", str(written / "posembed.npz")]) == 0
+    with opened(browser, tmp_path / "index.html") as page:
+        view = AttentionView(page, written / "attention" / f"{shown_name(page, 0)}.npz", 0)
+        view.check(view.layers - 1, None, None)
+        assert page.locator("#attention-heads").is_visible()
+        page.locator("#attention-photo").press("n")
+        wait_until(page, "!document.getElementById('attention-heads').offsetParent")
+        brief = AttentionView(page, written / "attention" / f"{shown_name(page, 1)}.npz", 1)
+        page.locator("#attention-photo").hover()
+        page.locator("#attention-photo").press("ArrowDown")
+        brief.check(view.layers - 1, None, None)
+        assert not any(page.locator(f"#attention-{part}").is_visible() for part in ("layer", "head", "cls"))
+        page.locator("#attention-photo").press("p")
+        wait_until(page, "document.getElementById('attention-heads').offsetParent")
+        view.check(view.layers - 1, None, None)
+
+
+def shown_name(page, index):
+    return page.evaluate(f"data.sections.attention.photos[{index}].name")
 
 
 @pytest.mark.browser

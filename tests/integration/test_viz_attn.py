@@ -172,7 +172,7 @@ def test_photos_of_class_folders_keep_them_and_are_of_their_class_as_in_evaluati
     assert p1_eval.main(list(map(str, [tmp_path / "val", *flags, "--workers", 0]))) == 0
     per_class = json.loads((tmp_path / "result.json").read_text())["per_class"]
     assert [per_class[label]["labelled"] for label in "0123"] == [1, 1, 0, 0]
-    section = attention.section([tmp_path / "out"], [])
+    section = attention.section([tmp_path / "out"], [], 10**9)
     assert [(photo["name"], photo["label"]) for photo in section.data["photos"]] == [
         ("0/3_0", CLASSES[0]), ("1/3_0", CLASSES[1])]
 

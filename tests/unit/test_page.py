@@ -20,6 +20,7 @@ from page.render import as_html
 from page.section import Section, Table, open_photo, percent
 from tests.helpers.run_folders import write_run
 
+MUCH_ROOM = 10**9  # characters
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 
 
@@ -155,7 +156,7 @@ def test_the_table_of_attention_has_the_means_over_the_photos():
     photos = [attention_arrays(1), attention_arrays(2, label="star"),
               attention_arrays(3, label="", masked=False)]
     maps = [one["attention_cls"][..., 2:] for one in photos]  # (layers, heads, patches)
-    rows = cells(attention.summary(photos))
+    rows = cells(attention.summary(map(attention.photo_numbers, photos), ["best.pt"]))
 
     def mean(values):
         return percent(np.mean(list(values)))
@@ -187,9 +188,9 @@ def test_the_script_gets_the_photo_of_each_file_and_its_covers(tmp_path):
     np.savez(tmp_path / "a.npz", **attention_arrays(1))
     np.savez(tmp_path / "b.npz", **attention_arrays(2, masked=False, predicted="", label=""))
     np.savez(tmp_path / "others.npz", similarity=np.zeros(3))
-    section = attention.section([tmp_path], [tmp_path])
-    first, second = section.data["photos"]
-    assert [first["name"], second["name"]] == ["a", "b"]
+    section = attention.section([tmp_path], [tmp_path], MUCH_ROOM)
+    second, first = section.data["photos"]
+    assert [first["name"], second["name"]] == ["a", "b"], "one's own, of no known class, come first"
     assert first["size"] == [48, 36] and first["box"] == [0, 0, 24, 18]
     assert [first[name] for name in ("layers", "heads", "tokens", "prefix", "grid")] == [2, 3, 14, 2, (3, 4)]
     assert np.frombuffer(base64.b64decode(first["object"]), np.float32).tolist() == [0.5, 1, *10 * [0]]
@@ -200,6 +201,42 @@ def test_the_script_gets_the_photo_of_each_file_and_its_covers(tmp_path):
     assert "Wrong predictions first" in as_html("Title", [section])
     attention_all = zlib.decompress(base64.b64decode(section.blobs[second["blob"]]))
     assert attention_all == attention_arrays(2)["attention_all"].tobytes()
+
+
+def test_what_does_not_fit_in_full_is_shown_in_brief(tmp_path):
+    """One's own photo first, then the surest mistake, then the surest and the least sure right answer."""
+    Image.new("RGB", (200, 150), "red").save(tmp_path / "1.jpg")
+    answers = {"right-80": ("ring", 0.8), "right-60": ("ring", 0.6), "right-99": ("ring", 0.99),
+               "wrong-50": ("star", 0.5), "wrong-90": ("star", 0.9), "own": ("", 0.3)}
+    for seed, (name, (label, confidence)) in enumerate(answers.items()):
+        arrays = attention_arrays(seed, label=label, confidence=confidence, box=np.array([25, 0, 175, 150]))
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    preferred = ["own", "wrong-90", "wrong-50", "right-99", "right-60", "right-80"]
+    all_in_full = attention.section([tmp_path], [tmp_path], MUCH_ROOM)
+
+    def full(section):
+        return {photo["name"] for photo in section.data["photos"] if "blob" in photo}
+
+    def size(section):
+        return len(json.dumps(section.data["photos"])) + sum(map(len, section.blobs.values()))
+
+    assert full(all_in_full) == {*preferred}
+    for room, kept in ((0, 3), (size(all_in_full) - 100, 5)):
+        section = attention.section([tmp_path], [tmp_path], room)
+        names = [photo["name"] for photo in section.data["photos"]]
+        assert full(section) == {*preferred[:kept]} == {*names[:kept]} and len(section.blobs) == kept
+        assert {*names} == {*preferred} and (kept == 3 or size(section) <= room)
+        assert f"{kept} of 6 photos" in as_html("Title", [section])
+    assert "photos, the first of the list" not in as_html("Title", [all_in_full])
+
+    brief, arrays = section.data["photos"][-1], attention_arrays(0)
+    assert brief["name"] == "right-80" and brief["only"] == {"layer": 1, "head": "mean of 3"}
+    drawn = brief["scale"] * np.frombuffer(base64.b64decode(brief["cls"]), np.uint8)
+    np.testing.assert_allclose(drawn.reshape(3, 4), arrays["attention"], atol=brief["scale"] / 2 + 1e-7)
+    assert Image.open(io.BytesIO(base64.b64decode(brief["photo"].partition(",")[2]))).size == (96, 72)
+    assert brief["size"] == [288, 216] and brief["box"] == [36, 0, 252, 216]
+    shares = (arrays["attention"] * arrays["object_cover"]).sum() / arrays["attention"].sum(), 1.5 / 12
+    assert brief["on_object"] == pytest.approx(shares)
 
 
 def test_photos_in_subfolders_keep_them(tmp_path):
@@ -219,7 +256,8 @@ def test_photos_in_subfolders_keep_them(tmp_path):
     np.savez(figures / "attention" / "rollout" / "3.npz", **attention_arrays(1, photo="/gone/3.jpg"))
     (figures / "captions" / "rollout" / "3.json").write_text("{")
     for view in (attention, captions):
-        photos = view.section([figures / view.__name__.split(".")[1]], [tmp_path / "moved"]).data["photos"]
+        drawn, room = figures / view.__name__.split(".")[1], [MUCH_ROOM] * (view is attention)
+        photos = view.section([drawn], [tmp_path / "moved"], *room).data["photos"]
         assert [photo["name"] for photo in photos] == ["2", "0/1", "1/1"]
         pixels = [Image.open(io.BytesIO(base64.b64decode(photo["photo"].partition(",")[2]))).getpixel((9, 9))
                   for photo in photos]
@@ -235,7 +273,7 @@ def test_photos_in_subfolders_keep_them(tmp_path):
 def test_arrays_that_do_not_fit_each_other_are_refused(tmp_path, changed):
     np.savez(tmp_path / "a.npz", **attention_arrays(1, **changed))
     with pytest.raises(BadInput, match="a.npz does not hold all layers.*p1_viz_attn.py --all"):
-        attention.section([tmp_path], [])
+        attention.section([tmp_path], [], MUCH_ROOM)
 
 
 def test_arrays_without_all_layers_and_damaged_ones_are_refused(tmp_path):
@@ -255,7 +293,7 @@ def test_arrays_without_all_layers_and_damaged_ones_are_refused(tmp_path):
     with pytest.raises(BadInput, match="a.npz holds no similarities"):
         positions.section(file)
     with pytest.raises(BadInput, match="no arrays of p1_viz_attn.py are there"):
-        attention.section([tmp_path], [])
+        attention.section([tmp_path], [], MUCH_ROOM)
 
 
 # Captions ---------------------------------------------------------------------------------------------------
