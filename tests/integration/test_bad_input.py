@@ -17,8 +17,8 @@ from PIL import Image
 
 import common.files
 from datasets import decode
+from tests.helpers.documented import SCRIPTS
 from tests.helpers.training import TRAIN
-from tests.integration.test_command_line import SCRIPTS
 
 # 96 x 72 pixels, each of them six times
 TWICE = np.random.default_rng(3).integers(0, 256, (12, 16, 3), dtype=np.uint8).repeat(6, 0).repeat(6, 1)

@@ -1,5 +1,4 @@
 import importlib
-import re
 import shlex
 import subprocess
 import sys
@@ -9,25 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-import p1_eval
-import p1_export
-import p1_report
-import p1_train
-import p1_viz_attn
-import p1_viz_landscape
-import p1_viz_posembed
-import p2_caption_viz
-import p2_eval
-import p2_train
-import report_page
+from tests.helpers.documented import SCRIPTS, commands
 from tests.helpers.training import TRAIN
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SCRIPTS = {"p1_train.py": p1_train, "p1_eval.py": p1_eval, "p1_viz_posembed.py": p1_viz_posembed,
-           "p1_viz_attn.py": p1_viz_attn, "p1_viz_landscape.py": p1_viz_landscape, "p1_report.py": p1_report,
-           "p1_export.py": p1_export,
-           "p2_train.py": p2_train, "p2_eval.py": p2_eval, "p2_caption_viz.py": p2_caption_viz,
-           "report_page.py": report_page}
 
 
 @pytest.fixture(scope="module")
@@ -228,19 +212,15 @@ def test_each_script_answers_as_a_process_of_its_own(script, tmp_path):
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-def commands(text):
-    """The lines of a text that call one of the scripts, joined where they go on."""
-    text = text.replace("\\\n", " ")
-    start = r"^\s*(?:python|torchrun --nproc-per-node \d+)"
-    lines = re.findall(start + r" ((?:p[12]_|report_)\w+\.py .*|-m .*)$", text, re.MULTILINE)
-    return [shlex.split(line) for line in lines]
+DOCS = [f"docs/{page.name}" for page in sorted(REPOSITORY.glob("docs/*.md"))
+        if page.name != "changes.md"]  # which has commands of before
 
 
-@pytest.mark.parametrize("source", ["README.md", "demo.sh", *SCRIPTS])
+@pytest.mark.parametrize("source", ["README.md", "demo.sh", *SCRIPTS, *DOCS])
 def test_every_documented_command_is_one_that_the_scripts_take(source):
     text = (REPOSITORY / source).read_text().replace("\\\\\n", "\\\n")  # docstrings escape the backslash
     found = commands(text)
-    assert found
+    assert found or source in DOCS
     for script, *arguments in found:
         module = SCRIPTS[script] if script != "-m" else importlib.import_module(
             {"benchmarks": "benchmarks.__main__"}.get(arguments[0], arguments[0]))
