@@ -12,6 +12,7 @@ from compare.comparisons import (
     pretraining_pairs,
     ranges_overlap,
     sam_pairs,
+    side_by_side,
     size_pairs,
 )
 
@@ -35,28 +36,36 @@ def claims(settings, comparisons):
             ("pretraining converges faster", f"needs a setting with --scratch {ALIKE}",
              [_faster(*pair, "epochs") for pair in pretraining_pairs(settings)]),
             ("SAM converges faster, counted in epochs", needs_sam,
-             [_faster(pair.sam, pair.plain, "epochs") for pair in pairs if pair.equal == "epochs"]),
+             [_faster(pair.sam, pair.plain, "epochs", pair.by_design) for pair in pairs
+              if pair.equal == "epochs"]),
             ("SAM converges faster, counted in forward-backward passes", needs_sam,
-             [_faster(pair.sam, pair.plain, "passes") for pair in pairs]),
+             [_faster(pair.sam, pair.plain, "passes", pair.by_design) for pair in pairs]),
             ("SAM overfits less", needs_sam,
-             [_overfits_less(pair.equal, between(pair.sam, pair.plain)) for pair in pairs]),
+             [_overfits_less(pair, between(pair.sam, pair.plain)) for pair in pairs]),
             ("size matters little here", "needs two --arch, equal in all else, on the same images",
              [_size_matters_little(between(*pair)) for pair in size_pairs(settings)])):
         rows += [Claim(statement, *answer) for answer in answers] or [Claim(statement, OPEN, note=needs)]
     return sorted(rows, key=lambda claim: VERDICTS.index(claim.verdict))
 
 
-def _answer(verdict, first, second, values, margin, *notes):
-    """The fields of a Claim after its statement, from two settings, and texts; empty notes are left out."""
+def _answer(verdict, first, second, values, margin, *notes, by_design=()):
+    """The fields of a Claim after its statement, from two settings, and texts; empty notes are left out.
+
+    `by_design` are settings that differ so that the two can be compared: {name: why}.
+    """
     both = first.settings, second.settings
-    if not one_cause(differing(*both)):
+    names = differing(*both)
+    if not one_cause([name for name in names if name not in by_design]):
         notes = [*notes, f"differ in {causes(*both)}"]
+    else:
+        notes = [*notes, *(f"{side_by_side([name], *both)}, {by_design[name]}" for name in by_design
+                           if name in names)]
     if len(first.runs) == len(second.runs) == 1:
         notes = [*notes, "one run each: another seed may change it"]
     return verdict, first.name, second.name, *values, margin, "; ".join(filter(None, notes))
 
 
-def _faster(first, second, unit):
+def _faster(first, second, unit, by_design=()):
     """Whether the first setting needs fewer epochs or passes for what both reach.
 
     That is 95 % of the lower of their final accuracies: measured by its own end, a run that learns little
@@ -78,7 +87,7 @@ def _faster(first, second, unit):
         f"to {'held-out' if first.held_out else 'training'} accuracy {target:.3f}, "
         f"95 % of the lower of {finals[0]:.3f} and {finals[1]:.3f}",
         at_once > best and f"first at {at_once:.3f} after one epoch, second never above {best:.3f}",
-        verdict == OPEN and MORE_SEEDS)
+        verdict == OPEN and MORE_SEEDS, by_design=by_design)
 
 
 def _over_seeds(values, spec, form):
@@ -89,7 +98,7 @@ def _over_seeds(values, spec, form):
     return form.format(mean) + f" ({low} to {high})" * (low != high)
 
 
-def _overfits_less(equal, comparison):
+def _overfits_less(pair, comparison):
     """Whether the gap between training and val is smaller with SAM by more than the noise.
 
     That is of the paired difference in accuracy on val: the accuracy in training is of many more images.
@@ -105,8 +114,9 @@ def _overfits_less(equal, comparison):
         verdict, reason = SUPPORTED if difference < 0 else NOT_SUPPORTED, ""
     gaps = [_over_seeds(100 * setting.values("gap"), "+.1f", "{} points") for setting in both]
     return _answer(verdict, *both, gaps, _with_margin(difference, comparison),
-                   f"training minus val accuracy at equal {equal}",
-                   f"accuracy on val {100 * comparison.difference:+.1f} points: {comparison.verdict}", reason)
+                   f"training minus val accuracy at equal {pair.equal}",
+                   f"accuracy on val {100 * comparison.difference:+.1f} points: {comparison.verdict}", reason,
+                   by_design=pair.by_design)
 
 
 def _size_matters_little(comparison):

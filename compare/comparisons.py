@@ -17,9 +17,19 @@ SIZE = {"arch", "weights"}
 # Settings that differ together for one cause.
 ONE_CAUSE = [SAM_ALONE, {"scratch", "weights"}, SIZE]
 
-SamPair = namedtuple("SamPair", "equal plain sam choice")
+BEST_HELD_OUT = "highest held-out accuracy"
 
 EXCEEDS, OVERLAP, WITHIN = "exceeds the noise", "ranges over seeds overlap", "within the noise"
+
+
+class SamPair(namedtuple("SamPair", "equal plain sam choice")):
+    """A setting without and one with SAM, of equal "epochs" or "passes", and how their rates were chosen."""
+
+    @property
+    def by_design(self):
+        """The settings in which the two may differ and be comparable for it: {name: why}."""
+        chosen = {"lr": "each with the highest held-out accuracy"} if self.choice == BEST_HELD_OUT else {}
+        return {**chosen, "epochs": "for equal passes"} if self.equal == "passes" else chosen
 
 
 class Comparison:
@@ -121,7 +131,7 @@ def _chosen(equal, plain, sam):
         return [SamPair(equal, plain[0], sam[0], "only one")]
     if plain and all(setting.held_out for setting in plain + sam):
         best = [max(side, key=lambda setting: setting.mean("held_out_accuracy")) for side in (plain, sam)]
-        return [SamPair(equal, *best, "highest held-out accuracy")]
+        return [SamPair(equal, *best, BEST_HELD_OUT)]
     return [SamPair(equal, one, other, "same learning rate") for one in plain for other in sam
             if one.settings["lr"] == other.settings["lr"]]
 

@@ -55,6 +55,22 @@ def test_fewer_epochs_may_be_more_passes(tmp_path):
     assert rows[IN_PASSES].verdict == NOT_SUPPORTED, "40 against 30"
 
 
+def test_rates_and_epochs_that_make_two_comparable_are_no_other_cause(tmp_path):
+    """Rates that the held-out part chose, and epochs for equal passes, are noted as that."""
+    write_run(tmp_path / "sam", right_of(range(10), total=200), sam=True, lr=1e-4)
+    write_run(tmp_path / "low", right_of(range(40), total=200), lr=2e-4, curve=(0.1, 0.2, 0.3, 0.4))
+    write_run(tmp_path / "adam", right_of(range(40), total=200), lr=3e-4)
+    write_run(tmp_path / "long", right_of(range(40), total=200), lr=1e-4, train=(0.5,) * 8, curve=(0.5,) * 8)
+    read = study(tmp_path)
+    notes = [row.note for row in claims(read.settings, read.comparisons)
+             if row.statement == "SAM overfits less"]
+    assert not any("no single one" in note for note in notes)
+    chosen, = (note for note in notes if "equal epochs" in note)
+    assert "; lr 1e-04 / 3e-04, each with the highest held-out accuracy" in chosen
+    passes, = (note for note in notes if "equal passes" in note)
+    assert "; epochs 4 / 8, for equal passes" in passes
+
+
 def test_gaps_within_the_noise_do_not_say(tmp_path):
     row = write_sam(tmp_path, plain=13, sam=10)["SAM overfits less"]
     assert row.verdict == OPEN and row.margin.startswith("-1.5 ± ")
