@@ -152,7 +152,9 @@ class Loop:
             self.bar.set_postfix(loss=f"{totals['loss'] / totals['images']:.3f}",
                                  accuracy=f"{totals['correct'] / totals['images']:.3f}", refresh=False)
         self.bar.update(size)
-        if self.is_main and self.bar.disable and time.monotonic() - self.last_line >= LINE_EVERY:
+        ends = self.state.step == self.steps_per_epoch  # which has a line of its own
+        if (self.is_main and self.bar.disable and not ends
+                and time.monotonic() - self.last_line >= LINE_EVERY):
             self.last_line = time.monotonic()
             print(f"epoch {self.state.epoch + 1}/{self.args.epochs}  "
                   f"step {self.state.step}/{self.steps_per_epoch}  "

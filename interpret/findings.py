@@ -61,10 +61,13 @@ def _on_object(share, area, peak, chance=None):
 
 
 def _without_patches(probability, falls):
-    return f"probability {probability:.3f}; " + "; ".join(
-        f"{attended:.3f} without the {share:.0%} most attended patches, {random:.3f} without as many random "
-        "ones"
-        for share, attended, random in falls)
+    shares, attended, random = zip(*falls)
+    return (f"probability {probability:.3f}; without the {_listed(shares, '.0%')} most attended patches "
+            f"{_listed(attended, '.3f')}; without as many random ones {_listed(random, '.3f')}")
+
+
+def _listed(numbers, form):
+    return ", ".join(format(number, form) for number in numbers)
 
 
 def _mean_without_patches(occlusions):

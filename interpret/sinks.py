@@ -30,4 +30,5 @@ def sinks_in_words(sinks, times):
     places = [f"row {row} column {column}" for row, column in np.argwhere(sinks)]
     more = f" and {len(places) - 8} more" if len(places) > 8 else ""
     return (f"{len(places)} of {sinks.size} patches draw attention whatever the photo, each about "
-            f"{times:.0f} times an even share where all is grey: {', '.join(places[:8])}{more}")
+            f"{times:.0f} times an even share where all is grey, and are framed (--without-sinks leaves them "
+            f"out): {', '.join(places[:8])}{more}")

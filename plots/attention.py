@@ -12,7 +12,8 @@ from plots.style import COLOURS, downsampled, place, save
 
 DIMMED = 0.35  # brightness of what the model did not see
 COLUMNS = 5  # of a photo and its blocks
-LINE, LETTER, GAP, BAR_AND_LABELS = 0.017, 0.0075, 0.1, 1.4  # inches; the first two for each point of a title
+LINE, LETTER, NUMBERS = 0.017, 0.0075, 0.055  # inches for each point of a letter; the last, numbers at a bar
+GAP, BAR_AND_LABELS = 0.1, 1.4  # inches
 
 
 @dataclass
@@ -84,8 +85,10 @@ def draw_rows(rows, label, path, scale_each=False):
         figure.colorbar(image, cax=bar)
         bar.tick_params(labelsize=points)
     label = _wrapped(label, 2 * (height - middle), points)
-    figure.text(1 - GAP / width, 1 - middle / height, label, rotation=90, fontsize=points,
-                horizontalalignment="right", verticalalignment="center")
+    beside = width - BAR_AND_LABELS + long / 25 + NUMBERS * points
+    leftmost = width - GAP - LINE * points * (label.count("\n") + 1)
+    figure.text(min(beside, leftmost) / width, 1 - middle / height, label, rotation=90, fontsize=points,
+                verticalalignment="center")
     save(figure, path)
 
 

@@ -25,10 +25,12 @@ def draw_reliability(curves):
         axes.plot([0, 1], [0, 1], color="gray", linestyle="--", linewidth=1)
         axes.plot(confidence, accuracy, color=COLOURS[0], linewidth=1)
         axes.scatter(confidence, accuracy, 6 + 250 * count / count.sum(), color=COLOURS[0], alpha=0.6,
-                     linewidth=0)
+                     linewidth=0, clip_on=False)
         ticks = np.linspace(0, 1, 3)
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xticks=ticks, yticks=ticks)
         axes.grid(alpha=0.3)
+        if not len(count):
+            axes.text(0.5, 0.25, "fewer than ten photos\nin every bin", ha="center", va="center", fontsize=9)
     figure.supxlabel("confidence: the probability of the predicted class", fontsize=10)
     figure.supylabel("accuracy", fontsize=10)
     return figure

@@ -1,12 +1,17 @@
 """The grid of position-embedding similarities, and the numbers behind it."""
 
+import textwrap
+from math import ceil, log2
+
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParams
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from plots.style import legend_below, line_style, save
 
+LETTERS = 30  # in a line below a mosaic
+DENSEST = 170  # numbers at an axis, times their points
 KINDS = {"same_row": "same\nrow", "same_column": "same\ncolumn", "elsewhere": "elsewhere"}
 
 
@@ -25,7 +30,7 @@ def draw_mosaic(axes, similarity):
     values, gap = mosaic(similarity)
     image = axes.imshow(values, vmin=-1, vmax=1, cmap="viridis", interpolation="nearest")
     for axis, patches, name in ((axes.xaxis, width, "column"), (axes.yaxis, height, "row")):
-        ticks = range(0, patches, 1 if patches <= 16 else 2 if patches <= 32 else 4)
+        ticks = range(0, patches, 2 ** max(0, ceil(log2(patches * rcParams["font.size"] / DENSEST))))
         axis.set_ticks([i * (patches + gap) + (patches - 1) / 2 for i in ticks], [str(i) for i in ticks])
         axis.set_label_text(f"{name} of the patch")
     axes.tick_params(length=0)
@@ -45,7 +50,7 @@ def draw_similarities(similarities, statistics, random, titles, path, remarks=()
     tallest = max(similarity.shape[0] / similarity.shape[1] for similarity in similarities)
     width = 5.2 * count + 1
     points = max(9, width)  # 6 and more on A4
-    heights = (min(12, max(3, 4.6 * tallest + 1.2)), points / 3)
+    heights = (min(13, max(3, 4.6 * tallest + 0.13 * points)), points / 3)
     with rc_context({"font.size": points, "axes.titlesize": points, "legend.fontsize": points}):
         figure = Figure(figsize=(width, sum(heights)), layout="constrained")
         _draw(figure, heights, similarities, statistics, random, titles, remarks)
@@ -61,7 +66,7 @@ def _draw(figure, heights, similarities, statistics, random, titles, remarks):
         axes.set_title(title, parse_math=False)  # a name may hold $
     for axes, remark in zip(panels, remarks):
         if remark:
-            axes.set_xlabel(f"{axes.get_xlabel()}\n{remark}")
+            axes.set_xlabel(f"{axes.get_xlabel()}\n{textwrap.fill(remark, LETTERS)}")
     upper.colorbar(image, ax=panels, aspect=30, pad=0.02,
                    label="cosine similarity of the position embeddings")
     _draw_statistics(lower, statistics, random, [title.replace("\n", " ") for title in titles])

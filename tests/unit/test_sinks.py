@@ -62,7 +62,7 @@ def test_words_name_eight_sinks_at_most():
     sinks[1, 3] = True
     assert sinks_in_words(sinks, 9.6).endswith(
         "1 of 16 patches draw attention whatever the photo, each about 10 times an even share where all is "
-        "grey: row 1 column 3")
+        "grey, and are framed (--without-sinks leaves them out): row 1 column 3")
     sinks[:3, :3] = True
     assert sinks_in_words(sinks, 9).endswith("row 2 column 0 and 2 more")
 
