@@ -14,8 +14,9 @@ CALL = (r"(?:python|torchrun --nproc-per-node \d+) "
 def commands(text):
     """The words after `python` of each line, or text in backticks, that calls a script or a module of ours.
 
-    Lines that end with a backslash are joined with the next; what is cut short by `...` does not count.
+    Lines that end with a backslash are joined with the next; what is cut short by `...` does not count, and a
+    shell's variable is 0.
     """
-    text = text.replace("\\\n", " ")
+    text = re.sub(r"\$\w+", "0", text.replace("\\\n", " "))
     found = re.findall(rf"^\s*{CALL}$", text, re.MULTILINE) + re.findall(f"`{CALL}`", text)
     return [shlex.split(line, comments=True) for line in found if "..." not in line]
