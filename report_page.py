@@ -25,7 +25,8 @@ def get_args_parser():
     add("--title", default="Look inside", help="of the page (%(default)s)")
     add("--runs", **folders, help="output folders of p1_train.py, evaluated by p1_eval.py")
     add("--posembed", type=Path, metavar="FILE.npz", help="of p1_viz_posembed.py")
-    add("--attention", **folders, help="output folders of p1_viz_attn.py --all, best with --masks")
+    add("--attention", **folders,
+        help="output folders of p1_viz_attn.py --all, best with --masks; your own photos first")
     add("--captions", **folders, help="output folders of p2_caption_viz.py --all")
     add("--pointing-game", type=Path, metavar="FILE.json", help="of p2_eval.py --json, for the captions")
     add("--images", **folders, help="where the photos are, if those scripts read them elsewhere")

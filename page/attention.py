@@ -21,7 +21,8 @@ def section(folders, image_folders, room):
     """The Section of what p1_viz_attn.py --all wrote into folders; BadInput where it is not there.
 
     Photos are shown in full, in the order of `by_interest`, as long as the Section has at most `room`
-    characters, and at least LEAST of them; the others in brief.
+    characters, and at least LEAST of them; the others in brief. One's own are those without a label and, of
+    several folders, those of the first.
     """
     names = drawn_files(folders, "npz", lambda file: str(read_npz(file)["photo"]))
     items, numbers, models = {}, [], {}
@@ -36,7 +37,9 @@ def section(folders, image_folders, room):
         raise BadInput(f"{', '.join(map(str, folders))}: no arrays of p1_viz_attn.py are there, with --all")
 
     blobs, size = {}, sum(map(characters, items.values()))
-    for file in by_interest(items):
+    own = {file for file, item in items.items()
+           if not item["label"] or len(folders) > 1 and file.is_relative_to(folders[0])}
+    for file in by_interest(items, own):
         arrays, blob = read_arrays(file), f"attention-{len(blobs)}"
         photo = open_photo(str(arrays["photo"]), image_folders, names[file])
         item = in_full(names[file], arrays, photo, blob)
@@ -45,9 +48,9 @@ def section(folders, image_folders, room):
         if len(blobs) >= LEAST and size > room:
             break
         items[file], blobs[blob] = item, packed_rows
-    shown = sorted(items.values(), key=lambda item: ("blob" not in item, bool(item["label"])))
-    return Section("attention", "Attention", summary(numbers, models), {"photos": shown}, blobs,
-                   {"in_full": len(blobs)})
+    shown = sorted(items, key=lambda file: ("blob" not in items[file], file not in own))
+    return Section("attention", "Attention", summary(numbers, models),
+                   {"photos": [items[file] for file in shown]}, blobs, {"in_full": len(blobs)})
 
 
 def characters(item):
@@ -55,16 +58,15 @@ def characters(item):
     return len(json.dumps(item))
 
 
-def by_interest(items):
-    """The keys of items of photos: those without a label, one's own, then the wrong ones, from the surest on,
-    then in turn the surest and the least sure of the right ones.
+def by_interest(items, own):
+    """The keys of items of photos: one's `own`, then the wrong ones, from the surest on, then in turn the
+    surest and the least sure of the right ones.
     """
-    own, wrong, right = [key for key, item in items.items() if not item["label"]], [], []
-    for key in sorted(items, key=lambda key: -items[key]["confidence"]):
-        if label := items[key]["label"]:
-            (right if label == items[key]["predicted"] else wrong).append(key)
+    wrong, right = [], []
+    for key in sorted(items.keys() - own, key=lambda key: (-items[key]["confidence"], key)):
+        (right if items[key]["label"] == items[key]["predicted"] else wrong).append(key)
     in_turn = [right[-1 - i // 2 if i % 2 else i // 2] for i in range(len(right))]
-    return own + wrong + in_turn
+    return [key for key in items if key in own] + wrong + in_turn
 
 
 def in_full(name, arrays, photo, blob):

@@ -239,6 +239,16 @@ def test_what_does_not_fit_in_full_is_shown_in_brief(tmp_path):
     assert brief["on_object"] == pytest.approx(shares)
 
 
+def test_photos_of_the_first_of_several_folders_come_first(tmp_path):
+    Image.new("RGB", (16, 12), "red").save(tmp_path / "1.jpg")
+    for folder, label in (("all", "star"), ("mine", "ring")):
+        (tmp_path / folder).mkdir()
+        np.savez(tmp_path / folder / f"{folder}.npz", **attention_arrays(1, label=label))
+    for first, second in (("mine", "all"), ("all", "mine")):
+        section = attention.section([tmp_path / first, tmp_path / second], [tmp_path], 0)
+        assert [photo["name"] for photo in section.data["photos"]] == [first, second]
+
+
 def test_photos_in_subfolders_keep_them(tmp_path):
     """Each gets its own photo where the data set was moved, and other scripts' folders do not count."""
     for name, colour in (("0/1.jpg", "red"), ("1/1.jpg", "blue"), ("2.jpg", "lime")):
