@@ -8,6 +8,7 @@ one setting. A run that is not finished or not evaluated is left out, with what 
 
     report.md                    all of it, with the figures
     table.md, table.csv          a row a setting
+    runs.csv                     a row a run
     per_class.csv                the accuracy of each setting on each class
     curves.png                   loss and accuracy over epochs, and over forward-backward passes
     learning_rates.png           where settings differ in the learning rate alone
@@ -93,6 +94,7 @@ def main(argv=None):
             save(figure, temporary)
     write_text(args.output / "table.md", settings_table)
     write_text(args.output / "table.csv", tables.settings_csv(settings))
+    write_text(args.output / "runs.csv", tables.runs_csv(settings))
     write_text(args.output / "per_class.csv", tables.per_class_csv(settings))
     write_text(args.output / "report.md", str(report))
     print(f"{len(study.runs)} runs of {len(settings)} settings: see {args.output / 'report.md'}")

@@ -65,11 +65,13 @@ class ImageSet:
 class EvaluatedRun:
     """A finished and evaluated run, of what config.json, metrics.csv and the evaluation say.
 
-    `history` has arrays (epochs,), NaN where a field is empty; `probabilities` are (images, classes).
+    `history` has arrays (epochs,), NaN where a field is empty; `probabilities` are (images, classes), of the
+    best.pt with that `checkpoint_sha256`.
     """
 
-    def __init__(self, folder, config, history, images, probabilities):
+    def __init__(self, folder, config, history, images, probabilities, checkpoint_sha256):
         self.folder, self.history, self.images, self.probabilities = folder, history, images, probabilities
+        self.checkpoint_sha256 = checkpoint_sha256
         self.settings = current_settings(config["settings"])
         self.model = config.get("model") or {}  # parameters, width, heads, depth
         self.probe_seconds = (config.get("probe") or {}).get("seconds", 0.0)
@@ -182,7 +184,9 @@ def _resume_command(command, settings, folder):
 
 
 def _read_evaluation(folder):
-    """(ImageSet, probabilities) of the labelled images, from the eval.json and eval.npz of one evaluation."""
+    """(ImageSet, probabilities) of the labelled images, from the eval.json and eval.npz of one evaluation,
+    and the SHA-256 of the best.pt that it is of.
+    """
     if not ((folder / "eval.json").is_file() and (folder / "eval.npz").is_file()):
         raise LeftOut("was not evaluated")
     try:
@@ -207,7 +211,7 @@ def _read_evaluation(folder):
     for problem, holds in problems.items():
         if holds:
             raise LeftOut(problem)
-    return images, probabilities[labelled].astype(np.float64)
+    return images, probabilities[labelled].astype(np.float64), scores["checkpoint_sha256"]
 
 
 def settings_curves(settings):

@@ -188,6 +188,14 @@ def settings_csv(settings):
     return _csv(columns, [[row[name] for name in columns] for row in map(table_row, settings)])
 
 
+def runs_csv(settings):
+    """The numbers of each run, a row a run."""
+    runs = [(setting.name, run) for setting in settings for run in setting.runs]
+    header = ["setting", "run_folder", "seed", *runs[0][1].quantities, "checkpoint_sha256"]
+    return _csv(header, [[name, run.folder.name, run.settings.get("seed"), *run.quantities.values(),
+                          run.checkpoint_sha256] for name, run in runs])
+
+
 def _csv(header, rows):
     # None becomes an empty field
     text = io.StringIO()

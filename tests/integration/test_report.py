@@ -8,7 +8,7 @@ from PIL import Image
 import p1_report
 from tests.helpers.run_folders import right_of, write_mistakes, write_run
 
-TEXTS = {"report.md", "table.md", "table.csv", "per_class.csv"}
+TEXTS = {"report.md", "table.md", "table.csv", "runs.csv", "per_class.csv"}
 FIGURES = {"curves.png", "calibration.png", "hard_photos.png", "confusion_sam.png", "confused_sam.png",
            "confusion_b_x.png", "confused_b_x.png"}
 

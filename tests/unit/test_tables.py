@@ -1,4 +1,5 @@
 import csv
+import hashlib
 import io
 import json
 
@@ -46,6 +47,13 @@ def test_the_numbers_of_the_settings_table_are_those_computed_by_hand(tmp_path):
     assert "| 0.840 | 0.800 to 0.880 | 0.715 to 0.917 |" in table
     assert "- photos/val: 50 labelled images of 3 classes.\n" in table
     assert "more seeds do not" in table
+    runs = read_csv(tables.runs_csv(settings))
+    assert [(one["setting"], one["run_folder"], one["seed"]) for one in runs] == [
+        ("tiny-4", "run0", "3"), ("tiny-4", "run1", "4")]
+    for one, accuracy, minutes in zip(runs, (0.8, 0.88), (2, 3)):
+        assert float(one["accuracy"]) == accuracy and float(one["minutes"]) == minutes
+        checkpoint = (tmp_path / one["run_folder"] / "best.pt").read_bytes()
+        assert one["checkpoint_sha256"] == hashlib.sha256(checkpoint).hexdigest()
 
 
 def test_accuracies_by_class_are_means_over_seeds(tmp_path):
