@@ -50,7 +50,8 @@ def draw_similarities(similarities, statistics, random, titles, path, remarks=()
     tallest = max(similarity.shape[0] / similarity.shape[1] for similarity in similarities)
     width = 5.2 * count + 1
     points = max(9, width)  # 6 and more on A4
-    heights = (min(13, max(3, 4.6 * tallest + 0.13 * points)), points / 3)
+    letters = (0.17 if any(remarks) else 0.13) * points  # above and below the mosaics
+    heights = (min(13, max(3, 4.6 * tallest + letters)), points / 3)
     with rc_context({"font.size": points, "axes.titlesize": points, "legend.fontsize": points}):
         figure = Figure(figsize=(width, sum(heights)), layout="constrained")
         _draw(figure, heights, similarities, statistics, random, titles, remarks)
