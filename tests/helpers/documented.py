@@ -18,5 +18,5 @@ def commands(text):
     shell's variable is 0.
     """
     text = re.sub(r"\$\w+", "0", text.replace("\\\n", " "))
-    found = re.findall(rf"^\s*{CALL}$", text, re.MULTILINE) + re.findall(f"`{CALL}`", text)
+    found = re.findall(rf"^\s*!?{CALL}$", text, re.MULTILINE) + re.findall(f"`{CALL}`", text)
     return [shlex.split(line, comments=True) for line in found if "..." not in line]

@@ -118,3 +118,10 @@ def test_photos_have_their_captions_within_their_own_cells():
     figure.draw_without_rendering()
     cell, extent = bands[0].subfigs[1].bbox, text.get_window_extent()
     assert cell.x0 <= extent.x0 and extent.x1 <= cell.x1, "it wraps"
+
+
+def test_a_panel_without_a_bin_says_why():
+    few, some = (np.zeros(0),) * 3, (np.array([12]), np.array([0.9]), np.array([0.8]))
+    figure = draw_reliability([("few", *few), ("some", *some)])
+    texts = [[text.get_text() for text in axes.texts] for axes in figure.axes]
+    assert texts == [["fewer than ten photos\nin every bin"], []]
