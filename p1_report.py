@@ -3,8 +3,9 @@
     python p1_report.py runs/tiny_adam runs/tiny_sam --output report
     python p1_report.py runs/*_seed* --output report --images photos/val
 
-RUNS are output folders of p1_train.py, each evaluated by p1_eval.py; runs that differ in the seed alone are
-one setting. A run that is not finished or not evaluated is left out, with what to do. DIR receives
+RUNS are output folders of p1_train.py, with or without their weights, each evaluated by p1_eval.py; runs
+that differ in the seed alone are one setting. A run that is not finished or not evaluated is left out, with
+what to do. DIR receives
 
     report.md                    all of it, with the figures
     table.md, table.csv          a row a setting

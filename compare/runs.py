@@ -27,8 +27,9 @@ class Study:
     """Run folders side by side: `runs`, and their `settings`, in the order of the first runs.
 
     `left_out` has a line, with what to do, for each folder that is not finished, or not evaluated with the
-    best.pt that is there now. Raises BadInput for other and damaged folders, if no run is left, and for two
-    runs of one setting with the same seed, or on different images.
+    best.pt that is there now; of a copy without weights the evaluation counts as it is. Raises BadInput for
+    other and damaged folders, if no run is left, and for two runs of one setting with the same seed, or on
+    different images.
     """
 
     def __init__(self, folders):
@@ -166,8 +167,6 @@ def _read_run(folder):
         held_out = "".join(f", held out {accuracy:.3f}" for accuracy in history["holdout_accuracy"][-1:]
                            if np.isfinite(accuracy))
         raise LeftOut(f"is not finished ({len(rows)} of {planned} epochs{held_out}): {command}")
-    if not (folder / "best.pt").is_file():
-        raise LeftOut("has no best.pt to check its evaluation against: put it back, or train again")
     try:
         return EvaluatedRun(folder, config, history, *_read_evaluation(folder))
     except LeftOut as reason:
@@ -189,6 +188,7 @@ def _read_evaluation(folder):
     """
     if not ((folder / "eval.json").is_file() and (folder / "eval.npz").is_file()):
         raise LeftOut("was not evaluated")
+    best = folder / "best.pt"
     try:
         scores = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
         with np.load(folder / "eval.npz", allow_pickle=False) as arrays:
@@ -201,7 +201,8 @@ def _read_evaluation(folder):
         images = ImageSet(*(tuple(column.tolist()) for column in columns), Path(str(source)))
         counts = len(targets), len(images.names), int((probabilities.argmax(1) == targets).sum())
         problems = {
-            "was evaluated with an older best.pt": scores["checkpoint_sha256"] != sha256(folder / "best.pt"),
+            "was evaluated with an older best.pt":
+                best.is_file() and scores["checkpoint_sha256"] != sha256(best),
             "was evaluated with --flip, which is no more": scores.get("flip"),
             "has an eval.json and an eval.npz of different evaluations":
                 counts != (scores["images"], scores["labelled"], scores["correct"]),

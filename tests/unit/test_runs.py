@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from common.errors import BadInput
+from common.files import sha256
 from compare.runs import Study, reliability_curves, settings_curves
 from tests.helpers.run_folders import right_of, study, write_run
 
@@ -101,7 +102,6 @@ def test_runs_that_cannot_be_used_are_left_out_with_what_to_do(tmp_path):
     another = write_run(tmp_path / "photos" / "run6", right_of(0, 1))
     (other / "eval.npz").write_bytes((another / "eval.npz").read_bytes())
     (write_run(tmp_path / "run7", right_of(0), lr=7.0) / "metrics.csv").unlink()
-    (write_run(tmp_path / "run8", right_of(0), lr=8.0) / "best.pt").unlink()
     read = study(tmp_path)
     assert [run.folder.name for run in read.runs] == ["run0"]
     evaluate = "python p1_eval.py p1_data/val --checkpoint"
@@ -113,9 +113,15 @@ def test_runs_that_cannot_be_used_are_left_out_with_what_to_do(tmp_path):
             ("run4", f"has a damaged evaluation: {evaluate}"),
             ("run5", "was evaluated on images without labels: python p1_eval.py"),
             ("run6", "has an eval.json and an eval.npz of different evaluations: python p1_eval.py"),
-            ("run7", "is not finished (0 of 4 epochs): python p1_train.py"),
-            ("run8", "has no best.pt")], strict=True):
+            ("run7", "is not finished (0 of 4 epochs): python p1_train.py")], strict=True):
         assert line.startswith(f"{tmp_path / name} {reason}") and line.count("--resume") < 2
+
+
+def test_a_copy_of_a_run_without_weights(tmp_path):
+    run = write_run(tmp_path / "run0", right_of(0))
+    digest = sha256(run / "best.pt")
+    (run / "best.pt").unlink()
+    assert [run.checkpoint_sha256 for run in study(tmp_path).runs] == [digest]
 
 
 def test_an_evaluation_with_flipped_images_is_asked_for_again(tmp_path):
