@@ -55,7 +55,8 @@ def test_each_photo_has_its_caption_whatever_the_batch(captioner, photos, given)
         expected = ids or decoding.search(model, memory, tokenizer, 4, 2)[0]
         alone = decoding.teacher_force(model, memory, [expected], tokenizer)[0]
         assert forced.ids == expected
-        np.testing.assert_allclose(forced.attention, alone.attention, atol=1e-5)
+        # a batch rounds otherwise than a photo alone, by 1.1e-5 on a processor with AVX512
+        np.testing.assert_allclose(forced.attention, alone.attention, atol=1e-4)
 
 
 def test_a_token_has_its_map_and_its_probability(captioner, forced):
