@@ -1,5 +1,7 @@
 """What interpret.captions says of photos, with a captioner of random weights."""
 
+import copy
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,7 +47,9 @@ def forced(captioner, photos):
 
 @pytest.mark.parametrize("given", [False, True])
 def test_each_photo_has_its_caption_whatever_the_batch(captioner, photos, given):
-    model, tokenizer = captioner
+    model, tokenizer = copy.deepcopy(captioner[0]), captioner[1]
+    for layer in model.transformer.decoder.layers:  # softer maps: sharp ones magnify how a batch rounds
+        layer.multihead_attn.in_proj_weight.data.mul_(0.5)
     ids = [*tokenizer.encode(TEXT), tokenizer.end] if given else None
     batched = list(captions.captioned(model, tokenizer, photos, 2, 4, 2, ids))
     assert [path for path, _, _ in batched] == photos
@@ -55,8 +59,7 @@ def test_each_photo_has_its_caption_whatever_the_batch(captioner, photos, given)
         expected = ids or decoding.search(model, memory, tokenizer, 4, 2)[0]
         alone = decoding.teacher_force(model, memory, [expected], tokenizer)[0]
         assert forced.ids == expected
-        # a batch rounds otherwise than a photo alone, by 1.1e-5 on a processor with AVX512
-        np.testing.assert_allclose(forced.attention, alone.attention, atol=1e-4)
+        np.testing.assert_allclose(forced.attention, alone.attention, atol=1e-5)
 
 
 def test_a_token_has_its_map_and_its_probability(captioner, forced):
