@@ -143,13 +143,13 @@ def sam_rows(goal, count, arch, batch_size, precision, device, compiled):
                       [2 * FLOPS * batch_size / taken for taken in sam], [peak] * len(sam))
 
 
-def probe_seconds(photos, width, device):
+def probe_seconds(photos, width):
     """What fitting a probe to features takes whose spectrum falls as that of a ViT's on photos of pets."""
     generator = np.random.default_rng(0)
     targets, means = np.arange(photos) % CLASSES, CLOSE * generator.standard_normal((CLASSES, width))
     spectrum = np.arange(1, width + 1) ** -0.5
     features = (means[targets] + generator.standard_normal((photos, width))) * spectrum
-    return seconds(fit_probe, features, targets, (means / spectrum, np.zeros(CLASSES)), 0, device)
+    return seconds(fit_probe, features, targets, (means / spectrum, np.zeros(CLASSES)))
 
 
 def training(options, work):
@@ -172,4 +172,4 @@ def training(options, work):
     probed = 74 if options.small else 3680
     for width, goal in PROBES.items():
         yield row(f"a probe of {probed:,} photos, {width} features", "s", "<=", goal, [
-            in_new_process(probe_seconds, probed, width, options.device) for _ in range(options.repeats)])
+            in_new_process(probe_seconds, probed, width) for _ in range(options.repeats)])

@@ -44,14 +44,14 @@ def start_from_probe(model, features_of, targets, use_prior, seed):
     """Give a timm model the head that a probe of its frozen features computes, one output a class.
 
     `features_of(Features(model))` returns the features (N, D) of all images to train on, on every rank: all
-    fit the same head, on the model's device. `targets` and `seed` are `fit_probe`'s; `use_prior` makes the
-    model's head the prior. Returns what config.json says of it: `C`, `trust` (the prior weight), `accuracy`
-    and `seconds`.
+    fit the same head, on the CPU, whose many small steps a GPU does no faster. `targets` and `seed` are
+    `fit_probe`'s; `use_prior` makes the model's head the prior. Returns what config.json says of it: `C`,
+    `trust` (the prior weight), `accuracy` and `seconds`.
     """
     start = time.monotonic()
     device = next(model.parameters()).device
     head = read_head(model) if use_prior else None
-    probe = fit_probe(features_of(Features(model)), targets, head, seed, device)
+    probe = fit_probe(features_of(Features(model)), targets, head, seed)
     model.reset_classifier(len(probe.bias))
     set_head(model, probe)
     model.to(device)
@@ -96,7 +96,7 @@ def _one_thread_each():
         torch.set_num_threads(threads)
 
 
-def fit_probe(features, targets, pretrained=None, seed=0, device="cpu"):
+def fit_probe(features, targets, pretrained=None, seed=0):
     """Multinomial logistic regression: the weights W and bias b that minimise
 
         ||s (W - alpha W0)||^2 / 2 + C * sum_i cross-entropy(x_i W^T + b, y_i)
@@ -110,8 +110,8 @@ def fit_probe(features, targets, pretrained=None, seed=0, device="cpu"):
     Takes features (N, D), targets (N,), in which each of 0 .. classes - 1 occurs, (weight (K, D), bias (K,))
     of a head that was trained on these features, or None, and the seed of the folds. Returns a Probe.
     """
-    exact = functools.partial(torch.as_tensor, dtype=torch.float64, device=device)
-    x, y = exact(np.asarray(features)), torch.as_tensor(targets, device=device)
+    exact = functools.partial(torch.as_tensor, dtype=torch.float64)
+    x, y = exact(np.asarray(features)), torch.as_tensor(targets)
     mean, scale = x.mean(0), x.std(correction=0)
     z = (x - mean) / scale
     axes = torch.linalg.eigh(z.T @ z).eigenvectors  # along them the features are uncorrelated
@@ -122,14 +122,14 @@ def fit_probe(features, targets, pretrained=None, seed=0, device="cpu"):
         expected_rows = torch.softmax(x @ rows.T + bias, 1) @ (scale * rows @ axes)
     data = torch.cat([z @ axes, ones], 1), y, torch.cat([expected_rows, 0 * ones], 1)
     folds = min(FOLDS, int(y.bincount().max()))
-    fold_of = torch.from_numpy(stratified_folds(y.cpu().numpy(), folds, seed)).to(device)
+    fold_of = torch.from_numpy(stratified_folds(y.numpy(), folds, seed))
     C, alpha, accuracy = 1.0, 0.0, None
     with _one_thread_each() as workers:
         if folds > 1:
             C, alpha, accuracy = _choose(*data, PRIOR_WEIGHTS if pretrained else (0.0,), fold_of, workers)
         theta = _minimum(*data, C, alpha, None, 1e-12)
     weight = theta[:, :-1] @ axes.T / scale
-    return Probe(weight.cpu().numpy(), (theta[:, -1] - weight @ mean).cpu().numpy(), C, alpha, accuracy)
+    return Probe(weight.numpy(), (theta[:, -1] - weight @ mean).numpy(), C, alpha, accuracy)
 
 
 def stratified_folds(y, count, seed):
