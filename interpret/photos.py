@@ -86,15 +86,14 @@ class PhotoAttention:
         return rows
 
     def occlude(self, model):
-        """Add what `occlusion` returns for the map to the arrays, and return it; if there are sinks, also for
-        the map in which they come last."""
-        results = []
-        for end, counts in self.judged():
-            order = torch.from_numpy(np.where(counts, self.attention, np.float32(-1)))
-            results.append(occlusion(model, self.inputs, order))
-            self.arrays[f"occlusion{end}"] = np.array(results[-1][1])
-        self.arrays["probability"] = results[0][0]
-        return results
+        """Add what `occlusion` returns to the arrays: for the map, and if there are sinks for that in which
+        they come last. Returns (probability, falls) of each."""
+        ends, kept = zip(*self.judged())
+        probability, falls = occlusion(model, self.inputs, torch.from_numpy(
+            np.where(kept, self.attention, np.float32(-1))))
+        self.arrays.update({f"occlusion{end}": np.array(each) for end, each in zip(ends, falls)},
+                           probability=probability)
+        return [(probability, each) for each in falls]
 
 
 def _ground(attention, counts, inside, outside):

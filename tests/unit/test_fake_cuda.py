@@ -51,7 +51,7 @@ def test_every_kind_of_model_trains_and_is_drawn_on_one_device(arch, fake):
     grid = attention.patch_grid(model, images.shape[2:])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "max", lambda self, dim: (self[0], 0))  # which one, depends on content
-        assert occlusion.occlusion(model, images[0], torch.zeros(grid, device=CUDA), (0.5,), 1)
+        assert occlusion.occlusion(model, images[0], torch.zeros(2, *grid, device=CUDA), (0.5,), 1)
     with contextlib.suppress(BadInput), pytest.MonkeyPatch.context() as patch:  # differential, or no [CLS]
         patch.setattr(attention, "_same", lambda values, expected: values.device == expected.device)
         maps = attention.attention_maps(model, images)[1]

@@ -30,10 +30,12 @@ def test_occlusion_against_a_model_that_is_known():
     image = torch.ones(3, 16, 16)
     attention = torch.arange(16.0).reshape(4, 4)
     attention[:, 0] += 100  # the left column, from the bottom up
-    whole, rows = occlusion(Left(), image, attention, shares=(0.125, 0.25, 0.5))
+    whole, (rows, others) = occlusion(Left(), image, torch.stack([attention, -attention]), (0.125, 0.25, 0.5))
     probability = [1 / (1 + math.exp(-score)) for score in (1, 0.5, 0)]
     assert whole == pytest.approx(probability[0])
     assert [row[0] for row in rows] == [0.125, 0.25, 0.5]
     assert [row[1] for row in rows] == pytest.approx([probability[1], probability[2], probability[2]])
     assert all(row[1] < row[2] < whole for row in rows)
     assert rows[2][2] == pytest.approx(probability[1], abs=0.06), "half of the column is left on average"
+    assert [row[1] for row in others] == pytest.approx([whole] * 3), "there the column comes last"
+    assert [row[2] for row in others] == [row[2] for row in rows]

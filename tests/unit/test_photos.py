@@ -149,7 +149,7 @@ def test_occlusion_is_that_of_the_map_that_is_drawn(viewer, photos):
     (photo,) = viewer.attend(photos[:1], with_rollout=True)
     (probability, falls), = photo.occlude(viewer.model)
     image, mixed = inputs_of(viewer, photos[:1])[0], torch.from_numpy(photo.arrays["rollout"])
-    assert (probability, falls) == occlusion(viewer.model, image, mixed)
+    assert (probability, [falls]) == occlusion(viewer.model, image, mixed[None])
     assert photo.arrays["probability"] == probability and np.array_equal(photo.arrays["occlusion"], falls)
 
 
