@@ -7,7 +7,7 @@
     DIR/val/{label}_{id}.jpg           those of test.txt
     DIR/masks/train/{label}_{id}.png   their trimaps (1 the animal, 2 background, 3 the border), and masks/val
 
-Labels count from 0; ids count through trainval.txt, then test.txt. It needs the standard library alone.
+Labels count from 0; Bengal_3 has the id 3. It needs the standard library alone.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from common.cli import ArgumentParser, reports_errors
 from common.errors import BadInput
 
 LISTS = {"train": "annotations/trainval.txt", "val": "annotations/test.txt"}
-ROW = re.compile(r"([A-Za-z_]+_[0-9]+)\s+([1-9][0-9]{0,3})\b")  # photo, label from 1, and more
+ROW = re.compile(r"([A-Za-z_]+_([0-9]+))\s+([1-9][0-9]{0,3})\b")  # photo and its id, label from 1, and more
 
 
 @contextlib.contextmanager
@@ -64,8 +64,9 @@ def _read_lists(annotations):
         if not _extract(annotations, {LISTS[split]: path for split, path in paths.items()}):
             rows = [(ROW.match(line), split) for split, path in paths.items()
                     for line in path.read_text(errors="replace").splitlines()]
-            if rows and all(row for row, _ in rows) and len({row[1] for row, _ in rows}) == len(rows):
-                return [(row[1], int(row[2]) - 1, split) for row, split in rows]
+            if rows and all(row for row, _ in rows) and all(
+                    len({row.group(*parts) for row, _ in rows}) == len(rows) for parts in ((1,), (2, 3))):
+                return [(row[1], int(row[3]) - 1, split) for row, split in rows]
     raise BadInput(f"{annotations} does not hold the two lists of Oxford-IIIT Pet: fetch another")
 
 
@@ -82,7 +83,7 @@ def arrange(images, annotations, folder):
         for part in ("train", "val", "masks/train", "masks/val"):
             (partial / part).mkdir(parents=True)
         rows = _read_lists(annotations)
-        files = [(photo, split, f"{label}_{index}") for index, (photo, label, split) in enumerate(rows)]
+        files = [(photo, split, f"{label}_{photo.rpartition('_')[2]}") for photo, label, split in rows]
         _extract(annotations, {f"annotations/trimaps/{photo}.png": partial / "masks" / split / f"{name}.png"
                                for photo, split, name in files})
         missing = _extract(images, {f"images/{photo}.jpg": partial / split / f"{name}.jpg"

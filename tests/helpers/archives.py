@@ -9,8 +9,8 @@ ANNOTATIONS = {"annotations/trainval.txt": b"basset_hound_1 2 2 1\nAbyssinian_10
                "annotations/test.txt": b"Abyssinian_2 1 1 1\nBengal_3 3 1 2\n",
                "annotations/trimaps/Abyssinian_100.png": b"t100", "annotations/trimaps/Bengal_3.png": b"t3",
                "annotations/trimaps/._Bengal_3.png": b"unused"}
-ARRANGED = {"train/1_0.jpg": b"b1", "train/0_1.jpg": b"a100", "val/0_2.jpg": b"a2", "val/2_3.jpg": b"c3",
-            "masks/train/0_1.png": b"t100", "masks/val/2_3.png": b"t3",
+ARRANGED = {"train/1_1.jpg": b"b1", "train/0_100.jpg": b"a100", "val/0_2.jpg": b"a2", "val/2_3.jpg": b"c3",
+            "masks/train/0_100.png": b"t100", "masks/val/2_3.png": b"t3",
             "classes.txt": b"Abyssinian\nbasset_hound\nBengal\n"}
 
 

@@ -106,6 +106,8 @@ def test_links_devices_and_paths_that_leave_the_folder_are_refused(arrange, name
     {"test": b"Bengal_3 3 1 1\n\n"},
     {"test": b"Bengal_3 3\nBengal_3 3\n"},
     {"test": b"Abyssinian_100 1 1 1\n"},
+    {"test": b"Abyssinian_100 2 1 1\n"},
+    {"test": b"Bengal_3 3\nSphynx_3 3\n"},
     {"test": b"\xff\xfe\n"},
     {"trainval": b"", "test": b""},
     {"test": None},
