@@ -44,7 +44,7 @@ def start_from_probe(model, features_of, targets, use_prior, seed):
     """Give a timm model the head that a probe of its frozen features computes, one output a class.
 
     `features_of(Features(model))` returns the features (N, D) of all images to train on, on every rank: all
-    fit the same head, on the CPU, whose many small steps a GPU does no faster. `targets` and `seed` are
+    fit the same head, on the CPU: a GPU takes its many small steps no faster. `targets` and `seed` are
     `fit_probe`'s; `use_prior` makes the model's head the prior. Returns what config.json says of it: `C`,
     `trust` (the prior weight), `accuracy` and `seconds`.
     """
